@@ -1,0 +1,66 @@
+# Needs Python 3.11 or newer; everything else is installed into $(VENV) on first use.
+# VENV=path takes another environment, PYTHON=path another interpreter to make it with.
+
+VENV ?= .venv
+PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python3.14, \
+	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+STAGES := curation sft bench rl evaluate report
+
+.DEFAULT_GOAL := help
+
+##@ Use
+.PHONY: help demo pipelines
+help: ## Show this help
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(INSTALLED) ## Run the whole pipeline on this machine with tiny models
+	$(BIN)/firm run gen-shapes
+
+pipelines: build/pipelines/full.yaml $(STAGES:%=build/pipelines/%.yaml) ## Compile the pipelines for Kubeflow to build/pipelines
+	@ls build/pipelines/*.yaml
+
+##@ Check
+.PHONY: test lint bench
+test: lint ## Check and test everything that needs this machine only
+	$(BIN)/python -m pytest tests -q -m "not slow and not bench and not docker and not cluster"
+
+lint: $(INSTALLED) ## Check format, style, types, imports and YAML
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/yamllint --strict firm .pre-commit-config.yaml .yamllint
+
+bench: $(INSTALLED) ## Measure: ratios against the reference on this machine
+	$(BIN)/python -m pytest tests/benchmarks -q -s -m bench
+
+##@ Change
+.PHONY: fix golden clean
+fix: $(INSTALLED) ## Format, and repair what can be repaired
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(INSTALLED) ## Write the golden files anew; review them with git diff
+	$(BIN)/python -m pytest tests -q -m golden --golden
+
+clean: ## Remove build outputs and caches; runs and the environment stay
+	rm -rf build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# ---- files
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "FIRM needs Python 3.11 or newer, none was found: install it, or give PYTHON=path" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+build/pipelines/full.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
+	@mkdir -p $(@D)
+	$(BIN)/kfp dsl compile --py pipelines/full.py --output $@
+
+build/pipelines/%.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
+	@mkdir -p $(@D)
+	$(BIN)/kfp dsl compile --py pipelines/stages.py --function $* --output $@

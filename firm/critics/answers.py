@@ -1,0 +1,203 @@
+r"""From a judge's text to a `Judgement` or an explicit `Invalid`, and back for training answers.
+
+Pure functions that never raise for any text. What is not a whole number from 1 to 5 is never turned into one: a
+fractional score such as 4.7 is ``unparsable`` (every rubric asks for whole numbers, so the judge did not follow it and
+is asked again), not 4 and not 5. Where an answer holds several scores the last one counts, as it is the conclusion.
+
+Formats (paper section 3.2, appendix D): ``boxed`` is free text that ends in ``\boxed{N}``; ``json`` is an object with
+``reasoning`` and ``score``; the ``score_first`` style is ``Score: N``, a line break and the rationale, so that the
+score can be read from the first tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import deque
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from firm.records import Invalid, Judgement
+
+SCORE_PREFIX = "Score:"
+MAX_CHARS = 50_000
+"""Only the end of a longer answer is read, which bounds the time that a runaway answer can take."""
+
+AnswerStyle = Literal["score_first", "reason_first"]
+
+_BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathbf|mathrm)\s*\{)?([^{}]{0,80})\}")
+_RATING = re.compile(r"(?:final alignment rating|\bscore)[\s*_]{0,8}:[\s*_]{0,8}(\S{1,80})", re.IGNORECASE)
+_SCORE_FIRST = re.compile(r"\s*[*_]{0,4}score[\s*_]{0,8}:[\s*_]{0,8}(\S{1,80})", re.IGNORECASE)
+_RATING_AT_END = re.compile(r"[*_#]{0,4}\s{0,4}final alignment rating[\s*_]{0,8}:[^\n]{0,80}\s*\Z", re.IGNORECASE)
+_FINAL_ANALYSIS = re.compile(r"final analysis[\s*_]{0,8}:[*_]{0,4}", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_NON_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
+_OBJECT = re.compile(r'\{\s*"')
+_THINKING = re.compile(r"\A.*</think>", re.DOTALL)
+_QUESTION = re.compile(r"\s*(?:[-*+]|[0-9]{1,3}[.)])\s+(?:\[[ xX]?\]\s*)?(.+)")
+
+
+def _excerpt(text: str, length: int = 160) -> str:
+    """The end of a text on one line: the score is expected there."""
+    flat = " ".join(text[-4 * length :].split())
+    return flat if len(flat) <= length else "..." + flat[-length:]
+
+
+def _number(token: str) -> float | None:
+    """A number written as 4, 4.0, 4/5 or nan; None for anything else."""
+    token = token.strip().strip("*_`\"'").rstrip(".,;:!)").strip("*_`\"'").removesuffix("/5").strip()
+    if _NUMBER.fullmatch(token) or _NON_FINITE.fullmatch(token):
+        return float(token)
+    return None
+
+
+def _judgement(value: float | None, rationale: str, text: str) -> Judgement | Invalid:
+    if value is None:
+        return Invalid(reason="unparsable", detail=_excerpt(text))
+    if not math.isfinite(value):
+        return Invalid(reason="non_finite", detail=str(value))
+    if not 1 <= value <= 5:
+        return Invalid(reason="out_of_range", detail=f"{value:g}")
+    if not value.is_integer():
+        return Invalid(reason="unparsable", detail=f"a fractional score: {value:g}")
+    return Judgement(score=int(value), rationale=rationale.strip())
+
+
+def _no_score(text: str, truncated: bool) -> Invalid:
+    return Invalid(reason="truncated" if truncated else "unparsable", detail=_excerpt(text))
+
+
+def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return next(iter(deque(pattern.finditer(text), maxlen=1)), None)
+
+
+def _parse_boxed(text: str, truncated: bool) -> Judgement | Invalid:
+    match = _last(_BOXED, text) or _last(_RATING, text)
+    if match is None:
+        return _no_score(text, truncated)
+    rationale = _RATING_AT_END.sub("", text[: match.start()])
+    return _judgement(_number(match[1]), rationale, text)
+
+
+def _json_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Every outermost JSON object in a text, whatever stands around it; braces in prose are stepped over."""
+    decoder = json.JSONDecoder(strict=False)  # judges write raw line breaks in strings
+    match = _OBJECT.search(text)
+    while match:
+        try:
+            value, end = decoder.raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            end = match.start() + 1
+        else:
+            yield value
+        match = _OBJECT.search(text, end)
+
+
+def _json_number(value: Any) -> float | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf
+    return _number(value) if isinstance(value, str) else None
+
+
+def _json_score(value: Any) -> float | None:
+    """A number, or a list of one number or of the three sub-scores of quality, of which the lowest counts."""
+    if not isinstance(value, list):
+        return _json_number(value)
+    numbers = [_json_number(v) for v in value]
+    if len(numbers) not in (1, 3) or None in numbers:
+        return None
+    present = [n for n in numbers if n is not None]
+    # A sub-score that is no valid score spoils the answer, even where it is not the lowest.
+    return next((n for n in present if not (1 <= n <= 5 and n.is_integer())), min(present))
+
+
+def _parse_json(text: str, truncated: bool) -> Judgement | Invalid:
+    found = None
+    for value in _json_objects(text):
+        found = value if "score" in value else found
+    if found is None:
+        return _no_score(text, truncated)
+    reasoning = found.get("reasoning")
+    return _judgement(_json_score(found["score"]), reasoning if isinstance(reasoning, str) else "", text)
+
+
+def parse_answer(text: str, answer: Literal["boxed", "json"], truncated: bool = False) -> Judgement | Invalid:
+    r"""Read a judge's answer.
+
+    ``boxed``: the last ``\boxed{n}`` counts, else the last ``Final Alignment Rating: n`` or ``Score: n``. ``json``: the
+    last JSON object with a ``score`` counts, within prose or code fences too; three sub-scores give their minimum.
+
+    Args:
+        text: The answer.
+        answer: Its format, as the rubric says.
+        truncated: True if the judge ran out of tokens. An answer that has a score in spite of that is read.
+
+    Returns:
+        The judgement with its rationale, or `Invalid` with the reason: ``empty``, ``non_finite``, ``out_of_range``
+        (not in 1..5), ``truncated`` (cut off before a score) or ``unparsable`` (also for a fractional score).
+    """
+    text = text[-MAX_CHARS:]
+    if not text.strip():
+        return Invalid(reason="truncated" if truncated else "empty")
+    return _parse_json(text, truncated) if answer == "json" else _parse_boxed(text, truncated)
+
+
+def parse_score_first(text: str, truncated: bool = False) -> Judgement | Invalid:
+    """Read an answer of the ``score_first`` style: ``Score: N`` at the very beginning, then the rationale.
+
+    Scores further down belong to the rationale and do not count. Reasons as for `parse_answer`.
+    """
+    text = text[:MAX_CHARS]
+    if not text.strip():
+        return Invalid(reason="truncated" if truncated else "empty")
+    match = _SCORE_FIRST.match(text)
+    if match is None:
+        return _no_score(text, truncated)
+    return _judgement(_number(match[1]), text[match.end() :], text)
+
+
+def write_answer(score: int, rationale: str, style: AnswerStyle, answer: Literal["boxed", "json"]) -> str:
+    """Write a training answer that parses back to the same score.
+
+    Args:
+        score: Score, 1..5.
+        rationale: The explanation.
+        style: ``score_first`` gives ``Score: N`` and the rationale, whatever the rubric's format, because the critic's
+            score distribution is read at the token behind `SCORE_PREFIX`; it is read by `parse_score_first`.
+            ``reason_first`` gives the rubric's own format, read by `parse_answer`.
+        answer: The rubric's format.
+
+    Raises:
+        ValueError: The score is not in 1..5.
+    """
+    if score not in range(1, 6):
+        raise ValueError(f"score must be in 1..5, got {score}")
+    if style == "score_first":
+        return f"{SCORE_PREFIX} {score}\n{rationale}".rstrip()
+    if answer == "json":
+        return json.dumps({"reasoning": rationale, "score": [score]}, ensure_ascii=False)
+    return f"{rationale}\n\nFinal Alignment Rating: {score}\n\\boxed{{{score}}}".lstrip()
+
+
+def final_analysis(text: str) -> str:
+    """The paragraph behind the last ``Final Analysis:``, up to the rating; empty where there is none."""
+    match = _last(_FINAL_ANALYSIS, text)
+    if match is None:
+        return ""
+    rest = text[match.end() :]
+    ends = [m.start() for m in (_RATING.search(rest), _BOXED.search(rest)) if m]
+    return rest[: min(ends, default=len(rest))].strip().strip("*_#").strip()
+
+
+def parse_plan(text: str) -> list[str]:
+    """The questions of a planner's Markdown checklist, in order and without repetition; empty where there are none."""
+    text = _THINKING.sub("", text)
+    matches = (_QUESTION.fullmatch(line.rstrip()) for line in text.splitlines())
+    questions = (match[1].strip().strip("*_").strip() for match in matches if match)
+    return list(dict.fromkeys(q for q in questions if q and q.rstrip(".").lower() not in ("none", "n/a")))

@@ -1,0 +1,97 @@
+"""What a critic is: anything that judges (prompt, images) on its dimensions and says `Invalid` when it can not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from firm.config import CriticConfig
+from firm.critics.rubrics import Rubric
+from firm.records import Assessment, Invalid, Reason
+
+if TYPE_CHECKING:
+    import torch
+
+IMAGE_MARK = "<image>"
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is judged.
+
+    Attributes:
+        prompt: The image's prompt.
+        images: PNG bytes: one image for generation, (source, edited) for editing.
+        plan: Questions of the planner, where there is a plan.
+    """
+
+    prompt: str
+    images: list[bytes]
+    plan: list[str] = field(default_factory=list)
+
+
+class Critic(Protocol):
+    """A judge of images, trained or served."""
+
+    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+        """Judge items; the result has the order and the length of ``items``, and every dimension in each."""
+        ...
+
+
+def question(rubric: Rubric, prompt: str, plan: Sequence[str] = ()) -> str:
+    """Text of the user message that asks a critic, one ``<image>`` mark per image in front of it.
+
+    Curation writes it into training examples and a local critic is asked with it, so the two are the same; a served
+    critic gets the images and then the same text. A mark inside the prompt is made harmless, as marks are counted.
+    """
+    used = rubric.placeholders
+    text = rubric.render(prompt if "prompt" in used else None, list(plan) if "plan" in used else None)
+    return IMAGE_MARK * rubric.images + text.replace(IMAGE_MARK, "< image >")
+
+
+def all_invalid(dimensions: Iterable[str], reason: Reason, detail: str = "") -> Assessment:
+    """An assessment that failed on every dimension."""
+    return {dimension: Invalid(reason=reason, detail=detail) for dimension in dimensions}
+
+
+def soft_scores(assessments: Iterable[Assessment], dimension: str, soft: bool = True) -> list[float | None]:
+    """Scores in [1, 5] of one dimension, soft or hard; None (never a number) where the judgement failed."""
+    outcomes = (assessment.get(dimension) for assessment in assessments)
+    return [
+        None if o is None or isinstance(o, Invalid) else (o.soft_score if soft else float(o.score)) for o in outcomes
+    ]
+
+
+def invalid_counts(assessments: Iterable[Assessment]) -> dict[str, dict[str, int]]:
+    """Number of failed judgements as dimension -> reason -> count, for reports."""
+    counts: dict[str, Counter[str]] = {}
+    for assessment in assessments:
+        for dimension, outcome in assessment.items():
+            counter = counts.setdefault(dimension, Counter())
+            if isinstance(outcome, Invalid):
+                counter[outcome.reason] += 1
+    return {dimension: dict(counter) for dimension, counter in counts.items()}
+
+
+def load_critic(folder: Path, config: CriticConfig, device: torch.device) -> Critic:
+    """The critic of a run: the model trained by the sft stage in ``folder``, or the served one of the configuration."""
+    if config.kind == "trained":
+        from firm.critics.local import LocalCritic
+
+        return LocalCritic(folder, config, device)
+    from firm.critics.chat import open_chat
+    from firm.critics.judge import ChatCritic
+
+    endpoint = config.endpoint
+    assert endpoint is not None, "validated by CriticConfig"
+    return ChatCritic(
+        open_chat(endpoint),
+        config.rubrics,
+        concurrency=endpoint.concurrency,
+        temperature=endpoint.temperature,
+        max_tokens=endpoint.max_tokens,
+        answer_style=config.answer_style,
+    )

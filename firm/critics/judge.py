@@ -1,0 +1,133 @@
+"""A critic over any chat: renders the rubric, asks, reads the answer, and asks again where it does not parse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from firm.config import Dimension
+from firm.critics.answers import AnswerStyle, parse_answer, parse_score_first
+from firm.critics.chat import Chat, ChatMessage, Reply, RequestFailed, user_message
+from firm.critics.critic import Item
+from firm.critics.rubrics import Rubric, load_rubric
+from firm.records import Assessment, Invalid, Judgement, UserError
+
+RETRY_TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An outcome beside the raw answer it was read from (empty if the request failed)."""
+
+    outcome: Judgement | Invalid
+    text: str
+
+
+class ChatCritic:
+    """Judges by asking a chat, one request per item and dimension (paper section 3.2: the evaluator).
+
+    Args:
+        chat: Who is asked.
+        rubrics: Name of the template for each dimension.
+        attempts: Tries for an answer that does not parse, with another seed and temperature > 0 after the first.
+        concurrency: Requests in flight.
+        temperature: Temperature of the first try.
+        max_tokens: Limit of an answer.
+        answer_style: ``score_first`` for critics trained to answer ``Score: N`` first; otherwise the rubric's format.
+
+    Raises:
+        UserError: An unknown rubric, or one that does not ask for a score.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        rubrics: Mapping[str, str] | Mapping[Dimension, str],
+        *,
+        attempts: int = 3,
+        concurrency: int = 1,
+        temperature: float = 0.0,
+        max_tokens: int = 4096,
+        answer_style: AnswerStyle = "reason_first",
+    ) -> None:
+        self.chat = chat
+        self.rubrics: dict[str, Rubric] = {dimension: load_rubric(name) for dimension, name in rubrics.items()}
+        self._attempts, self._concurrency = attempts, concurrency
+        self._temperature, self._max_tokens, self._style = temperature, max_tokens, answer_style
+        for rubric in self.rubrics.values():
+            if rubric.answer == "checklist":
+                raise UserError("the rubric asks for a plan, not for a score", rubric.name, "", usage=True)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Version of the rubric of each dimension, for the provenance of judgements."""
+        return {dimension: rubric.version for dimension, rubric in self.rubrics.items()}
+
+    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+        """Judge items on every dimension, in order. A failed judgement is `Invalid`, never a number.
+
+        Raises:
+            UserError: The judge can not be used at all, for example a refused key or a server that is not there.
+        """
+        return [{d: answered.outcome for d, answered in row.items()} for row in self.ask_all(items)]
+
+    def ask_all(self, items: Sequence[Item]) -> list[dict[str, Answered]]:
+        """As `judge`, with the raw answers."""
+        tasks = [(item, dimension) for item in items for dimension in self.rubrics]
+        if self._concurrency <= 1 or len(tasks) <= 1:
+            answers = [self.ask(*task) for task in tasks]
+        else:
+            executor = ThreadPoolExecutor(min(self._concurrency, len(tasks)), thread_name_prefix="judge")
+            try:
+                answers = list(executor.map(lambda task: self.ask(*task), tasks))
+            finally:
+                # After an error or Ctrl-C what has not started must not start any more.
+                executor.shutdown(wait=True, cancel_futures=True)
+        width = len(self.rubrics)
+        rows = (answers[i * width : (i + 1) * width] for i in range(len(items)))
+        return [dict(zip(self.rubrics, row, strict=True)) for row in rows]
+
+    def ask(self, item: Item, dimension: str) -> Answered:
+        """Judge one item on one dimension.
+
+        Raises:
+            UserError: No such dimension, an item with another number of images than the rubric asks for, or a judge
+                that can not be used at all.
+        """
+        rubric = self.rubrics.get(dimension)
+        if rubric is None:
+            known = ", ".join(self.rubrics)
+            raise UserError(f"no rubric for the dimension {dimension!r}", "", f"use one of {known}", usage=True)
+        messages = [self._message(rubric, item)]
+        answered = Answered(Invalid(reason="request_failed", detail="not asked"), "")
+        for attempt in range(self._attempts):
+            try:
+                reply = self._request(messages, attempt)
+            except RequestFailed as error:
+                answered = Answered(Invalid(reason="request_failed", detail=error.detail), "")
+                if not error.retryable:
+                    break
+                continue
+            answered = Answered(self._read(reply, rubric), reply.text)
+            if isinstance(answered.outcome, Judgement):
+                break
+        return answered
+
+    def _message(self, rubric: Rubric, item: Item) -> ChatMessage:
+        if len(item.images) != rubric.images:
+            what = f"the rubric judges {rubric.images} image(s), the item has {len(item.images)}"
+            raise UserError(what, rubric.name, "choose another rubric for this dimension", usage=True)
+        used = rubric.placeholders
+        prompt, plan = (item.prompt if "prompt" in used else None), (item.plan if "plan" in used else None)
+        return user_message(rubric.render(prompt=prompt, plan=plan), item.images)
+
+    def _request(self, messages: Sequence[ChatMessage], attempt: int) -> Reply:
+        # At temperature 0 the same question would get the same unreadable answer.
+        temperature = self._temperature if attempt == 0 else max(self._temperature, RETRY_TEMPERATURE)
+        return self.chat.complete(messages, max_tokens=self._max_tokens, temperature=temperature, seed=attempt)
+
+    def _read(self, reply: Reply, rubric: Rubric) -> Judgement | Invalid:
+        if self._style == "score_first":
+            return parse_score_first(reply.text, reply.truncated)
+        return parse_answer(reply.text, "json" if rubric.answer == "json" else "boxed", reply.truncated)

@@ -1,0 +1,194 @@
+"""Critics in this process: a Qwen3-VL-class model judges batches; training and judging share one way of encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from firm.config import CriticConfig
+from firm.critics.answers import SCORE_PREFIX, parse_answer
+from firm.critics.critic import Item, question
+from firm.critics.rubrics import Rubric, load_rubric
+from firm.dist import seed_for
+from firm.images import decode_image
+from firm.locate import model_path
+from firm.records import SCORES, Assessment, Invalid, Judgement, UserError
+
+IMAGE_TAG = "<image>"
+Batch = dict[str, Tensor]
+
+
+def load_processor(model: str) -> Any:
+    """Load the processor (tokenizer, image processor, chat template) of a critic folder or hub id.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    path = model_path(model, "critic.model")
+    try:
+        return AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise _cannot_load(model, error) from error
+
+
+def load_model(config: CriticConfig, model: str, seed: int | None = None) -> PreTrainedModel:
+    """Load the critic's model; with ``seed``, random weights from its configuration (``critic.from_scratch``).
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    path, dtype = model_path(model, "critic.model"), getattr(torch, config.dtype)
+    try:
+        if seed is None:
+            return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+        with torch.random.fork_rng():  # initialisation draws from the global generator
+            torch.manual_seed(seed_for(seed, "critic"))
+            return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
+    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+        raise _cannot_load(model, error) from error
+
+
+def _cannot_load(model: str, error: Exception) -> UserError:
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    fix = "give the folder of an image-text-to-text model, or a hub id that this machine can reach"
+    return UserError(f"cannot load a critic: {reason}", model, fix, usage=True)
+
+
+class Encoder:
+    """Turns questions with images into left-padded model inputs, and appends answers to them."""
+
+    def __init__(self, processor: Any) -> None:
+        """``processor``: what :func:`load_processor` gave."""
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.pad = self.tokenizer.pad_token_id
+
+    def questions(self, texts: Sequence[str], images: Sequence[Sequence[bytes]]) -> Batch:
+        """Encode user messages; each ``<image>`` in a text stands for the next of its PNG images."""
+        prompts = [self._chat(text) for text in texts]
+        pictures = [
+            decode_image(png, f"image {j} of item {i}") for i, pngs in enumerate(images) for j, png in enumerate(pngs)
+        ]
+        inputs = self.processor(
+            text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="pt",
+            return_mm_token_type_ids=True,
+        )  # fmt: skip
+        return dict(inputs)
+
+    def _chat(self, text: str) -> str:
+        parts = text.split(IMAGE_TAG)
+        content: list[dict[str, str]] = []
+        for i, part in enumerate(parts):
+            content += [{"type": "image"}] if i else []
+            content += [{"type": "text", "text": part}] if part else []
+        chat: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True
+        )
+        return chat
+
+    def answers(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of assistant answers, with the end-of-turn token."""
+        ids: list[list[int]] = self.tokenizer([t.strip() for t in texts], add_special_tokens=False)["input_ids"]
+        return [[*row, self.tokenizer.eos_token_id] for row in ids]
+
+    def append(self, batch: Batch, rows: Sequence[Sequence[int]]) -> Batch:
+        """Append token rows (padded on the right) to encoded questions; sets ``labels`` on the appended part only."""
+        width = max(map(len, rows))
+        tail = torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in rows])
+        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+        ignored = torch.full_like(batch["input_ids"], -100)
+        return {
+            **batch,
+            "input_ids": torch.cat([batch["input_ids"], tail], 1),
+            "attention_mask": torch.cat([batch["attention_mask"], mask], 1),
+            "mm_token_type_ids": torch.cat([batch["mm_token_type_ids"], torch.zeros_like(tail)], 1),
+            "labels": torch.cat([ignored, tail.masked_fill(mask == 0, -100)], 1),
+        }
+
+    def score_tokens(self) -> tuple[list[int], list[int]]:
+        """Forced prefix of a score-first answer and the five token ids, one a score, that may follow it.
+
+        Raises:
+            UserError: The tokenizer does not give each score a token of its own.
+        """
+        rows = self.tokenizer([f"{SCORE_PREFIX} {s}" for s in SCORES], add_special_tokens=False)["input_ids"]
+        length = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), 0)
+        ids = [row[length] for row in rows if len(row) == length + 1]
+        if len(set(ids)) != len(SCORES):
+            raise UserError("the tokenizer has no separate token for each score 1..5", "critic.model", "", usage=True)
+        return rows[0][:length], ids
+
+
+class LocalCritic:
+    """A critic in this process; implements :class:`firm.critics.critic.Critic`."""
+
+    def __init__(self, folder: Path, config: CriticConfig, device: torch.device) -> None:
+        """Load a trained critic from ``folder``."""
+        self.config, self.device = config, device
+        self.encoder = Encoder(load_processor(str(folder)))
+        self.model = load_model(config, str(folder)).to(device).eval()
+        self.rubrics: Mapping[str, Rubric] = {d: load_rubric(name) for d, name in config.rubrics.items()}
+        self._prefix, self._scores = self.encoder.score_tokens()
+
+    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+        """One outcome per dimension for each item, in order."""
+        outcomes: list[Assessment] = [{} for _ in items]
+        answer = self._score_first if self.config.answer_style == "score_first" else self._reason_first
+        for dimension, rubric in self.rubrics.items():
+            for start in range(0, len(items), self.config.batch_size):
+                batch = items[start : start + self.config.batch_size]
+                texts = [question(rubric, item.prompt) for item in batch]
+                inputs = self.encoder.questions(texts, [item.images for item in batch])
+                for i, outcome in enumerate(answer(inputs, rubric), start):
+                    outcomes[i][dimension] = outcome
+        return outcomes
+
+    @torch.inference_mode()
+    def _score_first(self, inputs: Batch, rubric: Rubric) -> Iterator[Judgement | Invalid]:
+        inputs = self.encoder.append(inputs, [self._prefix] * len(inputs["input_ids"]))
+        del inputs["labels"]
+        logits = self.model(**self._to_device(inputs), logits_to_keep=1).logits[:, -1, self._scores]
+        for row in logits.double().softmax(-1).tolist():
+            yield _judgement(row, "")
+
+    @torch.inference_mode()
+    def _reason_first(self, inputs: Batch, rubric: Rubric) -> Iterator[Judgement | Invalid]:
+        width, limit = inputs["input_ids"].shape[1], self.config.max_new_tokens
+        output = self.model.generate(
+            **self._to_device(inputs), do_sample=False, max_new_tokens=limit, return_dict_in_generate=True,
+            output_logits=True, pad_token_id=self.encoder.pad,
+        )  # fmt: skip
+        tokens = output.sequences[:, width:]
+        for i, row in enumerate(tokens.tolist()):
+            truncated = self.encoder.tokenizer.eos_token_id not in row
+            text = self.encoder.tokenizer.decode(row, skip_special_tokens=True)
+            outcome = parse_answer(text, rubric.answer, truncated)  # type: ignore[arg-type]
+            if isinstance(outcome, Judgement):
+                outcome = self._with_distribution(outcome, row, [step[i] for step in output.logits])
+            yield outcome
+
+    def _with_distribution(self, outcome: Judgement, row: Sequence[int], logits: Sequence[Tensor]) -> Judgement:
+        """Attach the probabilities at the last token that wrote the score."""
+        token = self._scores[outcome.score - 1]
+        at = [i for i, t in enumerate(row[: len(logits)]) if t == token]
+        if not at:
+            return outcome
+        probabilities = logits[at[-1]][self._scores].double().softmax(-1).tolist()
+        return outcome.model_copy(update={"distribution": tuple(probabilities)})
+
+    def _to_device(self, inputs: Batch) -> Batch:
+        dtype = self.model.dtype
+        return {
+            k: (t.to(self.device, dtype) if t.is_floating_point() else t.to(self.device)) for k, t in inputs.items()
+        }
+
+
+def _judgement(probabilities: Sequence[float], rationale: str) -> Judgement | Invalid:
+    if not all(p == p for p in probabilities):
+        return Invalid(reason="non_finite", detail="the score tokens have no finite probability")
+    best = max(SCORES, key=lambda s: probabilities[s - 1])
+    return Judgement(score=best, distribution=tuple(probabilities), rationale=rationale)  # type: ignore[arg-type]

@@ -1,0 +1,123 @@
+"""Rubrics: the versioned prompt templates that say how one dimension is judged and how the answer is read.
+
+A template is a Markdown file in ``firm/critics/templates`` with a small front matter::
+
+    ---
+    dimension: instruction_following
+    answer: boxed
+    images: 1
+    ---
+    text with {prompt} and {plan}
+
+The templates follow the plan-then-score prompts of the paper (section 3.2, appendix D) in our own words. The same file
+serves curation, training and inference, so training and serving can not drift apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from typing import Literal, cast, get_args
+
+from firm.records import UserError
+
+AnswerFormat = Literal["boxed", "json", "checklist"]
+NO_PLAN = "(no plan was made: first list the requirements of the prompt yourself)"
+
+_PLACEHOLDER = re.compile(r"\{(prompt|plan)\}")
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n(.*)\Z", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Rubric:
+    """One prompt template.
+
+    Attributes:
+        name: Name of the template.
+        text: The template without its front matter.
+        version: First 12 hexadecimal digits of the SHA-256 of the whole file; changes with every edit.
+        answer: How the answer is read: ``boxed`` and ``json`` by `firm.critics.answers.parse_answer`, ``checklist`` by
+            `firm.critics.answers.parse_plan`.
+        images: Number of images that go with the text.
+        dimension: The judged dimension; None for a planner.
+    """
+
+    name: str
+    text: str
+    version: str
+    answer: AnswerFormat
+    images: int
+    dimension: str | None = None
+
+    @property
+    def placeholders(self) -> frozenset[str]:
+        """Values that `render` needs: a subset of ``prompt`` and ``plan``."""
+        return frozenset(_PLACEHOLDER.findall(self.text))
+
+    def render(self, prompt: str | None = None, plan: str | Sequence[str] | None = None) -> str:
+        """Fill the placeholders, literally: braces and placeholders inside a value stay as they are.
+
+        Args:
+            prompt: The image's prompt.
+            plan: The questions of the plan (made a Markdown list), or ready text. An empty plan is
+                replaced by a sentence that tells the judge to list the requirements itself.
+
+        Raises:
+            UserError: A value is missing, or given although the template has no place for it.
+        """
+        values: dict[str, str] = {}
+        if prompt is not None:
+            values["prompt"] = prompt
+        if plan is not None:
+            values["plan"] = (plan if isinstance(plan, str) else "\n".join(f"- {q}" for q in plan)) or NO_PLAN
+        if missing := sorted(self.placeholders - set(values)):
+            raise UserError(f"the rubric needs {' and '.join(missing)}", self.name, "give the value", usage=True)
+        if extra := sorted(set(values) - self.placeholders):
+            fix = f"leave it out, or write {{{extra[0]}}} into the template"
+            raise UserError(f"the rubric has no place for {' and '.join(extra)}", self.name, fix, usage=True)
+        return _PLACEHOLDER.sub(lambda match: values[match[1]], self.text)
+
+
+def rubric_names() -> list[str]:
+    """Names of the templates shipped with the package."""
+    files = resources.files("firm.critics").joinpath("templates").iterdir()
+    return sorted(f.name.removesuffix(".md") for f in files if f.name.endswith(".md"))
+
+
+def parse_rubric(name: str, source: str) -> Rubric:
+    """Make a rubric of a template file's text.
+
+    Raises:
+        UserError: The front matter is missing, has an unknown key or an impossible value.
+    """
+    match = _FRONT_MATTER.match(source)
+    if match is None:
+        raise UserError("the template has no front matter", name, "begin it with ---, answer: boxed, ---", usage=True)
+    keys = {}
+    for line in filter(str.strip, match[1].splitlines()):
+        key, _, value = line.partition(":")
+        keys[key.strip()] = value.strip()
+    answer, images = keys.pop("answer", ""), keys.pop("images", "1")
+    dimension = keys.pop("dimension", None)
+    if keys or answer not in get_args(AnswerFormat) or not images.isdecimal():
+        known = f"dimension, answer ({', '.join(get_args(AnswerFormat))}), images (a number)"
+        raise UserError("the template's front matter is not understood", name, f"it may have {known}", usage=True)
+    version = hashlib.sha256(source.encode()).hexdigest()[:12]
+    return Rubric(name, match[2].strip(), version, cast(AnswerFormat, answer), int(images), dimension)
+
+
+@lru_cache(maxsize=64)
+def load_rubric(name: str) -> Rubric:
+    """Load a template by name.
+
+    Raises:
+        UserError: There is no such template; the message lists those there are (exit code 2).
+    """
+    if name not in rubric_names():
+        raise UserError(f"unknown rubric {name!r}", "", f"use one of {', '.join(rubric_names())}", usage=True)
+    source = resources.files("firm.critics").joinpath("templates", f"{name}.md").read_text(encoding="utf-8")
+    return parse_rubric(name, source)

@@ -1,0 +1,152 @@
+"""The curation stage: candidates -> judgements with provenance -> balanced examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from firm.artifacts import Output
+from firm.config import CandidateSource, RunConfig
+from firm.critics.chat import open_chat
+from firm.critics.journal import Journal
+from firm.curation.balance import balance, histogram
+from firm.curation.generation import PlanThenScore, student_example
+from firm.curation.sources import Source, count, open_source
+from firm.progress import Task
+from firm.records import Candidate, Example, Judged, Judgement, Split, Summary, UserError
+from firm.shards import ShardWriter, iter_shards
+
+SECTIONS = ("seed", "prompts", "curation", "critic.rubrics", "critic.answer_style")
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+class Batch(NamedTuple):
+    """Consecutive items of one source and split."""
+
+    source: CandidateSource
+    split: Split
+    indices: range
+
+
+def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+    """Judge every candidate and write balanced examples; finished shards and answered requests are never redone."""
+    _judge_all(config, out)
+    scores = _Scores.read(config, out.folder)
+    for split in SPLITS:
+        _write_examples(config, out, scores, split)
+    return scores.summary(config, out.folder)
+
+
+def _judge_all(config: RunConfig, out: Output) -> None:
+    batches = list(_batches(config))
+    writer = ShardWriter(out.folder / "judged", Judged, config.curation.shard_size)
+    done, total = writer.rows_done, sum(len(b.indices) for b in batches)
+    task = Task("curation", "judging candidates", total, "images", done)
+    if done < total:
+        work = out.folder / "work"
+        planner = Journal(open_chat(config.curation.planner), work / "planner.jsonl")
+        evaluator = Journal(open_chat(config.curation.evaluator), work / "evaluator.jsonl")
+        judge = PlanThenScore(config.curation, planner, evaluator)
+        for candidates in _candidates(config, batches, done):
+            writer.write(judge.judge(candidates))
+            task.advance(len(candidates), candidates[0].source)
+        planner.close()
+        evaluator.close()
+    writer.close()
+
+
+def _batches(config: RunConfig) -> Iterator[Batch]:
+    size = config.curation.batch_size
+    for source in config.curation.sources:
+        for split in SPLITS:
+            number = count(source, config.curation, split)
+            for start in range(0, number, size):
+                yield Batch(source, split, range(start, min(start + size, number)))
+
+
+def _candidates(config: RunConfig, batches: list[Batch], done: int) -> Iterator[list[Candidate]]:
+    """Candidates of all batches after the first ``done`` rows. Batches are always made whole: what a generator
+    samples may differ in the last bit with the size of its batch."""
+    source: Source | None = None
+    opened = ""
+    for batch in batches:
+        if done >= len(batch.indices):
+            done -= len(batch.indices)
+            continue
+        if source is None or opened != batch.source.name:
+            source, opened = open_source(batch.source, config.prompts, config.seed), batch.source.name
+        yield source.make(batch.split, batch.indices)[done:]
+        done = 0
+
+
+class _Scores:
+    """Split, source and score per dimension of every judged row, in row order."""
+
+    def __init__(self, splits: list[Split], sources: list[str], scores: dict[str, list[int | None]]) -> None:
+        self.splits, self.sources, self.scores = splits, sources, scores
+
+    @classmethod
+    def read(cls, config: RunConfig, folder: Path) -> _Scores:
+        splits: list[Split] = []
+        sources: list[str] = []
+        scores: dict[str, list[int | None]] = {d: [] for d in config.curation.dimensions}
+        for judged in iter_shards(folder / "judged", Judged):
+            splits.append(judged.split)
+            sources.append(judged.source)
+            for dimension, column in scores.items():
+                outcome = judged.assessment[dimension]
+                column.append(outcome.score if isinstance(outcome, Judgement) else None)
+        return cls(splits, sources, scores)
+
+    def chosen(self, config: RunConfig, split: Split) -> dict[str, Counter[int]]:
+        """How often each row becomes an example, per dimension: balanced for training, each once for testing."""
+        curation, counts = config.curation, {}
+        for dimension, column in self.scores.items():
+            mine = [s if at == split else None for s, at in zip(column, self.splits, strict=True)]
+            if split == "test":
+                rows = [i for i, s in enumerate(mine) if s is not None]
+            else:
+                share = curation.dimensions[dimension].share  # type: ignore[index]
+                rows = balance(mine, curation.target, curation.oversample, share, config.seed)
+            counts[dimension] = Counter(rows)
+        if not any(counts.values()):
+            what = f"curation has no valid judgement in the {split} split"
+            raise UserError(what, "curation", "look at the raw answers in judged/, or at the evaluator's endpoint")
+        return counts
+
+    def summary(self, config: RunConfig, folder: Path) -> Summary:
+        tables = []
+        for dimension, column in self.scores.items():
+            for name in dict.fromkeys(self.sources):
+                mine = [s for s, source in zip(column, self.sources, strict=True) if source == name]
+                tables.append({"dimension": dimension, "what": f"judged: {name}", **histogram(mine)})
+            for split in SPLITS:
+                chosen = self.chosen(config, split)[dimension]
+                tables.append({"dimension": dimension, "what": f"{split} examples", **histogram([column[i] for i in chosen.elements()])})
+        invalid = sum(s is None for column in self.scores.values() for s in column)
+        metrics = {"candidates": len(self.splits), "invalid_judgements": invalid}
+        for split in SPLITS:
+            metrics[f"{split}_examples"] = sum(c.total() for c in self.chosen(config, split).values())
+        return Summary(stage="curation", metrics=metrics, tables={"histogram": tables})
+
+
+def _write_examples(config: RunConfig, out: Output, scores: _Scores, split: Split) -> None:
+    chosen = scores.chosen(config, split)
+    writer = ShardWriter(out.folder / split, Example, config.curation.shard_size)
+    rest = islice(_examples(config, out.folder, chosen), writer.rows_done, None)
+    while block := list(islice(rest, config.curation.shard_size)):
+        writer.write(block)
+    writer.close()
+
+
+def _examples(config: RunConfig, folder: Path, chosen: Mapping[str, Counter[int]]) -> Iterator[Example]:
+    for row, judged in enumerate(iter_shards(folder / "judged", Judged)):
+        for dimension, counter in chosen.items():
+            if counter[row]:
+                rubric = config.critic.rubrics.get(dimension)  # type: ignore[call-overload]
+                if rubric is not None:
+                    example = student_example(judged, dimension, rubric, config.critic.answer_style, config.curation)
+                    yield from [example] * counter[row]

@@ -1,0 +1,110 @@
+"""Processes, devices and randomness.
+
+Randomness is passed, never global: every random draw has a seed derived from the run's seed and the purpose of the
+draw, so a run gives the same result whatever the number of processes, and a resumed run the same as an uninterrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as torch_dist
+from torch import Tensor
+
+from firm.records import UserError
+
+T = TypeVar("T")
+
+
+def seed_for(seed: int, *purpose: str | int) -> int:
+    """Seed in [0, 2**63) for one purpose, for example ``seed_for(0, "noise", epoch, index)``."""
+    text = "/".join(map(str, (seed, *purpose)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def generator(seed: int, *purpose: str | int) -> torch.Generator:
+    """CPU generator for one purpose."""
+    return torch.Generator().manual_seed(seed_for(seed, *purpose))
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the processes of a training job."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on rank 0, the only rank that writes."""
+        return self.rank == 0
+
+
+def start() -> World:
+    """Join the process group that torchrun (or a PyTorchJob) describes in the environment; alone without one."""
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if size > 1 and not torch_dist.is_initialized():
+        torch_dist.init_process_group("nccl" if cuda else "gloo")
+    return World(rank, size, device)
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if torch_dist.is_initialized():
+        torch_dist.destroy_process_group()
+
+
+def gather(items: Sequence[T], world: World) -> list[T]:
+    """Concatenate the ranks' plain-data lists in rank order, on every rank."""
+    if world.size == 1:
+        return list(items)
+    parts: list[Any] = [None] * world.size
+    torch_dist.all_gather_object(parts, list(items))
+    return [item for part in parts for item in part]
+
+
+def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
+    """Sum gradients over the ranks, once an optimizer step. Losses carry global denominators, so a sum is exact."""
+    if world.size > 1:
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch_dist.all_reduce(parameter.grad)
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Which groups of an epoch this rank samples and trains on; whole groups only.
+
+    Derived from the world's size at start-up, never configured for a number of GPUs.
+    """
+
+    groups: range
+    group_size: int
+
+    @classmethod
+    def of(cls, num_groups: int, group_size: int, world: World) -> BatchPlan:
+        """Split ``num_groups`` evenly over the ranks.
+
+        Raises:
+            UserError: The groups do not divide evenly.
+        """
+        if num_groups % world.size:
+            raise UserError(
+                f"{num_groups} prompts an epoch cannot be split evenly over {world.size} workers",
+                "rl.prompts_per_epoch",
+                f"use a multiple of {world.size}",
+                usage=True,
+            )
+        share = num_groups // world.size
+        return cls(range(world.rank * share, (world.rank + 1) * share), group_size)

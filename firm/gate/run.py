@@ -1,0 +1,31 @@
+"""The gate stage: lets a trusted critic pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from firm.artifacts import Output
+from firm.config import RunConfig
+from firm.records import Summary, UserError
+
+SECTIONS = ()
+VERDICT = "verdict.json"
+
+
+def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+    """Pass the verdict on.
+
+    Raises:
+        UserError: The critic is not trusted; names every rule it fails.
+    """
+    text = (inputs["bench"] / VERDICT).read_text()
+    verdict = json.loads(text)
+    failures = [check["message"] for check in verdict["checks"] if not check["passed"]]
+    if not verdict["trusted"]:
+        reasons = "".join(f"\n     - {failure}" for failure in failures)
+        fix = f"curate more data or train longer; change bench.gate only if you mean it{reasons}"
+        raise UserError("the critic is not trusted, so it will not steer RL", str(inputs["bench"]), fix)
+    (out.folder / VERDICT).write_text(text)
+    return Summary(stage="gate", metrics={"trusted": 1.0}, notes=[check["message"] for check in verdict["checks"]])

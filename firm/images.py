@@ -1,0 +1,42 @@
+"""PNG bytes to RGB images and back."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+from PIL import Image
+
+from firm.records import UserError
+
+FORMATS = ("PNG", "JPEG", "WEBP")  # PNG in our own shards, the others in files that people bring
+# all that Pillow's decoders were seen to raise on damaged data
+_FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def decode_image(png: bytes, where: str) -> Image.Image:
+    """Decode bytes to a fully loaded RGB image. Reads JPEG and WebP as well.
+
+    Args:
+        png: The encoded image.
+        where: File and row the bytes come from, for the message.
+
+    Raises:
+        UserError: The bytes are not an intact image.
+    """
+    try:
+        with Image.open(io.BytesIO(png), formats=FORMATS) as image:
+            return image.convert("RGB")
+    except _FAULTS as error:
+        what = "no data" if not png else str(error) or type(error).__name__
+        raise UserError(f"cannot decode image: {what}", where, "replace or remove this image") from error
+
+
+def encode_image(image: Image.Image) -> bytes:
+    """Encode as an RGB PNG; equal pixels give equal bytes, as metadata (profiles, dates) are dropped."""
+    plain = image.convert("RGB").copy()
+    plain.info = {}
+    buffer = io.BytesIO()
+    plain.save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,65 @@
+"""Parameter sets: policy, old policy, reference and EMA as values of one module's trainable parameters.
+
+One module, several sets of values, swapped in by pointer: no adapter toggling, the same code for LoRA and full
+fine-tuning, and everything a resume needs in one dict of tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class ParameterSets:
+    """Named copies of the trainable parameters of ``module``. The live values are the policy."""
+
+    def __init__(self, module: nn.Module, copies: tuple[str, ...]) -> None:
+        """Start every copy (for example "old", "ema", "reference") from the module's present values."""
+        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+        self.names = [n for n, _ in named]
+        self.live = [p for _, p in named]
+        self.sets = {copy: [p.detach().clone() for p in self.live] for copy in copies}
+
+    @contextmanager
+    def using(self, name: str) -> Iterator[None]:
+        """Evaluate the module under another set. Entered without gradients; live values return exactly."""
+        if name == "policy":
+            yield
+            return
+        mine = [p.data for p in self.live]
+        try:
+            for parameter, value in zip(self.live, self.sets[name], strict=True):
+                parameter.data = value
+            with torch.no_grad():
+                yield
+        finally:
+            for parameter, value in zip(self.live, mine, strict=True):
+                parameter.data = value
+
+    @torch.no_grad()
+    def pull(self, name: str, decay: float) -> None:
+        """``set <- decay * set + (1 - decay) * policy``; decay 0 copies bit for bit."""
+        live = [p.data for p in self.live]
+        if decay == 0:
+            torch._foreach_copy_(self.sets[name], live)
+        else:
+            torch._foreach_lerp_(self.sets[name], live, 1 - decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All values, keyed ``set/parameter``."""
+        sets = {"policy": [p.data for p in self.live], **self.sets}
+        return {f"{s}/{n}": t for s, values in sets.items() for n, t in zip(self.names, values, strict=True)}
+
+    def snapshot(self, name: str) -> dict[str, Tensor]:
+        """Copies of one set's values, keyed by parameter name."""
+        values = [p.data for p in self.live] if name == "policy" else self.sets[name]
+        return {n: t.detach().clone() for n, t in zip(self.names, values, strict=True)}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`tensors` gave."""
+        for key, target in self.tensors().items():
+            target.copy_(tensors[key])

@@ -1,0 +1,73 @@
+"""Prompts of a run: a user's file or a function, split into training and held-out prompts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from firm.config import PromptsConfig
+from firm.dist import seed_for
+from firm.locate import load_object
+from firm.records import Split, UserError
+
+
+def load_prompts(config: PromptsConfig, split: Split) -> list[str]:
+    """Distinct prompts of one split, in the order of their source.
+
+    A file may be text (one prompt a line), JSONL or a JSON list of strings or of objects with ``input_prompt`` or
+    ``prompt`` (the released training files). Its prompts are split by their hash, so the split survives edits.
+
+    Raises:
+        UserError: The file is missing, empty, or holds something else; the line is named.
+    """
+    if config.function is not None:
+        prompts = list(load_object(config.function, "prompts.function")(split))
+    else:
+        assert config.path is not None, "validated by PromptsConfig"
+        everything = dict.fromkeys(_read(Path(config.path)))
+        prompts = [p for p in everything if _is_test(p, config.test_share) == (split == "test")]
+        if not prompts:
+            what = f"no prompt falls into the {split} split of {len(everything)} prompts"
+            raise UserError(what, config.path, "give more prompts or change prompts.test_share", usage=True)
+    return prompts[: config.limit]
+
+
+def _is_test(prompt: str, share: float) -> bool:
+    return seed_for(0, "split", prompt) / 2**63 < share
+
+
+def _read(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"cannot read prompts: {error.strerror}", str(path), "check prompts.path", usage=True) from error
+    except UnicodeDecodeError as error:
+        raise UserError("the prompt file is not UTF-8 text", str(path), "save it as UTF-8", usage=True) from error
+    if path.suffix == ".json":
+        rows = _parse(text, str(path))
+        if not isinstance(rows, list):
+            raise UserError("a JSON prompt file must hold a list", str(path), 'like [{"input_prompt": ...}]', usage=True)
+        found = [_prompt(row, f"{path}, entry {i}") for i, row in enumerate(rows)]
+    elif path.suffix in (".jsonl", ".ndjson"):
+        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        found = [_prompt(_parse(line, f"{path}, line {i}"), f"{path}, line {i}") for i, line in lines]
+    else:
+        found = [line.strip() for line in text.splitlines() if line.strip()]
+    if not found:
+        raise UserError("the prompt file is empty", str(path), "give at least one prompt a line", usage=True)
+    return found
+
+
+def _parse(text: str, where: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON: {error.msg}", where, "one JSON value a line for .jsonl", usage=True) from error
+    return value
+
+
+def _prompt(row: object, where: str) -> str:
+    value = row.get("input_prompt", row.get("prompt")) if isinstance(row, dict) else row
+    if not isinstance(value, str) or not value.strip():
+        raise UserError("no prompt here", where, 'give a string or {"input_prompt": "..."}', usage=True)
+    return value.strip()

@@ -1,0 +1,226 @@
+"""Records that travel between stages, and the one error class meant for people.
+
+Everything here is plain data: pydantic models without behaviour beyond validation. This module imports
+nothing of firm, torch or pyarrow, so every layer may use it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SCORES = (1, 2, 3, 4, 5)
+
+
+class UserError(Exception):
+    """A mistake or a fault that a person can mend: what was wrong, where, and what to do.
+
+    Attributes:
+        what: What was wrong, one sentence.
+        where: The culprit: a key path, file, URL or prompt. May be empty.
+        fix: The next step to take. May be empty.
+        usage: True when the request itself was wrong (exit code 2), False for a failure (exit code 1).
+    """
+
+    def __init__(self, what: str, where: str = "", fix: str = "", usage: bool = False) -> None:
+        super().__init__(what, where, fix, usage)
+        self.what, self.where, self.fix, self.usage = what, where, fix, usage
+
+    def __str__(self) -> str:
+        where = f" ({self.where})" if self.where else ""
+        fix = f"\n  -> {self.fix}" if self.fix else ""
+        return f"{self.what}{where}{fix}"
+
+    @property
+    def exit_code(self) -> int:
+        """2 for a usage error, 1 for a failure."""
+        return 2 if self.usage else 1
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, unknown fields rejected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# ---- judgements -------------------------------------------------------------------------------------------------
+
+
+class Judgement(Record):
+    """A parsed answer of a judge on one dimension.
+
+    Attributes:
+        score: Hard score, 1..5.
+        distribution: Probabilities of the scores 1..5 where the judge exposes them (sums to 1).
+        rationale: The judge's explanation.
+    """
+
+    kind: Literal["judgement"] = "judgement"
+    score: int = Field(ge=1, le=5)
+    distribution: tuple[float, float, float, float, float] | None = None
+    rationale: str = ""
+
+    @model_validator(mode="after")
+    def _distribution_sums_to_one(self) -> Judgement:
+        if self.distribution is not None:
+            total = sum(self.distribution)
+            if not (abs(total - 1) < 1e-3 and min(self.distribution) >= 0):  # also false for NaN
+                raise ValueError(f"distribution must be non-negative and sum to 1, got {self.distribution}")
+        return self
+
+    @property
+    def soft_score(self) -> float:
+        """Expectation over the five score tokens, in [1, 5]; the hard score where there is no distribution."""
+        if self.distribution is None:
+            return float(self.score)
+        return sum(s * p for s, p in zip(SCORES, self.distribution, strict=True))
+
+
+Reason = Literal["empty", "unparsable", "out_of_range", "truncated", "request_failed", "non_finite"]
+
+
+class Invalid(Record):
+    """A judgement that failed. Never a number: it is retried, masked, counted and reported."""
+
+    kind: Literal["invalid"] = "invalid"
+    reason: Reason
+    detail: str = ""
+
+
+Outcome = Annotated[Judgement | Invalid, Field(discriminator="kind")]
+Assessment = dict[str, Outcome]
+"""Outcome of each judged dimension, for example ``instruction_following`` and ``quality``."""
+
+
+# ---- rows of shards ---------------------------------------------------------------------------------------------
+
+
+class Message(Record):
+    """One chat message of a training example; images are marked ``<image>`` in the text."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class Provenance(Record):
+    """Where a judgement came from: teacher, rubric versions (template hashes) and the raw answers."""
+
+    teacher: str
+    rubrics: dict[str, str]
+    answers: dict[str, str]
+
+
+Split = Literal["train", "test"]
+
+
+class Candidate(Record):
+    """An image to be judged. ``images`` holds PNG bytes: one image for generation, (source, edited) for editing."""
+
+    index: int
+    prompt: str
+    source: str
+    split: Split
+    images: list[bytes]
+
+
+class Judged(Candidate):
+    """A candidate with the teacher's privileged material (plan) and its outcome per dimension."""
+
+    plan: list[str]
+    assessment: Assessment
+    provenance: Provenance
+
+
+class Example(Record):
+    """A labelled record for the critic, readable by LLaMA-Factory and TRL (``messages``, ``images``)."""
+
+    id: str
+    split: Split
+    dimension: str
+    prompt: str
+    source: str
+    difficulty: str
+    score: int = Field(ge=1, le=5)
+    messages: list[Message]
+    images: list[bytes]
+
+
+class Prediction(Record):
+    """What a critic said of one example, beside the human (or teacher) score: one line of a prediction file."""
+
+    id: str
+    dimension: str
+    difficulty: str
+    source: str
+    human: int = Field(ge=1, le=5)
+    outcome: Outcome
+
+
+class Sample(Record):
+    """One generated image with the seed of its noise and what judges said of it."""
+
+    index: int
+    prompt: str
+    seed: int
+    policy: Literal["base", "final"]
+    images: list[bytes]
+    critic: Assessment
+    auditor: Assessment
+
+
+# ---- artifacts --------------------------------------------------------------------------------------------------
+
+
+class Entry(Record):
+    """One file of an artifact: path relative to its root, size and SHA-256."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(Record):
+    """Table of contents of an artifact, written last: an artifact without a manifest does not exist.
+
+    ``inputs`` maps an input's name to the SHA-256 of that artifact's own manifest, which makes lineage a hash chain.
+    """
+
+    stage: str
+    key: str
+    entries: list[Entry]
+    inputs: dict[str, str] = {}
+    metadata: dict[str, Any] = {}
+
+
+class ArtifactRef(Record):
+    """Pointer that travels through the pipeline: where an artifact is and which one it must be."""
+
+    uri: str
+    sha256: str
+
+
+class Curve(Record):
+    """A named series: ``x`` (for example epochs) against ``y``."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+
+
+class Summary(Record):
+    """What a stage tells the rest of the world: the report and the KFP metrics read nothing else.
+
+    Attributes:
+        stage: Name of the stage.
+        metrics: Headline numbers, shown as KFP metrics.
+        tables: Named tables of JSON scalars (list of rows).
+        curves: Named series for figures.
+        notes: Sentences for the reader, such as why a run stopped early.
+    """
+
+    stage: str
+    metrics: dict[str, float] = {}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    curves: list[Curve] = []
+    notes: list[str] = []

@@ -1,0 +1,116 @@
+"""DiffusionNFT mathematics (arXiv 2509.16117 eqs 1-8, as in NVlabs/DiffusionNFT): pure functions on tensors.
+
+Notation: clean latents ``x0``, noise ``e``, sigma in (0, 1], ``x_t = (1 - sigma) x0 + sigma e``, velocity
+``v = e - x0``, so ``x_t - sigma v`` predicts x0. ``r`` in [0, 1] is the optimality probability of a sample.
+Legend of shapes: B samples, G groups, K members of a group; "..." are the latent dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+STD_EPS = 1e-4
+WEIGHT_CLIP = 1e-5
+
+
+def advantages(rewards: Tensor, mask: Tensor, std: str = "global") -> tuple[Tensor, Tensor]:
+    """Group-relative advantages that ignore masked samples.
+
+    Args:
+        rewards: [G, K]; masked entries may hold anything, NaN included.
+        mask: [G, K] bool, True where the judgement is valid.
+        std: "global" (over all valid samples) or "group"; population standard deviation + 1e-4.
+
+    Returns:
+        Advantages [G, K] (0 where masked) and the mask [G, K] of the samples that may train: members of groups with
+        at least two valid samples, since one sample alone has nothing to be compared with.
+    """
+    mask = mask & (mask.sum(1, keepdim=True) >= 2)
+    values = torch.where(mask, rewards, torch.zeros_like(rewards)).double()
+    count = mask.sum(1, keepdim=True).clamp(min=1)
+    centred = torch.where(mask, values - values.sum(1, keepdim=True) / count, torch.zeros_like(values))
+    if std == "group":
+        scale = (centred.square().sum(1, keepdim=True) / count).sqrt()
+    else:
+        mean = values.sum() / mask.sum().clamp(min=1)
+        deviation = torch.where(mask, values - mean, torch.zeros_like(values))
+        scale = (deviation.square().sum() / mask.sum().clamp(min=1)).sqrt()
+    return (centred / (scale + STD_EPS)).to(rewards.dtype), mask
+
+
+def optimality(advantage: Tensor, clip: float, mode: str = "all") -> Tensor:
+    """Map advantages to optimality probabilities r = clamp(A / (2 clip) + 1/2, 0, 1), after the mode's change of A."""
+    clipped = advantage.clamp(-clip, clip)
+    if mode == "positive_only":
+        clipped = clipped.clamp(min=0)
+    elif mode == "negative_only":
+        clipped = clipped.clamp(max=0)
+    elif mode == "one_only":
+        clipped = (clipped > 0).to(advantage.dtype)
+    elif mode == "binary":
+        clipped = clipped.sign()
+    elif mode != "all":
+        raise ValueError(f"unknown advantage mode {mode!r}")
+    return (clipped / (2 * clip) + 0.5).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Self-normalised errors of the positive and the negative branch, each [B]."""
+
+    positive: Tensor
+    negative: Tensor
+
+
+def branches(x0: Tensor, x_t: Tensor, sigma: Tensor, v: Tensor, v_old: Tensor, beta: float) -> Branches:
+    """Errors of the implicit positive and negative policies (eq. 5) in x0 form with the detached adaptive weight.
+
+    ``v+ = (1 - beta) v_old + beta v`` and ``v- = (1 + beta) v_old - beta v``; the error of a branch is
+    ``mean((x0_hat - x0)^2 / w)`` with ``w = max(mean |x0_hat - x0|, 1e-5)`` taken without gradient.
+
+    Args:
+        x0: Clean latents [B, ...]; x_t: noised latents [B, ...]; sigma: [B].
+        v: Velocity of the policy, carries the gradient; v_old: of the old policy, detached here. [B, ...]
+        beta: Guidance strength, > 0.
+    """
+    if beta <= 0:
+        raise ValueError("beta must be positive")
+    s = sigma.view(-1, *[1] * (x0.dim() - 1))
+    old_error = x_t - s * v_old.detach() - x0  # both branches are this error, moved by the same step either way
+    move = s * beta * (v - v_old.detach())
+    return Branches(_self_normalised(old_error - move), _self_normalised(old_error + move))
+
+
+def _self_normalised(error: Tensor) -> Tensor:
+    flat = error.flatten(1)
+    weight = flat.detach().abs().mean(1, dtype=torch.float64).clamp(min=WEIGHT_CLIP).to(flat.dtype)
+    return flat.square().mean(1) / weight
+
+
+def policy_loss(errors: Branches, r: Tensor, beta: float, adv_clip_max: float) -> Tensor:
+    """Per-sample loss [B]: ``adv_clip_max * (r L+ + (1 - r) L-) / beta``."""
+    return adv_clip_max * (r * errors.positive + (1 - r) * errors.negative) / beta
+
+
+def kl_loss(v: Tensor, v_ref: Tensor) -> Tensor:
+    """Per-sample KL surrogate [B]: mean squared distance of the velocities of the policy and the reference."""
+    return (v - v_ref.detach()).flatten(1).square().mean(1)
+
+
+def old_decay(kind: str, step: int) -> float:
+    """Share d of the old policy that survives a refresh ``old <- d old + (1 - d) policy`` after ``step`` updates."""
+    if kind == "copy":
+        return 0.0
+    if kind == "linear_to_0.5":
+        return min(0.001 * step, 0.5)
+    if kind == "delayed_linear_to_0.999":
+        return 0.0 if step < 75 else min(0.0075 * (step - 75), 0.999)
+    raise ValueError(f"unknown decay {kind!r}")
+
+
+def ema_decay(maximum: float, step: int) -> float:
+    """Decay of the exponential moving average after ``step`` updates: min((1 + s) / (10 + s), maximum)."""
+    return min((1 + step) / (10 + step), maximum)

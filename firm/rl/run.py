@@ -1,0 +1,67 @@
+"""The rl stage: describes the training job, launches it, reads its curves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from firm.artifacts import Output
+from firm.config import RunConfig
+from firm.launch.job import TrainingJob, launch
+from firm.progress import read_metrics
+from firm.records import Curve, Summary
+from firm.rl.auditor import Audit, best, over_optimised
+
+SECTIONS = ("seed", "prompts", "policy", "critic", "reward", "rl", "auditor")
+
+
+def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+    """Train the policy with the critic in ``inputs["critic"]``; ``inputs["verdict"]`` is the gate's permission."""
+    request = {
+        "config": config.model_dump(mode="json"),
+        "critic": str(inputs["critic"] / "critic"),
+        "out": str(out.folder),
+    }
+    launch(TrainingJob("rl", "firm.rl.train", request, out.folder / "work"), config.launch)
+    lines = read_metrics(out.folder / "metrics.jsonl")
+    audits = [Audit.model_validate(line) for line in read_metrics(out.folder / "audits.jsonl")]
+    base, kept = audits[0], best(audits)
+    stopped = over_optimised(audits, config.auditor)
+    return Summary(
+        stage="rl",
+        metrics={
+            "epochs": float(audits[-1].epoch),
+            "kept_epoch": float(kept.epoch),
+            "stopped_by_auditor": float(stopped),
+            "auditor_base": base.auditor,
+            "auditor_kept": kept.auditor,
+            "auditor_last": audits[-1].auditor,
+            "reward_base": base.reward,
+            "reward_kept": kept.reward,
+            "reward_last": audits[-1].reward,
+            "invalid_judgements": sum(line["invalid_judgements"] for line in lines),
+        },
+        tables={"audits": [a.model_dump() for a in audits]},
+        curves=[
+            *(
+                Curve(name=f"audit_{name}", x=[a.epoch for a in audits], y=[getattr(a, name) for a in audits])
+                for name in ("reward", "critic", "auditor")
+            ),
+            *(
+                Curve(name=name, x=[line["step"] for line in lines], y=[line[name] for line in lines])
+                for name in ("reward", "loss", "old_deviation")
+            ),
+        ],
+        notes=[_story(audits, stopped)],
+    )
+
+
+def _story(audits: list[Audit], stopped: bool) -> str:
+    base, kept, last = audits[0], best(audits), audits[-1]
+    gain = f"The auditor's score rose from {base.auditor:.2f} to {kept.auditor:.2f} at epoch {kept.epoch}."
+    if not stopped:
+        return gain
+    return (
+        f"{gain} After that the reward went on from {kept.reward:.3f} to {last.reward:.3f} while the auditor fell to "
+        f"{last.auditor:.2f}: over-optimisation. RL stopped at epoch {last.epoch} and kept epoch {kept.epoch}."
+    )

@@ -1,0 +1,196 @@
+"""The rl worker: the DiffusionNFT loop. It speaks of latents, conditions and rewards, never of a model's name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from firm import dist, lifeline
+from firm.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from firm.config import AuditorConfig, EndpointChat, RLConfig, RunConfig
+from firm.critics.chat import open_chat
+from firm.critics.critic import Critic, Item, load_critic, soft_scores
+from firm.critics.judge import ChatCritic
+from firm.dist import World
+from firm.launch.job import report_failure, worker_request
+from firm.policies.policy import Policy, save_policy
+from firm.policies.sampler import noise_for
+from firm.presets import parse_config
+from firm.progress import MetricsLog, Task
+from firm.prompts import load_prompts
+from firm.records import Assessment, Invalid, UserError
+from firm.rl.auditor import Audit, best, over_optimised
+from firm.rl.nft import old_decay
+from firm.rl.rollout import decode, draw_prompts, generate, rewards_of, rollout
+from firm.rl.update import Updater
+from firm.stats import spearman
+
+POLICY = "policy"
+METRICS = "metrics.jsonl"
+AUDITS = "audits.jsonl"
+
+
+class Audits:
+    """Checks the EMA policy on fixed training prompts and noise, by critic and auditor."""
+
+    def __init__(self, policy: Policy, critic: Critic, prompts: Sequence[str], config: RunConfig) -> None:
+        self.policy, self.critic, self.config = policy, critic, config
+        number = config.auditor.num_images
+        self.prompts = [prompts[i] for i in draw_prompts(prompts, number, config.seed, -1)]
+        self.noise = noise_for(policy.latent_shape, config.seed, "audit", range(number))
+        self.auditor = open_auditor(config.auditor)
+
+    def check(self, epoch: int) -> Audit:
+        """Sample with the EMA parameters and judge."""
+        rl, policy = self.config.rl, self.policy
+        unique = list(dict.fromkeys(self.prompts))
+        rows = torch.tensor([unique.index(p) for p in self.prompts], device=policy.device)
+        with policy.using("ema"):
+            latents = generate(policy, policy.encode(unique), rows, self.noise, rl)
+        items = [Item(p, [png]) for p, png in zip(self.prompts, decode(policy, latents, rl.batch_size), strict=True)]
+        return audit(epoch, self.critic.judge(items), self.auditor.judge(items), self.config)
+
+
+def open_auditor(config: AuditorConfig) -> ChatCritic:
+    """The auditor's judge."""
+    concurrency = config.judge.concurrency if isinstance(config.judge, EndpointChat) else 1
+    return ChatCritic(open_chat(config.judge), config.rubrics, concurrency=concurrency)
+
+
+def audit(epoch: int, critic: Sequence[Assessment], auditor: Sequence[Assessment], config: RunConfig) -> Audit:
+    """Summarise two judges' assessments of the same images.
+
+    Raises:
+        UserError: Not one valid judgement of a judge: nothing can be said.
+    """
+    base = config.reward.base
+    rewards, valid = rewards_of(critic, config.reward)
+    mine, theirs = soft_scores(critic, base), soft_scores(auditor, base)
+    pairs = [(c, a) for c, a in zip(mine, theirs, strict=True) if c is not None and a is not None]
+    if not pairs or not bool(valid.any()):
+        outcome = next((a[base] for a in (*auditor, *critic) if isinstance(a[base], Invalid)), None)
+        raise UserError("the auditor or the critic judged none of the images", "auditor.judge", str(outcome))
+    agreement = spearman([c for c, _ in pairs], [a for _, a in pairs])
+    return Audit(
+        epoch=epoch,
+        reward=rewards[valid].mean().item(),
+        critic=fmean(c for c, _ in pairs),
+        auditor=fmean(a for _, a in pairs),
+        agreement=agreement,
+        invalid=len(mine) - len(pairs),
+    )
+
+
+class Loop:
+    """All state of RL that a resume needs, and one epoch of work."""
+
+    def __init__(self, config: RunConfig, critic_folder: Path, world: World) -> None:
+        """Load policy and critic; everything starts at the base."""
+        rl: RLConfig = config.rl
+        copies = ("old", "ema", *(("reference",) if rl.kl_weight > 0 else ()))
+        self.config, self.world = config, world
+        self.policy = Policy(config.policy, world.device)
+        self.sets = self.policy.train(rl.lora, copies, config.seed)
+        self.critic = load_critic(critic_folder, config.critic, world.device)
+        self.prompts = load_prompts(config.prompts, "train")
+        self.audits = Audits(self.policy, self.critic, self.prompts, config) if world.is_main else None
+        self.updater = Updater(self.policy, rl, config.seed, world)
+        self.epoch = 0
+        self.history: list[Audit] = []
+        self.best = self.sets.snapshot("ema")
+        if rl.gradient_checkpointing:
+            self.policy.family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def run_epoch(self) -> dict[str, float]:
+        """Rollout, update, refresh of the old policy."""
+        c = self.config
+        samples = rollout(
+            self.policy, self.critic, self.prompts, c.rl, c.reward, c.seed, self.epoch, self.world
+        )
+        stats = self.updater.epoch(samples, self.epoch)
+        self.sets.pull("old", old_decay(c.rl.decay, self.updater.steps))
+        self.epoch += 1
+        return {**samples.stats, **stats}
+
+    def check(self) -> bool:
+        """Audit, keep the best, and say whether to stop. All ranks hear the same answer."""
+        stop = False
+        if self.audits is not None:
+            self.history.append(self.audits.check(self.epoch))
+            if best(self.history).epoch == self.epoch:
+                self.best = self.sets.snapshot("ema")
+            stop = over_optimised(self.history, self.config.auditor)
+        return any(dist.gather([stop], self.world))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameter sets, the best so far and the optimizer."""
+        best_so_far = {f"best/{n}": t for n, t in self.best.items()}
+        return {**self.sets.tensors(), **best_so_far, **optimizer_tensors(self.updater.optimizer, self.sets.names)}
+
+    def state(self) -> dict[str, Any]:
+        """The rest of the state, as JSON."""
+        history = [a.model_dump() for a in self.history]
+        return {"epoch": self.epoch, "steps": self.updater.steps, "history": history}
+
+    def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`tensors` and :meth:`state`."""
+        self.sets.load(tensors)
+        self.best = {n: tensors[f"best/{n}"].to(self.world.device) for n in self.sets.names}
+        load_optimizer(self.updater.optimizer, self.sets.names, tensors)
+        self.epoch, self.updater.steps = state["epoch"], state["steps"]
+        self.history = [Audit.model_validate(a) for a in state["history"]]
+
+
+def train(request: dict[str, Any], folder: Path) -> None:
+    """Run epochs until the maximum or the auditor's stop; resume from a checkpoint; write the best audited policy."""
+    config, out = parse_config(request["config"]), Path(request["out"])
+    world = dist.start()
+    loop = Loop(config, Path(request["critic"]), world)
+    checkpoint = folder / "checkpoint"
+    if (saved := load_checkpoint(checkpoint)) is not None:
+        loop.restore(*saved)
+    log = MetricsLog(out / METRICS, folder / "tensorboard", loop.epoch) if world.is_main else None
+    task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", loop.epoch) if world.is_main else None
+    every, save_every = config.auditor.every, config.rl.checkpoint_epochs
+    # A checkpoint is taken after the check of its epoch, so a resumed run does not check twice.
+    stop = loop.check() if not saved else over_optimised(loop.history, config.auditor)
+    while loop.epoch < config.rl.max_epochs and not stop:
+        stats = loop.run_epoch()
+        last = loop.epoch == config.rl.max_epochs
+        if loop.epoch % every == 0 or last:
+            stop = loop.check()
+        if log and task:
+            log.write(loop.epoch, stats)
+            task.advance(1, _note(stats, loop.history))
+        if world.is_main and (loop.epoch % save_every == 0 or stop or last):
+            save_checkpoint(checkpoint, loop.tensors(), loop.state())
+    if world.is_main and log:
+        log.close()
+        (out / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in loop.history))
+        save_policy(out / POLICY, loop.policy, loop.best)
+
+
+def _note(stats: Mapping[str, float], history: Sequence[Audit]) -> str:
+    return f"reward {stats['reward']:.3f}, auditor {history[-1].auditor:.2f} (base {history[0].auditor:.2f})"
+
+
+def main() -> None:
+    """Entry of a worker."""
+    request, folder = worker_request()
+    lifeline.hold()
+    try:
+        train(request, folder)
+    except UserError as error:
+        report_failure(error, folder)
+        raise SystemExit(error.exit_code) from error
+    finally:
+        dist.stop()
+
+
+if __name__ == "__main__":
+    main()

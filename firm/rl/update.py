@@ -1,0 +1,113 @@
+"""The update phase of an epoch: DiffusionNFT steps on a rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from firm.config import RLConfig
+from firm.dist import World, generator, sum_gradients
+from firm.policies.policy import Policy
+from firm.rl.nft import branches, ema_decay, kl_loss, optimality, policy_loss
+from firm.rl.rollout import Rollout
+
+MIN_SIGMA = 1e-3
+
+
+class Updater:
+    """Holds the optimizer and counts its steps; one call of :meth:`epoch` trains on one rollout."""
+
+    def __init__(self, policy: Policy, rl: RLConfig, seed: int, world: World) -> None:
+        """``policy`` must have been made trainable with the copies "old", "ema" and, with a KL, "reference"."""
+        assert policy.parameters is not None
+        self.policy, self.sets, self.rl, self.seed, self.world = policy, policy.parameters, rl, seed, world
+        self.optimizer = torch.optim.AdamW(
+            self.sets.live, lr=rl.learning_rate, betas=(0.9, rl.adam_beta2), weight_decay=rl.weight_decay
+        )
+        self.steps = 0
+        self._grid = policy.sigmas(rl.num_inference_steps)[:-1].cpu()
+
+    def epoch(self, rollout: Rollout, epoch: int) -> dict[str, float]:
+        """Run ``inner_epochs x optimizer_steps`` steps; returns means over the epoch of the loss and its parts."""
+        totals: dict[str, float] = {}
+        parts = 0
+        for inner in range(self.rl.inner_epochs):
+            for chosen, count in self._parts(rollout, epoch, inner):
+                values = self._step(rollout, chosen, count, epoch, inner)
+                totals = {k: totals.get(k, 0.0) + v for k, v in values.items()}
+                parts += 1
+        return {k: v / parts for k, v in totals.items()}
+
+    def _parts(self, rollout: Rollout, epoch: int, inner: int) -> Iterator[tuple[Tensor, int]]:
+        """For each optimizer step: this rank's trained samples and how many samples all ranks train in it."""
+        total = len(rollout.trained)
+        order = torch.randperm(total, generator=generator(self.seed, "order", epoch, inner))
+        for part in order.chunk(self.rl.optimizer_steps):
+            part = part[rollout.trained[part]]
+            local = part[(part >= rollout.first) & (part < rollout.first + len(rollout.latents))] - rollout.first
+            if len(part):
+                yield local.sort().values, len(part)
+
+    def _step(self, rollout: Rollout, chosen: Tensor, count: int, epoch: int, inner: int) -> dict[str, float]:
+        self.optimizer.zero_grad(set_to_none=True)
+        totals: dict[str, float] = {}
+        for samples in chosen.split(self.rl.batch_size):
+            sigmas, noise = self._draw(rollout, samples, epoch, inner)
+            denominator = count * sigmas.shape[1]
+            for j in range(sigmas.shape[1]):
+                values = self._backward(rollout, samples, sigmas[:, j], noise[:, j], denominator)
+                totals = {k: totals.get(k, 0.0) + v for k, v in values.items()}
+        sum_gradients(self.sets.live, self.world)
+        norm = torch.nn.utils.clip_grad_norm_(self.sets.live, self.rl.max_grad_norm)
+        self.optimizer.step()
+        self.steps += 1
+        self.sets.pull("ema", ema_decay(self.rl.ema_decay, self.steps))
+        return {**totals, "grad_norm": float(norm)}
+
+    def _draw(self, rollout: Rollout, samples: Tensor, epoch: int, inner: int) -> tuple[Tensor, Tensor]:
+        """Sigmas [B, T] and noise [B, T, C, H, W]; each sample has its own generator, whatever the batch or rank."""
+        sigmas, noise = [], []
+        for index in (samples + rollout.first).tolist():
+            random = generator(self.seed, "update", epoch, inner, index)
+            if self.rl.timesteps == "scheduler":
+                number = max(int(len(self._grid) * self.rl.timestep_fraction), 1)
+                drawn = self._grid[torch.randperm(len(self._grid), generator=random)[:number]]
+            else:
+                drawn = torch.rand(self.rl.num_timesteps, generator=random).clamp(min=MIN_SIGMA)
+            sigmas.append(drawn)
+            noise.append(torch.randn(len(drawn), *rollout.latents.shape[1:], generator=random))
+        device = self.policy.device
+        return torch.stack(sigmas).to(device), torch.stack(noise).to(device)
+
+    def _backward(
+        self, rollout: Rollout, samples: Tensor, sigma: Tensor, noise: Tensor, denominator: int
+    ) -> dict[str, float]:
+        rl, policy = self.rl, self.policy
+        samples = samples.to(policy.device)
+        x0, conditions = rollout.latents[samples].float(), rollout.conditions.select(rollout.rows[samples])
+        s = sigma.view(-1, 1, 1, 1)
+        x_t = (1 - s) * x0 + s * noise
+        with self._autocast():
+            with policy.using("old"):
+                v_old = policy.velocity(x_t, sigma, conditions)
+            v = policy.velocity(x_t, sigma, conditions)
+        r = optimality(rollout.advantage[samples], rl.adv_clip_max, rl.adv_mode)
+        loss = policy_loss(branches(x0, x_t, sigma, v, v_old, rl.beta), r, rl.beta, rl.adv_clip_max)
+        values = {"loss": loss.detach().sum().item() / denominator}
+        if rl.kl_weight > 0:
+            with self._autocast(), policy.using("reference"):
+                v_ref = policy.velocity(x_t, sigma, conditions)
+            kl = kl_loss(v, v_ref)
+            loss = loss + rl.kl_weight * kl
+            values["kl"] = kl.detach().sum().item() / denominator
+        values["old_deviation"] = kl_loss(v.detach(), v_old).sum().item() / denominator
+        (loss.sum() / denominator).backward()
+        return values
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.rl.dtype == "float32":
+            return nullcontext()
+        return torch.autocast(self.policy.device.type, getattr(torch, self.rl.dtype))

@@ -1,0 +1,186 @@
+"""The sft worker: transformers.Trainer over (messages, images) examples, answers only in the loss."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, load_dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from firm import dist, lifeline
+from firm.checkpoint import load_optimizer, optimizer_tensors
+from firm.config import CriticConfig, SFTConfig
+from firm.critics.local import Batch, Encoder, load_model, load_processor
+from firm.launch.job import report_failure, worker_request
+from firm.progress import Task
+from firm.records import UserError
+
+OPTIMIZER = "optimizer.safetensors"
+SCHEDULER = "scheduler.json"
+
+
+class Collator:
+    """Examples -> padded batch with labels on the answer tokens only."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
+        """Encode rows of ``messages`` (user, assistant) and ``images`` ({"bytes": PNG})."""
+        texts, images = [r["messages"][0]["content"] for r in rows], [[i["bytes"] for i in r["images"]] for r in rows]
+        answers = self.encoder.answers([r["messages"][1]["content"] for r in rows])
+        return self.encoder.append(self.encoder.questions(texts, images), answers)
+
+
+class PlainTrainer(Trainer):
+    """Trainer whose checkpoints hold no pickle: optimizer as safetensors, schedule and state as JSON.
+
+    Random state is not saved because nothing in the step draws from it: the order of the data has its own seed.
+    """
+
+    def _names(self) -> list[str]:
+        names = {id(p): n for n, p in self.model.named_parameters()}
+        return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        from safetensors.torch import save_file
+
+        if self.args.should_save:
+            tensors = optimizer_tensors(self.optimizer, self._names())
+            save_file({k: t.cpu() for k, t in tensors.items()}, Path(output_dir) / OPTIMIZER)
+            state = {k: v for k, v in self.lr_scheduler.state_dict().items() if isinstance(v, int | float | list)}
+            (Path(output_dir) / SCHEDULER).write_text(json.dumps(state))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        from safetensors.torch import load_file
+
+        if checkpoint is not None:
+            load_optimizer(self.optimizer, self._names(), load_file(Path(checkpoint) / OPTIMIZER))
+            self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULER).read_text()))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        pass
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        pass
+
+
+class Reporter(TrainerCallback):
+    """Progress while training."""
+
+    task: Task | None = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the step."""
+        if not state.is_world_process_zero:
+            return
+        if self.task is None:
+            self.task = Task("sft", "training the critic", state.max_steps, "steps", done=state.global_step - 1)
+        last = next((line["loss"] for line in reversed(state.log_history) if "loss" in line), None)
+        self.task.advance(1, f"loss {last:.3f}" if last is not None else "")
+
+
+def load_examples(folder: Path, cache: Path) -> Dataset:
+    """Training examples as a memory-mapped dataset (constant memory, random access)."""
+    files = sorted(str(p) for p in (folder / "train").glob("*.parquet"))
+    if not files:
+        raise UserError("there are no training examples", str(folder), "look at the curate stage's summary")
+    data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
+    return data.select_columns(["messages", "images"])
+
+
+def prepare(critic: CriticConfig, sft: SFTConfig, seed: int) -> PreTrainedModel:
+    """The model to train: whole, or frozen under a LoRA."""
+    model = load_model(critic, critic.model, seed if critic.from_scratch else None)
+    if sft.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    adapter = LoraConfig(r=sft.lora.rank, lora_alpha=sft.lora.alpha, target_modules="all-linear")
+    with torch.random.fork_rng():
+        torch.manual_seed(dist.seed_for(seed, "lora"))
+        return get_peft_model(model, adapter)
+
+
+def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> TrainingArguments:
+    """Our settings in the Trainer's words."""
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and critic.dtype == "bfloat16"
+    return TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=sft.batch_size,
+        gradient_accumulation_steps=sft.gradient_accumulation,
+        num_train_epochs=sft.epochs,
+        max_steps=sft.max_steps or -1,
+        learning_rate=sft.learning_rate,
+        lr_scheduler_type=sft.lr_scheduler,
+        lr_scheduler_kwargs=dict(sft.lr_scheduler_kwargs) or None,
+        warmup_steps=sft.warmup_ratio,
+        weight_decay=sft.weight_decay,
+        adam_beta2=sft.adam_beta2,
+        max_grad_norm=sft.max_grad_norm,
+        gradient_checkpointing=sft.gradient_checkpointing,
+        bf16=bf16,
+        seed=seed,
+        data_seed=seed,
+        save_strategy="steps",
+        save_steps=sft.checkpoint_steps,
+        save_total_limit=1,
+        logging_steps=10,
+        report_to=["tensorboard"],
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def train(request: dict[str, Any], folder: Path) -> None:
+    """Train, resume where a checkpoint is, and save the critic as a plain model folder."""
+    critic, sft = CriticConfig.model_validate(request["critic"]), SFTConfig.model_validate(request["sft"])
+    encoder = Encoder(load_processor(critic.model))
+    model = prepare(critic, sft, request["seed"])
+    args = arguments(critic, sft, request["seed"], folder)
+    trainer = PlainTrainer(
+        model=model,
+        args=args,
+        data_collator=Collator(encoder),
+        train_dataset=load_examples(Path(request["data"]), folder / "cache"),
+        callbacks=[Reporter()],
+    )
+    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=last)
+    if trainer.is_world_process_zero():
+        _save(trainer, encoder, sft, Path(request["out"]))
+
+
+def _save(trainer: Trainer, encoder: Encoder, sft: SFTConfig, out: Path) -> None:
+    model = trainer.model.merge_and_unload() if sft.lora else trainer.model
+    model.save_pretrained(out / "critic")
+    encoder.processor.save_pretrained(out / "critic")
+    lines = [line for line in trainer.state.log_history if "loss" in line]
+    kept = ({k: line[k] for k in ("step", "loss", "grad_norm", "learning_rate")} for line in lines)
+    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+
+
+def main() -> None:
+    """Entry of a worker."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    request, folder = worker_request()
+    lifeline.hold()
+    try:
+        train(request, folder)
+    except UserError as error:
+        report_failure(error, folder)
+        raise SystemExit(error.exit_code) from error
+    finally:
+        dist.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Runs one stage of a pipeline: finds its artifact, resumes or reuses it, and reports.
+
+A stage's artifact lives at ``{store}/{run name}/{stage}-{key}``, where the key is a hash of the stage's configuration
+sections and inputs. The same work is therefore found again after a kill, on a retry and in the next run. What travels
+through the pipeline is a small pointer file (:class:`firm.records.ArtifactRef`); see docs/decisions/0002.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any, Protocol
+
+from firm import __version__
+from firm.artifacts import Output, open_input, read_ref, sha256_file, write_ref
+from firm.config import FilesSource, RunConfig, fingerprint
+from firm.presets import parse_config
+from firm.progress import emit
+from firm.records import ArtifactRef, Summary, UserError
+from firm.store import open_store
+
+SUMMARY = "summary.json"
+TIMING = "timing.json"
+WORK = "work"
+"""Folder of a stage's work files (journals, checkpoints): kept until the artifact is complete, never part of it."""
+
+
+class Run(Protocol):
+    """What ``firm.<stage>.run`` provides: ``SECTIONS``, the keys of RunConfig it depends on, and ``run``."""
+
+    SECTIONS: tuple[str, ...]
+
+    def run(self, config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+        """Do the stage's work: read input folders, write into ``out.folder``."""
+
+
+def execute(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], output: str) -> Summary:
+    """Run ``firm.<stage>.run`` unless its artifact exists already. Body of every pipeline component.
+
+    Args:
+        stage: Package of the stage, such as "curation".
+        config: The run's configuration as plain JSON.
+        inputs: Name -> pointer file of each input artifact.
+        output: Where to write the pointer file of this stage's artifact.
+
+    Returns:
+        The stage's summary.
+
+    Raises:
+        SystemExit: With code 1 or 2 after a message for people; nothing already written is lost.
+    """
+    emit(stage=stage, state="started")
+    try:
+        summary, state, seconds = _execute(stage, parse_config(config), inputs, Path(output))
+    except UserError as error:
+        emit(stage=stage, state="failed", message=str(error), exit_code=error.exit_code)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from error
+    except OSError as error:
+        message = f"{error.strerror or error} ({error.filename})" if error.filename else str(error)
+        emit(stage=stage, state="failed", message=message, exit_code=1)
+        raise
+    except Exception:
+        emit(stage=stage, state="failed", message=traceback.format_exc(limit=-3), exit_code=1)
+        raise
+    emit(stage=stage, state=state, seconds=seconds, metrics=summary.metrics)
+    return summary
+
+
+def _execute(
+    stage: str, config: RunConfig, inputs: Mapping[str, str], output: Path
+) -> tuple[Summary, str, float | None]:
+    module: Run = importlib.import_module(f"firm.{stage}.run")  # type: ignore[assignment]
+    refs = {name: read_ref(Path(path)) for name, path in inputs.items()}
+    key = stage_key(stage, config, module.SECTIONS, refs)
+    uri = f"{config.store.rstrip('/')}/{config.name}/{stage}-{key[:12]}"
+    with tempfile.TemporaryDirectory(prefix="firm-") as scratch:
+        out = Output.open(uri, Path(scratch) / "out")
+        if out.manifest() is not None:
+            ref = out.ref()
+            write_ref(ref, output)
+            return read_summary(open_input(ref, Path(scratch) / "in")), "reused", None
+        folders = {name: _open(ref, Path(scratch) / name) for name, ref in refs.items()}
+        start = time.monotonic()
+        summary = module.run(config, folders, out)
+        (out.folder / SUMMARY).write_text(summary.model_dump_json(indent=1))
+        ref = out.commit(
+            stage, key, {name: ref.sha256 for name, ref in refs.items()}, {"version": __version__}, _files(out.folder)
+        )
+        seconds = round(time.monotonic() - start, 1)
+        open_store(uri).put(TIMING, json.dumps({"seconds": seconds}).encode())
+        out.discard(WORK)
+        write_ref(ref, output)
+    return summary, "finished", seconds
+
+
+def stage_key(stage: str, config: RunConfig, sections: tuple[str, ...], refs: Mapping[str, ArtifactRef]) -> str:
+    """Hash of everything the stage's result depends on: its sections, the user's files they name, its inputs."""
+    plain = config.model_dump(mode="json")
+    parts = {section: reduce(lambda node, name: node[name], section.split("."), plain) for section in sections}
+    files = [config.prompts.path] if "prompts" in sections else []
+    if "curation" in sections:
+        files += [s.path for s in config.curation.sources if isinstance(s, FilesSource)]
+    hashes = [sha256_file(Path(f)) for f in files if f and Path(f).is_file()]
+    return fingerprint([stage, __version__, parts, hashes, {name: ref.sha256 for name, ref in refs.items()}])
+
+
+def _files(folder: Path) -> list[str]:
+    found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return sorted(str(p) for p in found if p.parts[0] not in (WORK, TIMING, "manifest.json"))
+
+
+def _open(ref: ArtifactRef, scratch: Path) -> Path:
+    folder = open_input(ref, scratch)
+    store = open_store(ref.uri)
+    if not (folder / TIMING).exists() and store.exists(TIMING):
+        store.fetch(TIMING, folder / TIMING)
+    return folder
+
+
+def read_summary(folder: Path) -> Summary:
+    """The summary in an artifact's folder."""
+    return Summary.model_validate_json((folder / SUMMARY).read_text())
+
+
+def read_seconds(folder: Path) -> float | None:
+    """How long the stage took, where that is known."""
+    path = folder / TIMING
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None

@@ -1,0 +1,191 @@
+"""Statistics of agreement between predicted scores p and human scores h, and their bootstrap intervals.
+
+Scores lie in [1, 5]; h are whole numbers, p may be soft (expectations). All functions are pure, take 1-D arrays of the
+same length N >= 1 and raise ValueError for empty, unequal or non-finite input. Where a statistic has no value, such as
+the correlation with a constant, the result is None and never a number that could be mistaken for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+Floats = NDArray[np.float64]
+Statistic = Callable[..., Any]
+_CHUNK = 1_000_000  # elements of a block of resamples, about 8 MB an array
+
+
+def _arrays(*values: ArrayLike) -> tuple[Floats, ...]:
+    arrays = tuple(np.asarray(v, dtype=np.float64) for v in values)
+    for array in arrays:
+        if array.ndim != 1 or not array.size or array.shape != arrays[0].shape:
+            shapes = [a.shape for a in arrays]
+            raise ValueError(f"expected 1-D arrays of the same length, at least 1, got shapes {shapes}")
+        if not np.isfinite(array).all():
+            raise ValueError("values must be finite: leave failed judgements out and count them")
+    return arrays
+
+
+def nearest_score(predicted: ArrayLike) -> NDArray[np.int64]:
+    """Whole score 1..5 nearest to a soft one; halves go up, 2.5 -> 3."""
+    (p,) = _arrays(predicted)
+    return np.clip(np.floor(p + 0.5), 1, 5).astype(np.int64)
+
+
+def mae(predicted: ArrayLike, human: ArrayLike) -> float:
+    """Mean absolute error, mean(abs(p - h)), in [0, 4]; lower is better."""
+    p, h = _arrays(predicted, human)
+    return float(np.abs(p - h).mean())
+
+
+def macro_mae(predicted: ArrayLike, human: ArrayLike) -> float:
+    """Mean of the MAE of each human score that occurs, in [0, 4]: every score weighs the same, however rare it is."""
+    p, h = _arrays(predicted, human)
+    return float(np.mean([np.abs(p - h)[h == score].mean() for score in np.unique(h)]))
+
+
+def constant_maes(human: ArrayLike) -> Floats:
+    """MAE of always answering 1, 2, 3, 4, 5: shape [5], each in [0, 4]. What a critic must beat."""
+    (h,) = _arrays(human)
+    return np.abs(np.arange(1, 6)[:, None] - h[None, :]).mean(axis=1)
+
+
+def best_constant(human: ArrayLike) -> tuple[int, float]:
+    """The constant answer in 1..5 with the lowest MAE, and that MAE (the lower constant on a tie)."""
+    maes = constant_maes(human)
+    best = int(maes.argmin())
+    return best + 1, float(maes[best])
+
+
+def exact_accuracy(predicted: ArrayLike, human: ArrayLike) -> float:
+    """Share of predictions whose nearest whole score is the human one, in [0, 1]."""
+    p, h = _arrays(predicted, human)
+    return float((nearest_score(p) == h).mean())
+
+
+def within_one(predicted: ArrayLike, human: ArrayLike) -> float:
+    """Share with abs(p - h) <= 1, in [0, 1]."""
+    p, h = _arrays(predicted, human)
+    return float((np.abs(p - h) <= 1 + 1e-9).mean())
+
+
+def bias(predicted: ArrayLike, human: ArrayLike) -> float:
+    """Signed error mean(p - h), in [-4, 4]; positive for a lenient critic."""
+    p, h = _arrays(predicted, human)
+    return float((p - h).mean())
+
+
+def confusion(predicted: ArrayLike, human: ArrayLike) -> NDArray[np.int64]:
+    """Counts [5, 5]: row = human score - 1, column = nearest whole predicted score - 1."""
+    p, h = _arrays(predicted, human)
+    counts = np.zeros((5, 5), dtype=np.int64)
+    np.add.at(counts, (nearest_score(h) - 1, nearest_score(p) - 1), 1)
+    return counts
+
+
+def _row_spearman(p: Floats, h: Floats) -> Floats:
+    """Rank correlation along the last axis; NaN where one side is constant."""
+    a, b = rankdata(p, axis=-1), rankdata(h, axis=-1)
+    a, b = a - a.mean(axis=-1, keepdims=True), b - b.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+    defined = scale > 0
+    return np.where(defined, (a * b).sum(axis=-1) / np.where(defined, scale, 1.0), np.nan)
+
+
+def spearman(predicted: ArrayLike, human: ArrayLike) -> float | None:
+    """Spearman's rank correlation, ties by average rank, in [-1, 1]; None if either side is constant."""
+    p, h = _arrays(predicted, human)
+    value = float(_row_spearman(p, h))
+    return value if np.isfinite(value) else None
+
+
+def quadratic_weighted_kappa(predicted: ArrayLike, human: ArrayLike) -> float | None:
+    """Cohen's kappa with quadratic weights, 1 - mean_i (p_i - h_i)^2 / mean_ij (p_i - h_j)^2, in [-1, 1].
+
+    On whole scores this is the usual definition by histograms; it also holds for soft ones. The denominator is
+    var(p) + var(h) + (mean(p) - mean(h))^2. None where it is 0 (both sides the same constant).
+    """
+    p, h = _arrays(predicted, human)
+    chance = p.var() + h.var() + (p.mean() - h.mean()) ** 2
+    return float(1 - ((p - h) ** 2).mean() / chance) if chance > 0 else None
+
+
+def bootstrap_ci(
+    values: ArrayLike | tuple[ArrayLike, ...],
+    statistic: Statistic | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    vectorised: bool = True,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval; resamples whole examples, so paired arrays stay paired.
+
+    Args:
+        values: One array [N], or a tuple of paired arrays [N] each.
+        statistic: Function of as many arrays as given. If ``vectorised`` it takes blocks [R, N] and returns [R],
+            otherwise it takes [N] and returns a number or None. None: the mean of the one array.
+        num_resamples: Number of resamples.
+        seed: Seed of the resampling; the same seed gives the same interval.
+        level: Coverage in (0, 1).
+        vectorised: See ``statistic``.
+
+    Returns:
+        The lower and upper end, or None if the statistic is undefined on more than half of the resamples.
+    """
+    if num_resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"need num_resamples >= 1 and 0 < level < 1, got {num_resamples} and {level}")
+    arrays = _arrays(*values) if isinstance(values, tuple) else _arrays(values)
+    function = _row_mean if statistic is None else statistic
+    estimates = np.empty(num_resamples)
+    for rows, picks in _resamples(arrays[0].size, num_resamples, seed):
+        blocks = [array[picks] for array in arrays]
+        if vectorised:
+            estimates[rows] = function(*blocks)
+        else:
+            results = [function(*(block[i] for block in blocks)) for i in range(len(picks))]
+            estimates[rows] = [np.nan if r is None else r for r in results]
+    defined = estimates[np.isfinite(estimates)]
+    if 2 * defined.size < num_resamples:
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _resamples(size: int, num_resamples: int, seed: int) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+    """Blocks of resampled indices [R, N] with the rows they belong to, in constant memory."""
+    generator = np.random.default_rng(seed)
+    block = max(1, _CHUNK // size)
+    for start in range(0, num_resamples, block):
+        stop = min(start + block, num_resamples)
+        yield slice(start, stop), generator.integers(0, size, (stop - start, size))
+
+
+def _row_mean(values: Floats) -> Floats:
+    return values.mean(axis=-1)
+
+
+def mean_ci(
+    values: ArrayLike, num_resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Mean of an array [N] with its bootstrap interval: (mean, low, high)."""
+    (array,) = _arrays(values)
+    interval = bootstrap_ci(array, num_resamples=num_resamples, seed=seed, level=level)
+    mean = float(array.mean())
+    return (mean, *interval) if interval else (mean, mean, mean)
+
+
+def mae_ci(predicted: ArrayLike, human: ArrayLike, num_resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95% bootstrap interval of `mae`."""
+    p, h = _arrays(predicted, human)
+    return mean_ci(np.abs(p - h), num_resamples, seed)[1:]
+
+
+def spearman_ci(
+    predicted: ArrayLike, human: ArrayLike, num_resamples: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """95% bootstrap interval of `spearman`; None where it is undefined."""
+    return bootstrap_ci(_arrays(predicted, human), _row_spearman, num_resamples, seed)

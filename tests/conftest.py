@@ -1,0 +1,35 @@
+"""What all tests share: hypothesis profiles, threads, golden files."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before torch is imported anywhere, so that it holds in subprocesses too: CI machines have two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="write golden files anew instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """golden(name, text) compares the text with the file ``golden/<name>`` beside the test."""
+    rewrite = request.config.getoption("--golden")
+
+    def check(name: str, text: str) -> None:
+        path = Path(request.path).parent / "golden" / name
+        if rewrite:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.is_file(), f"{path} does not exist: run `make golden` and review it"
+        assert text == path.read_text(), f"differs from {path}: if that is meant, run `make golden` and review"
+
+    return check

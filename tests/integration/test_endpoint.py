@@ -1,0 +1,281 @@
+"""The endpoint's client against a real local HTTP server that behaves badly in every way we know of."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from firm.config import EndpointChat
+from firm.critics.chat import EndpointClient, Reply, RequestFailed, open_chat, user_message
+from firm.critics.critic import Item
+from firm.critics.judge import ChatCritic
+from firm.records import Invalid, Judgement, UserError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+Step = Callable[["Handler"], None]
+
+
+def completion(text: Any, finish: str = "stop") -> bytes:
+    return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": finish}]}).encode()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        server: Any = self.server
+        with server.lock:
+            server.requests.append((self.path, dict(self.headers), body))
+            step: Step = server.script.pop(0) if len(server.script) > 1 else server.script[0]
+        step(self)
+
+    def reply(self, status: int, content: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Server:
+    """Answers with the next step of a script; the last one is repeated."""
+
+    def __init__(self) -> None:
+        self.http: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads, self.http.lock = True, threading.Lock()
+        self.http.requests, self.http.script = [], []
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    @property
+    def requests(self) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
+        return self.http.requests  # type: ignore[no-any-return]
+
+    def client(self, *script: Step, max_failures: int = 20, **config: Any) -> EndpointClient:
+        self.http.script[:] = script
+        settings = {"base_url": self.url, "model": "m", "timeout_s": 0.5, "deadline_s": 2.0, **config}
+        return EndpointClient(EndpointChat(**settings), max_failures=max_failures, first_wait_s=0.01)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+@pytest.fixture(autouse=True)
+def no_test_takes_long() -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    assert time.monotonic() - start < 5
+
+
+def ok(text: Any = "\\boxed{4}", finish: str = "stop") -> Step:
+    return lambda handler: handler.reply(200, completion(text, finish))
+
+
+def status(code: int, body: bytes = b'{"error": "overloaded"}', **headers: str) -> Step:
+    return lambda handler: handler.reply(code, body, **headers)
+
+
+def raw(body: bytes) -> Step:
+    return lambda handler: handler.reply(200, body)
+
+
+def hang(_: Handler) -> None:
+    time.sleep(1.2)
+
+
+def drop(handler: Handler) -> None:
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def drip(handler: Handler) -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    for _ in range(12):
+        handler.wfile.write(b" ")
+        time.sleep(0.1)
+
+
+def ask(client: EndpointClient, text: str = "how good is it") -> Reply:
+    return client.complete([user_message(text, [PNG])], max_tokens=7, temperature=0.5, seed=3)
+
+
+def test_the_request_and_a_good_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRM_KEY", "secret\n")
+    assert ask(server.client(ok("fine"), api_key_env="FIRM_KEY")) == Reply("fine", truncated=False)
+    path, headers, body = server.requests[0]
+    assert path == "/v1/chat/completions" and headers["Authorization"] == "Bearer secret"
+    assert body == {
+        "model": "m",
+        "messages": [user_message("how good is it", [PNG])],
+        "max_tokens": 7,
+        "temperature": 0.5,
+        "seed": 3,
+    }
+
+
+def test_without_a_key_none_is_sent(server: Server) -> None:
+    ask(server.client(ok()))
+    assert "Authorization" not in server.requests[0][1]
+
+
+@pytest.mark.parametrize(
+    ("content", "finish", "expected"),
+    [
+        ("cut of", "length", Reply("cut of", truncated=True)),
+        (None, "stop", Reply("")),
+        ([{"type": "text", "text": "in "}, {"type": "text", "text": "parts"}], "stop", Reply("in parts")),
+    ],
+)
+def test_unusual_answers(server: Server, content: Any, finish: str, expected: Reply) -> None:
+    assert ask(server.client(ok(content, finish))) == expected
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        (status(500), status(500), ok()),
+        (status(502, b"<html>bad gateway</html>"), status(503), status(408), ok()),
+        (status(429), ok()),
+        (drop, drop, ok()),
+        (hang, ok()),
+        (drip, ok()),
+    ],
+    ids=["500", "other", "429", "dropped", "hangs", "drips"],
+)
+def test_what_passes_is_tried_again(server: Server, script: tuple[Step, ...]) -> None:
+    assert ask(server.client(*script)) == Reply("\\boxed{4}")
+    assert len(server.requests) == len(script)
+
+
+def test_retry_after_is_honoured(server: Server) -> None:
+    start = time.monotonic()
+    ask(server.client(status(429, Retry_After="1"), ok()))
+    assert 1 <= time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("value", ["soon", "-5", "nan", "Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 99 Oct 2015 07:28:00"])
+def test_a_senseless_retry_after_is_ignored(server: Server, value: str) -> None:
+    assert ask(server.client(status(429, Retry_After=value), ok())) == Reply("\\boxed{4}")
+
+
+def test_a_retry_after_beyond_the_deadline_is_not_waited_for(server: Server) -> None:
+    start = time.monotonic()
+    with pytest.raises(RequestFailed, match="status 429"):
+        ask(server.client(status(429, Retry_After="3600")))
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize("step", [status(500), hang, drip, drop], ids=["500", "hangs", "drips", "drops"])
+def test_the_deadline_holds(server: Server, step: Step) -> None:
+    start = time.monotonic()
+    with pytest.raises(RequestFailed, match=r"gave up after 1 s") as error:
+        ask(server.client(step, deadline_s=1.0))
+    assert time.monotonic() - start < 1.6 and not error.value.retryable
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"not json", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": [{"message": null}]}',
+     b'{"choices": [{"message": {"content": 4}}]}', b'{"choices": [{"message": {"content": [1]}}]}', b"[" * 100_000,
+     b"\xff\xfe"],
+)  # fmt: skip
+def test_a_malformed_answer_is_a_failed_request(server: Server, body: bytes) -> None:
+    with pytest.raises(RequestFailed, match="not a chat completion") as error:
+        ask(server.client(raw(body)))
+    assert error.value.retryable and len(server.requests) == 1 and len(error.value.detail) < 500
+
+
+@pytest.mark.parametrize("code", [400, 413, 422, 307])
+def test_a_refused_request_is_not_sent_again(server: Server, code: int) -> None:
+    with pytest.raises(RequestFailed, match=f"status {code}: too long"):
+        ask(server.client(status(code, b"too long")))
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "fix"), [(401, "environment variable FIRM_KEY"), (403, "FIRM_KEY"), (404, "check base_url")]
+)
+def test_a_refused_key_or_a_wrong_address_ends_the_run(
+    server: Server, monkeypatch: pytest.MonkeyPatch, code: int, fix: str
+) -> None:
+    monkeypatch.setenv("FIRM_KEY", "secret")
+    with pytest.raises(UserError, match=fix) as error:
+        ask(server.client(status(code), api_key_env="FIRM_KEY"))
+    assert server.url in str(error.value) and "secret" not in str(error.value) and len(server.requests) == 1
+
+
+def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
+    client = open_chat(EndpointChat(base_url=url, model="m", deadline_s=0.7))
+    with pytest.raises(UserError, match="can not be reached") as error:
+        client.complete([user_message("x")], max_tokens=1, temperature=0, seed=None)
+    assert url in str(error.value) and "start the server" in str(error.value)
+
+
+def test_a_server_that_fails_every_request_is_given_up(server: Server) -> None:
+    client = server.client(status(400, b"no such option"), max_failures=3)
+    for _ in range(2):
+        with pytest.raises(RequestFailed):
+            ask(client)
+    for _ in range(2):  # it stays given up
+        with pytest.raises(UserError, match="fails every request"):
+            ask(client)
+    assert len(server.requests) == 3
+
+
+def test_one_good_answer_resets_the_count_of_failures(server: Server) -> None:
+    client = server.client(status(400), status(400), ok(), status(400), status(400), ok(), max_failures=3)
+    outcomes = []
+    for _ in range(6):
+        try:
+            outcomes.append(ask(client).text)
+        except RequestFailed:
+            outcomes.append("failed")
+    assert outcomes == ["failed", "failed", "\\boxed{4}"] * 2
+
+
+def test_a_critic_over_http(server: Server) -> None:
+    """Every kind of trouble in one run: outcomes are scores or reasons, in the order of the items."""
+    client = server.client(
+        ok("\\boxed{4}"), status(500), ok("\\boxed{2}"), raw(b"{}"), ok("hm"), ok("\\boxed{9}"),
+        status(400, b"bad image"), ok("so far", "length"), ok(""), ok("still cut", "length"), ok("\\boxed{1}"),
+    )  # fmt: skip
+    critic = ChatCritic(client, {"instruction_following": "short_instruction_following"})
+    rows = critic.judge([Item(f"item {i}", [PNG]) for i in range(6)])
+    outcomes = [row["instruction_following"] for row in rows]
+    assert [o.score if isinstance(o, Judgement) else o.reason for o in outcomes] == [
+        4, 2, "out_of_range", "request_failed", "truncated", 1,
+    ]  # fmt: skip
+    failed = outcomes[3]
+    assert isinstance(failed, Invalid) and "bad image" in failed.detail
+
+
+def test_many_requests_in_flight(server: Server) -> None:
+    def slow(handler: Handler) -> None:
+        time.sleep(0.1)
+        ok()(handler)
+
+    critic = ChatCritic(server.client(slow, concurrency=8), {"quality": "short_quality"}, concurrency=8)
+    start = time.monotonic()
+    rows = critic.judge([Item("x", [PNG])] * 32)
+    assert rows == [{"quality": Judgement(score=4)}] * 32 and time.monotonic() - start < 1.6

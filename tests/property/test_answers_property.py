@@ -1,0 +1,41 @@
+"""Whatever a judge says, parsing does not raise; whatever curation writes parses back to the same score."""
+
+from typing import Literal
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firm.critics.answers import final_analysis, parse_answer, parse_plan, parse_score_first, write_answer
+from firm.records import Invalid, Judgement
+
+PIECES = st.sampled_from(
+    ["{", "}", '"score"', ":", "[", "]", ",", "4", "4.7", "NaN", "-1", "1e400", "\\boxed{", "\\boxed{3}", "\n", " ",
+     '"', "\\", "Score: ", "Final Alignment Rating: ", "Final Analysis: ", "**", "- ", "</think>",
+     "\u0663", "\ud800", "/5"]
+)  # fmt: skip
+TEXTS = st.one_of(st.text(), st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=30).map("".join))
+ANSWERS = st.sampled_from(["boxed", "json"])
+
+
+@given(TEXTS, ANSWERS, st.booleans())
+def test_parsing_never_raises_and_never_leaves_the_scale(
+    text: str, answer: Literal["boxed", "json"], truncated: bool
+) -> None:
+    for outcome in (parse_answer(text, answer, truncated), parse_score_first(text, truncated)):
+        assert isinstance(outcome, Invalid) or outcome.score in (1, 2, 3, 4, 5)
+    assert isinstance(final_analysis(text), str)
+    assert all(question.strip() for question in parse_plan(text))
+
+
+@given(st.integers(1, 5), TEXTS, ANSWERS)
+def test_reason_first_answers_parse_back(score: int, rationale: str, answer: Literal["boxed", "json"]) -> None:
+    outcome = parse_answer(write_answer(score, rationale, "reason_first", answer), answer)
+    assert isinstance(outcome, Judgement) and outcome.score == score
+    assert outcome.rationale == rationale.strip() or answer == "boxed"
+
+
+@given(st.integers(1, 5), TEXTS, ANSWERS)
+def test_score_first_answers_parse_back(score: int, rationale: str, answer: Literal["boxed", "json"]) -> None:
+    outcome = parse_score_first(write_answer(score, rationale, "score_first", answer))
+    assert isinstance(outcome, Judgement) and outcome.score == score
+    assert outcome.rationale == rationale.strip()

@@ -1,0 +1,139 @@
+"""Agreement: every expected example counts, whether it was answered or not."""
+
+import json
+from typing import Any
+
+import pytest
+
+from firm.bench.agreement import METRICS, Expected, Group, agreement, point_estimate
+from firm.records import Invalid, Judgement, Outcome, Prediction, UserError
+
+FOLLOWING = "instruction_following"
+
+
+def prediction(index: int, human: int, outcome: Outcome | int, **fields: Any) -> Prediction:
+    outcome = Judgement(score=outcome) if isinstance(outcome, int) else outcome
+    values = {"id": str(index), "dimension": FOLLOWING, "difficulty": "easy", "source": "generated", **fields}
+    return Prediction(**values, human=human, outcome=outcome)
+
+
+def group(predictions: list[Prediction], by: str = "all", value: str = "all", **options: Any) -> Group:
+    result = agreement(predictions, **{"num_bootstrap": 50, **options})
+    (found,) = [g for g in result.groups if (g.by, g.value) == (by, value)]
+    return found
+
+
+BAD = Invalid(reason="unparsable")
+CUT = Invalid(reason="truncated")
+
+
+def test_numbers_by_hand() -> None:
+    pairs = [(1, 1), (1, 2), (3, 3), (3, 5), (5, 4), (5, 5)]
+    metrics = group([prediction(i, h, p) for i, (h, p) in enumerate(pairs)]).metrics
+    assert set(metrics) == set(METRICS)
+    assert metrics["n"] == metrics["num_valid"] == 6 and metrics["coverage"] == 1
+    assert metrics["mae"] == metrics["mae_penalised"] == pytest.approx(4 / 6)
+    assert metrics["macro_mae"] == pytest.approx(2 / 3) and metrics["bias"] == pytest.approx(2 / 6)
+    assert (metrics["constant_score"], metrics["constant_mae"]) == (3, pytest.approx(8 / 6))
+    assert metrics["constant_4_mae"] == pytest.approx(10 / 6) and metrics["skill"] == pytest.approx(0.5)
+    assert metrics["exact"] == 0.5 and metrics["within_1"] == pytest.approx(5 / 6)
+    low, high, spearman = metrics["spearman_low"], metrics["spearman_high"], metrics["spearman"]
+    assert low is not None and high is not None and spearman is not None and low <= spearman <= high
+    assert metrics["mae_low"] is not None and metrics["mae_high"] is not None
+    assert metrics["mae_low"] < 4 / 6 < metrics["mae_high"]
+
+
+def test_failed_and_missing_judgements_are_counted() -> None:
+    rows = [prediction(0, 4, 4), prediction(1, 2, BAD), prediction(2, 3, CUT)]
+    expected = [
+        Expected(id=str(i), dimension=FOLLOWING, difficulty="easy", source="generated", human=h)
+        for i, h in enumerate([4, 2, 3, 5])
+    ]
+    found = group(rows, expected=expected)
+    assert found.invalid == {"unparsable": 1, "truncated": 1, "missing": 1}
+    assert (found.metrics["n"], found.metrics["num_valid"], found.metrics["coverage"]) == (4, 1, 0.25)
+    assert found.metrics["mae"] == 0 and found.metrics["mae_penalised"] == (0 + 3 + 2 + 4) / 4
+    assert found.metrics["constant_mae"] == 1  # on all four, not on the one that was answered
+
+
+def test_not_answering_never_helps() -> None:
+    """Whichever single answer is withheld, the penalised error does not fall (the official script's MAE does)."""
+    pairs = [(1, 5), (2, 2), (3, 4), (4, 1), (5, 5)]
+    honest = group([prediction(i, h, p) for i, (h, p) in enumerate(pairs)]).metrics
+    gained = False
+    for withheld in range(5):
+        rows = [prediction(i, h, BAD if i == withheld else p) for i, (h, p) in enumerate(pairs)]
+        metrics = group(rows).metrics
+        assert metrics["mae_penalised"] >= honest["mae_penalised"]  # type: ignore[operator]
+        assert metrics["coverage"] == 0.8
+        gained = gained or metrics["mae"] < honest["mae"]  # type: ignore[operator]
+    assert gained
+
+
+def test_nothing_valid_gives_no_numbers() -> None:
+    found = group([prediction(0, 2, BAD), prediction(1, 5, BAD)])
+    assert all(
+        found.metrics[name] is None for name in ("mae", "mae_low", "macro_mae", "spearman", "qwk", "exact", "bias")
+    )
+    assert found.metrics["mae_penalised"] == 3.5 and sum(map(sum, found.confusion)) == 0
+
+
+def test_a_constant_critic_has_no_correlation_and_no_skill() -> None:
+    metrics = group([prediction(i, h, 3) for i, h in enumerate([1, 3, 3, 5])]).metrics
+    assert metrics["spearman"] is None and metrics["spearman_low"] is None and metrics["skill"] == 0
+
+
+def test_groups() -> None:
+    rows = [
+        prediction(0, 1, 1), prediction(1, 5, 4, source="rendered"), prediction(2, 5, 5, difficulty="hard"),
+        prediction(0, 2, 3, dimension="quality"),
+    ]  # fmt: skip
+    result = agreement(rows, num_bootstrap=10)
+    names = [(g.by, g.value) for g in result.groups if g.dimension == FOLLOWING]
+    assert names == [
+        ("all", "all"), ("source", "generated"), ("source", "rendered"), ("difficulty", "easy"), ("difficulty", "hard"),
+        ("human", "1"), ("human", "5"),
+    ]  # fmt: skip
+    assert set(result.metrics) == {
+        (FOLLOWING, None), (FOLLOWING, "generated"), (FOLLOWING, "rendered"),
+        ("quality", None), ("quality", "generated"),
+    }  # fmt: skip
+    assert result.metrics[(FOLLOWING, "rendered")]["mae"] == 1
+    assert group(rows, "human", "5").metrics["bias"] == -0.5
+
+
+def test_a_source_named_all_is_not_the_whole() -> None:
+    rows = [prediction(0, 1, 5, source="all"), prediction(1, 1, 1)]
+    result = agreement(rows, num_bootstrap=10)
+    assert result.metrics[(FOLLOWING, None)]["n"] == 2 and result.metrics[(FOLLOWING, "all")]["n"] == 1
+
+
+def test_point_estimates() -> None:
+    judgement = Judgement(score=5, distribution=(0.35, 0.25, 0, 0, 0.4))
+    assert [point_estimate(judgement, e) for e in ("score", "soft_score", "median")] == [5, pytest.approx(2.85), 2]
+    assert point_estimate(Judgement(score=4), "median") == point_estimate(Judgement(score=4), "soft_score") == 4
+    assert point_estimate(Judgement(score=1, distribution=(0.5, 0.5, 0, 0, 0)), "median") == 1
+    off = Judgement(score=5, distribution=(0, 0, 0, 0, 1.0009))
+    assert point_estimate(off, "soft_score") == 5
+    rows = [prediction(0, 2, judgement)]
+    assert [group(rows, estimate=e).metrics["mae"] for e in ("score", "median")] == [3, 0]
+
+
+def test_contradictory_predictions_are_refused() -> None:
+    with pytest.raises(UserError, match="judged twice"):
+        agreement([prediction(0, 1, 1), prediction(0, 1, 2)])
+    expected = [Expected(id="0", dimension=FOLLOWING, difficulty="easy", source="generated", human=1)]
+    with pytest.raises(UserError, match="no expected example"):
+        agreement([prediction(7, 1, 1)], expected=expected)
+
+
+def test_it_travels_as_json_and_into_a_summary() -> None:
+    result = agreement([prediction(0, 1, 2), prediction(1, 4, 4), prediction(2, 3, BAD)], num_bootstrap=10)
+    assert type(result).model_validate_json(result.model_dump_json()) == result
+    tables = result.tables()
+    json.dumps(tables, allow_nan=False)
+    assert tables["agreement"][0]["by"] == "all" and tables["agreement"][0]["mae"] == 0.5
+    assert tables["invalid"] == [{"dimension": FOLLOWING, "reason": "unparsable", "count": 1}]
+    assert len(tables["confusion"]) == 5 and tables["confusion"][0]["predicted_2"] == 1
+    assert result.headline()["instruction_following_mae"] == 0.5
+    assert agreement([]).tables() == {"agreement": [], "invalid": [], "confusion": []}

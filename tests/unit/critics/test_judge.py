@@ -1,0 +1,143 @@
+"""The critic over a chat: retries, order, concurrency, failures that are not numbers."""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from firm.critics.chat import ChatMessage, Reply, RequestFailed
+from firm.critics.critic import Item, all_invalid, invalid_counts, question, soft_scores
+from firm.critics.judge import Answered, ChatCritic
+from firm.critics.rubrics import load_rubric
+from firm.records import Invalid, Judgement, UserError
+
+PNG = b"\x89PNG\r\n\x1a\n"
+FOLLOWING = {"instruction_following": "instruction_following"}
+BOTH = {"instruction_following": "short_instruction_following", "quality": "quality"}
+
+
+class Scripted:
+    """Answers with the next of its replies; an exception is raised."""
+
+    name = "scripted"
+
+    def __init__(self, *script: Reply | Exception) -> None:
+        self.script, self.calls = list(script), list[dict[str, Any]]()
+
+    def complete(self, messages: Sequence[ChatMessage], **options: Any) -> Reply:
+        self.calls.append({"text": messages[0]["content"][-1]["text"], **options})
+        reply = self.script.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
+class Echo:
+    """Scores by the digit in the prompt, later items sooner, and counts how many requests are in flight."""
+
+    name = "echo"
+
+    def __init__(self) -> None:
+        self.lock, self.active, self.most = threading.Lock(), 0, 0
+
+    def complete(self, messages: Sequence[ChatMessage], **_options: Any) -> Reply:
+        with self.lock:
+            self.active += 1
+            self.most = max(self.most, self.active)
+        text = messages[0]["content"][-1]["text"]
+        digit = 1 if "prompt :" not in text else int(text[-1])
+        time.sleep(0.005 * (6 - digit))
+        with self.lock:
+            self.active -= 1
+        return Reply(f'{{"score": {digit}}}' if "prompt :" not in text else f"\\boxed{{{digit}}}")
+
+
+def item(prompt: str = "a red circle", plan: Sequence[str] = ()) -> Item:
+    return Item(prompt, [PNG], list(plan))
+
+
+def test_a_good_answer_is_asked_for_once() -> None:
+    chat = Scripted(Reply("fine \\boxed{4}"))
+    critic = ChatCritic(chat, FOLLOWING, temperature=0.2, max_tokens=99)
+    assert critic.judge([item()]) == [{"instruction_following": Judgement(score=4, rationale="fine")}]
+    assert chat.calls[0] | {"text": ""} == {"text": "", "max_tokens": 99, "temperature": 0.2, "seed": 0}
+    assert "a red circle" in chat.calls[0]["text"]
+
+
+def test_an_unreadable_answer_is_asked_for_again_with_another_seed() -> None:
+    chat = Scripted(Reply("hm"), Reply("", truncated=True), Reply("\\boxed{2}"))
+    answered = ChatCritic(chat, FOLLOWING, attempts=3).ask(item(), "instruction_following")
+    assert answered == Answered(Judgement(score=2), "\\boxed{2}")
+    assert [(c["temperature"], c["seed"]) for c in chat.calls] == [(0.0, 0), (0.7, 1), (0.7, 2)]
+
+
+def test_after_the_last_attempt_it_stays_invalid() -> None:
+    answered = ChatCritic(Scripted(Reply("hm"), Reply("well")), FOLLOWING, attempts=2).ask(
+        item(), "instruction_following"
+    )
+    assert answered == Answered(Invalid(reason="unparsable", detail="well"), "well")
+
+
+def test_failed_requests_are_invalid_and_asked_again_only_if_that_may_help() -> None:
+    chat = Scripted(RequestFailed("empty choices", retryable=True), RequestFailed("status 400"), Reply("\\boxed{2}"))
+    answered = ChatCritic(chat, FOLLOWING).ask(item(), "instruction_following")
+    assert answered == Answered(Invalid(reason="request_failed", detail="status 400"), "")
+    assert len(chat.calls) == 2
+
+
+def test_the_plan_reaches_the_rubric_that_has_a_place_for_it() -> None:
+    chat = Scripted(Reply("\\boxed{2}"), Reply("\\boxed{3}"))
+    critic = ChatCritic(chat, {"instruction_following": "evaluate"})
+    critic.judge([item(plan=["Is it red?"]), item()])
+    assert "- Is it red?" in chat.calls[0]["text"] and "no plan was made" in chat.calls[1]["text"]
+
+
+def test_score_first_answers() -> None:
+    chat = Scripted(Reply("Score: 2\nnot \\boxed{5}", truncated=True))
+    outcome = ChatCritic(chat, FOLLOWING, answer_style="score_first").ask(item(), "instruction_following").outcome
+    assert isinstance(outcome, Judgement) and outcome.score == 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_results_have_the_order_of_the_items(concurrency: int) -> None:
+    chat = Echo()
+    digits = [1, 5, 2, 4, 3, 5, 1]
+    rows = ChatCritic(chat, BOTH, concurrency=concurrency).judge([item(f"circle {d}") for d in digits])
+    assert [r["instruction_following"] for r in rows] == [Judgement(score=d) for d in digits]
+    assert all(list(r) == list(BOTH) and r["quality"] == Judgement(score=1) for r in rows)
+    assert chat.most == 1 if concurrency == 1 else 1 < chat.most <= concurrency
+
+
+def test_a_useless_endpoint_ends_the_run_and_what_is_queued_is_not_started() -> None:
+    chat = Scripted(*[UserError("the endpoint refuses the key")] * 100)
+    with pytest.raises(UserError, match="refuses the key"):
+        ChatCritic(chat, FOLLOWING, concurrency=2).judge([item()] * 100)
+    assert len(chat.calls) < 100
+
+
+def test_misuse() -> None:
+    critic = ChatCritic(Scripted(), FOLLOWING)
+    with pytest.raises(UserError, match="no rubric for the dimension 'consistency'"):
+        critic.ask(item(), "consistency")
+    with pytest.raises(UserError, match="judges 1 image"):
+        critic.ask(Item("a", [PNG, PNG]), "instruction_following")
+    with pytest.raises(UserError, match="asks for a plan"):
+        ChatCritic(Scripted(), {"instruction_following": "plan"})
+    assert critic.judge([]) == []
+    assert critic.versions == {"instruction_following": load_rubric("instruction_following").version}
+
+
+def test_a_question_has_exactly_one_mark_an_image() -> None:
+    text = question(load_rubric("short_instruction_following"), "a <image> of a cat")
+    assert text == "<image>judge instruction following . prompt : a < image > of a cat"
+    assert question(load_rubric("short_quality"), "a cat") == "<image>judge quality ."
+
+
+def test_assessment_helpers() -> None:
+    soft = Judgement(score=4, distribution=(0, 0, 0, 0.5, 0.5))
+    rows = [{"quality": soft}, all_invalid(["quality"], "truncated"), {}]
+    assert soft_scores(rows, "quality") == [4.5, None, None]
+    assert soft_scores(rows, "quality", soft=False) == [4.0, None, None]
+    assert invalid_counts(rows) == {"quality": {"truncated": 1}}

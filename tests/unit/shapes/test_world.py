@@ -1,0 +1,91 @@
+"""The world: its prompts, its split, and the stream of candidates."""
+
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from firm.shapes import teacher, world
+
+
+def test_the_splits_are_disjoint_and_each_shows_every_kind_of_prompt() -> None:
+    train, test = world.prompts("train"), world.prompts("test")
+    assert not set(train) & set(test)
+    assert 0.15 < len(test) / (len(train) + len(test)) < 0.25
+    for split in (train, test):
+        wanted = [world.parse(prompt) for prompt in split]
+        assert {w.relation for w in wanted} == {"", "and", "left of"}
+        assert {o.shape for w in wanted for o in w.objects} == set(world.SHAPES)
+        assert {o.colour for w in wanted for o in w.objects} == set(world.COLOURS)
+
+
+def test_the_split_never_changes() -> None:
+    assert world.prompts("test")[:4] == [
+        "a green circle",
+        "a blue circle",
+        "a yellow triangle",
+        "a red circle and a yellow circle",
+    ]
+
+
+def test_no_test_prompt_is_a_train_prompt_in_other_words() -> None:
+    def meaning(prompt: str) -> tuple[str, tuple[str, ...]]:
+        wanted = world.parse(prompt)
+        things = tuple(map(str, wanted.objects))
+        return wanted.relation, things if wanted.relation == "left of" else tuple(sorted(things))
+
+    train = {meaning(prompt) for prompt in world.prompts("train")}
+    assert not train & {meaning(prompt) for prompt in world.prompts("test")}
+
+
+def test_parse_reads_objects_and_relation() -> None:
+    red, blue = world.Thing("red", "circle"), world.Thing("blue", "square")
+    assert world.parse("a red circle") == world.Wanted((red,))
+    assert world.parse(" A red circle  left of a blue square. ") == world.Wanted((red, blue), "left of")
+
+
+@pytest.mark.parametrize("prompt", ["", "a cat", "a red", "red circle", "a red circle and", "a red circle above a cat"])
+def test_parse_refuses_what_the_world_does_not_know(prompt: str) -> None:
+    with pytest.raises(ValueError, match="does not know the prompt"):
+        world.parse(prompt)
+
+
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(ValueError, match="unknown split"):
+        world.prompts("validation")  # type: ignore[arg-type]
+
+
+def test_a_candidate_depends_on_seed_split_and_index_only() -> None:
+    stream = list(world.candidates(8, seed=3, split="train"))
+    for index in (7, 0, 5):
+        prompt, image = world.candidate(index, 3, "train")
+        assert prompt == stream[index][0]
+        assert image.tobytes() == stream[index][1].tobytes()
+    assert len({image.tobytes() for _, image in stream}) == 8
+    assert world.candidate(0, 4, "train")[1].tobytes() != stream[0][1].tobytes()
+    assert world.candidate(0, 3, "test")[1].tobytes() != stream[0][1].tobytes()
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_candidates_have_every_score_and_every_quality(split: world.Split) -> None:
+    pairs = list(world.candidates(600, seed=1, split=split))
+    assert {prompt for prompt, _ in pairs} <= set(world.prompts(split))
+    scores = Counter(teacher.instruction_following(prompt, image) for prompt, image in pairs)
+    assert all(scores[score] >= 0.08 * len(pairs) for score in range(1, 6)), scores
+    worst = Counter(min(teacher.quality(image)) for _, image in pairs)
+    assert all(worst[score] >= 0.02 * len(pairs) for score in range(1, 6)), worst
+
+
+def test_candidates_is_lazy() -> None:
+    assert len(list(islice(world.candidates(10**9, seed=0, split="train"), 2))) == 2
+
+
+def test_render_is_a_small_rgb_picture_and_repeats() -> None:
+    def draw() -> np.ndarray:
+        rng = np.random.default_rng(0)
+        return world.render(world.compose("a red circle left of a blue square", rng), rng)
+
+    image = draw()
+    assert (image.shape, image.dtype) == ((32, 32, 3), np.uint8)
+    np.testing.assert_array_equal(image, draw())

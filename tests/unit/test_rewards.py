@@ -1,0 +1,77 @@
+"""Reward formulas: exact values of the paper, and what is refused."""
+
+import pytest
+import torch
+
+from firm.config import RewardConfig
+from firm.rewards import FORMULAS, base_and_bonus, base_only, cme, normalise, qma, reward, weighted_sum
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_normalise() -> None:
+    assert normalise(torch.tensor([1, 2, 3, 4, 5])).tolist() == [0, 0.25, 0.5, 0.75, 1]
+    assert normalise(tensor(4.2)).tolist() == pytest.approx([0.8])
+    assert normalise(tensor(0.996, 5.004)).tolist() == [0, 1]  # rounding of an expectation
+    assert normalise(tensor()).shape == (0,)
+
+
+@pytest.mark.parametrize("bad", [0.0, 0.9, 5.1, 6.0, float("nan"), float("inf"), -float("inf")])
+def test_scores_off_the_scale_are_refused(bad: float) -> None:
+    with pytest.raises(ValueError, match="mask failed judgements"):
+        normalise(tensor(3.0, bad))
+
+
+def test_the_paper_s_values() -> None:
+    """R = IF * (0.4 + 0.6 Q) and R = Exec * (0.6 + 0.4 Cons), method.md 1.1."""
+    assert qma(tensor(1, 0.5, 1, 0), tensor(0, 0.5, 1, 1)).tolist() == pytest.approx([0.4, 0.35, 1, 0])
+    assert cme(tensor(1, 0.5, 1, 0), tensor(0, 0.5, 1, 1)).tolist() == pytest.approx([0.6, 0.4, 1, 0])
+
+
+def test_the_source_image_returned_untouched_earns_nothing() -> None:
+    execution, consistency = tensor(0), tensor(1)
+    assert cme(execution, consistency).item() == 0
+    assert weighted_sum(execution, [consistency], [0.5, 0.5]).item() == 0.5  # the hackable baseline
+
+
+def test_several_bonuses() -> None:
+    terms = [tensor(0.5), tensor(1), tensor(0.25)]
+    assert base_and_bonus(terms[0], terms[1:], [0.2, 0.3, 0.5]).item() == pytest.approx(0.5 * (0.2 + 0.3 + 0.125))
+    assert weighted_sum(terms[0], terms[1:], [0.2, 0.3, 0.5]).item() == pytest.approx(0.1 + 0.3 + 0.125)
+    assert base_and_bonus(terms[0], [], [1.0]).item() == base_only(terms[0]).item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"), [([0.5, 0.6], "sum to 1"), ([1.5, -0.5], "non-negative"), ([1.0], "as many"),
+                           ([float("nan"), 1.0], "sum to 1")]
+)  # fmt: skip
+def test_impossible_weights(weights: list[float], match: str) -> None:
+    for formula in (base_and_bonus, weighted_sum):
+        with pytest.raises(ValueError, match=match):
+            formula(tensor(0.5), [tensor(0.5)], weights)
+
+
+@pytest.mark.parametrize("bad", [tensor(0.5, float("nan")), tensor(0.5, 1.1), tensor(-0.1, 0), tensor(0.5)])
+def test_impossible_terms(bad: torch.Tensor) -> None:
+    for base, bonus in ((bad, tensor(0.5, 0.5)), (tensor(0.5, 0.5), bad)):
+        with pytest.raises(ValueError, match=r"same shape|normalised to \[0, 1\]"):
+            qma(base, bonus)
+
+
+def test_reward_follows_the_config() -> None:
+    scores = {"instruction_following": tensor(5, 3, 1), "quality": tensor(1, 3, 5)}
+    assert reward(RewardConfig(), scores).tolist() == pytest.approx([0.4, 0.35, 0])
+    config = RewardConfig(formula="weighted_sum", weights=[0.5, 0.5])
+    assert reward(config, scores).tolist() == pytest.approx([0.5, 0.5, 0.5])
+    assert reward(RewardConfig(formula="base_only"), {"instruction_following": tensor(5, 3)}).tolist() == [1, 0.5]
+    for formula in FORMULAS:
+        assert reward(RewardConfig(formula=formula), scores).shape == (3,)  # type: ignore[arg-type]
+
+
+def test_reward_refuses_missing_dimensions_and_invalid_scores() -> None:
+    with pytest.raises(ValueError, match=r"needs scores on \['quality'\]"):
+        reward(RewardConfig(), {"instruction_following": tensor(5)})
+    with pytest.raises(ValueError, match="mask failed judgements"):
+        reward(RewardConfig(), {"instruction_following": tensor(5), "quality": tensor(float("nan"))})

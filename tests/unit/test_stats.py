@@ -1,0 +1,133 @@
+"""Statistics against scipy, against definitions written out, and against numbers computed by hand."""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from firm import stats
+
+P, H = [1, 2, 3, 5, 4, 5], [1, 1, 3, 3, 5, 5]
+
+
+def random_scores(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    human = generator.integers(1, 6, n)
+    return np.clip(human + generator.integers(-2, 3, n), 1, 5), human
+
+
+def test_by_hand() -> None:
+    assert stats.mae(P, H) == pytest.approx(4 / 6)
+    assert stats.macro_mae(P, H) == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert stats.bias(P, H) == pytest.approx(2 / 6)
+    assert stats.exact_accuracy(P, H) == pytest.approx(3 / 6)
+    assert stats.within_one(P, H) == pytest.approx(5 / 6)
+    assert stats.constant_maes(H).tolist() == pytest.approx([2, 10 / 6, 8 / 6, 10 / 6, 2])
+    assert stats.best_constant(H) == (3, pytest.approx(8 / 6))
+
+
+def test_the_paper_s_key_finding() -> None:
+    """A constant 4 on FIRM-Bench's consistency (method.md 4.4), from the published histogram."""
+    human = np.repeat([5, 4, 3, 2, 1], [73, 83, 82, 14, 4])
+    score, error = stats.best_constant(human)
+    assert (score, round(error, 3)) == (4, 0.762)
+    assert round(stats.constant_maes(human)[2], 3) == 0.980
+
+
+def test_macro_mae_weighs_rare_scores_as_much_as_frequent_ones() -> None:
+    human, predicted = [5] * 99 + [1], [5] * 100
+    assert stats.mae(predicted, human) == pytest.approx(0.04) and stats.macro_mae(predicted, human) == 2
+
+
+def test_soft_scores() -> None:
+    assert stats.nearest_score([1.49, 2.5, 4.5, 5.0]).tolist() == [1, 3, 5, 5]
+    assert stats.exact_accuracy([4.4, 3.5], [4, 4]) == 1 and stats.within_one([4.0, 2.9], [5, 4]) == 0.5
+
+
+def test_confusion() -> None:
+    counts = stats.confusion(P, H)
+    assert counts.shape == (5, 5) and counts.sum() == 6
+    assert counts[0].tolist() == [1, 1, 0, 0, 0] and counts[2, 4] == 1 and counts[4].tolist() == [0, 0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_spearman_is_scipy_s(seed: int) -> None:
+    p, h = random_scores(seed=seed)
+    assert stats.spearman(p, h) == pytest.approx(scipy.stats.spearmanr(p, h).statistic)
+
+
+def test_undefined_is_none_and_not_a_number() -> None:
+    assert stats.spearman([4, 4, 4], [1, 2, 3]) is None and stats.spearman([1, 2], [3, 3]) is None
+    assert stats.quadratic_weighted_kappa([4, 4], [4, 4]) is None
+    assert stats.spearman_ci([4, 4, 4], [1, 2, 3], 20) is None
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kappa_is_the_one_of_histograms(seed: int) -> None:
+    p, h = random_scores(seed=seed)
+    observed = stats.confusion(p, h) / len(p)
+    chance = np.outer(observed.sum(1), observed.sum(0))
+    weights = (np.arange(5)[:, None] - np.arange(5)[None, :]) ** 2
+    expected = 1 - (weights * observed).sum() / (weights * chance).sum()
+    assert stats.quadratic_weighted_kappa(p, h) == pytest.approx(expected)
+
+
+def test_kappa_of_perfect_constant_and_opposite_answers() -> None:
+    assert stats.quadratic_weighted_kappa([1, 5, 3], [1, 5, 3]) == 1
+    assert stats.quadratic_weighted_kappa([3, 3, 3], [1, 5, 3]) == pytest.approx(0)
+    assert stats.quadratic_weighted_kappa([5, 1], [1, 5]) == -1
+
+
+def test_mean_ci_is_close_to_theory_and_deterministic() -> None:
+    values = np.random.default_rng(1).normal(3, 1, 2000)
+    mean, low, high = stats.mean_ci(values, 2000, seed=3)
+    assert mean == pytest.approx(values.mean())
+    half = 1.96 * values.std() / 2000**0.5
+    assert (low, high) == (pytest.approx(mean - half, abs=0.006), pytest.approx(mean + half, abs=0.006))
+    assert stats.mean_ci(values, 2000, seed=3) == (mean, low, high) != stats.mean_ci(values, 2000, seed=4)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(200):
+        _, low, high = stats.mean_ci(generator.normal(0, 1, 60), 300, seed, level=0.9)
+        covered += low <= 0 <= high
+    assert 0.83 <= covered / 200 <= 0.96
+
+
+def test_vectorised_and_looped_statistics_agree() -> None:
+    p, h = random_scores(60)
+    looped = stats.bootstrap_ci((p, h), stats.spearman, 50, 0, vectorised=False)
+    assert looped == pytest.approx(stats.spearman_ci(p, h, 50, 0))
+    assert stats.mae_ci(p, h, 50, 0) == pytest.approx(stats.bootstrap_ci((p, h), stats.mae, 50, 0, vectorised=False))
+
+
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, h = random_scores(50)
+    whole = stats.spearman_ci(p, h, 40, 0)
+    monkeypatch.setattr(stats, "_CHUNK", 120)
+    assert stats.spearman_ci(p, h, 40, 0) == whole
+
+
+def test_it_is_fast() -> None:
+    p, h = random_scores(2000)
+    start = time.process_time()
+    stats.mae_ci(p, h, 1000)
+    assert time.process_time() - start < 0.5
+
+
+@pytest.mark.parametrize("function", [stats.mae, stats.macro_mae, stats.spearman, stats.bias, stats.confusion])
+@pytest.mark.parametrize("values", [([], []), ([1, 2], [1]), ([np.nan], [1]), ([np.inf], [1]), ([[1]], [[1]])])
+def test_impossible_input_is_refused(function: Callable[..., object], values: tuple[list, list]) -> None:
+    with pytest.raises(ValueError, match=r"1-D arrays|finite"):
+        function(*values)
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_resamples"):
+        stats.mean_ci([1.0], 0)
+    with pytest.raises(ValueError, match="level"):
+        stats.mean_ci([1.0], level=1.0)
