@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 pytho
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-STAGES := curation sft bench rl evaluate report
+STAGES := curation sft bench rl
 
 .DEFAULT_GOAL := help
 

@@ -6,7 +6,6 @@ draw, so a run gives the same result whatever the number of processes, and a res
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,9 @@ import torch.distributed as torch_dist
 from torch import Tensor
 
 from firm.records import UserError
+from firm.seeds import seed_for
 
 T = TypeVar("T")
-
-
-def seed_for(seed: int, *purpose: str | int) -> int:
-    """Seed in [0, 2**63) for one purpose, for example ``seed_for(0, "noise", epoch, index)``."""
-    text = "/".join(map(str, (seed, *purpose)))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from firm.config import PromptsConfig
-from firm.dist import seed_for
 from firm.locate import load_object
 from firm.records import Split, UserError
+from firm.seeds import seed_for
 
 
 def load_prompts(config: PromptsConfig, split: Split) -> list[str]:
@@ -40,13 +40,17 @@ def _read(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"cannot read prompts: {error.strerror}", str(path), "check prompts.path", usage=True) from error
+        raise UserError(
+            f"cannot read prompts: {error.strerror}", str(path), "check prompts.path", usage=True
+        ) from error
     except UnicodeDecodeError as error:
         raise UserError("the prompt file is not UTF-8 text", str(path), "save it as UTF-8", usage=True) from error
     if path.suffix == ".json":
         rows = _parse(text, str(path))
         if not isinstance(rows, list):
-            raise UserError("a JSON prompt file must hold a list", str(path), 'like [{"input_prompt": ...}]', usage=True)
+            raise UserError(
+                "a JSON prompt file must hold a list", str(path), 'like [{"input_prompt": ...}]', usage=True
+            )
         found = [_prompt(row, f"{path}, entry {i}") for i, row in enumerate(rows)]
     elif path.suffix in (".jsonl", ".ndjson"):
         lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
@@ -62,7 +66,9 @@ def _parse(text: str, where: str) -> object:
     try:
         value: object = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON: {error.msg}", where, "one JSON value a line for .jsonl", usage=True) from error
+        raise UserError(
+            f"not valid JSON: {error.msg}", where, "one JSON value a line for .jsonl", usage=True
+        ) from error
     return value
 
 

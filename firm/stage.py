@@ -10,21 +10,20 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any, Protocol
 
-from firm import __version__
+from firm import __version__, lifeline
 from firm.artifacts import Output, open_input, read_ref, sha256_file, write_ref
 from firm.config import FilesSource, RunConfig, fingerprint
 from firm.presets import parse_config
 from firm.progress import emit
 from firm.records import ArtifactRef, Summary, UserError
-from firm.store import open_store
+from firm.store import atomic_write, open_store
 
 SUMMARY = "summary.json"
 TIMING = "timing.json"
@@ -41,7 +40,14 @@ class Run(Protocol):
         """Do the stage's work: read input folders, write into ``out.folder``."""
 
 
-def execute(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], output: str) -> Summary:
+def execute(
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    output: str,
+    log_metric: Callable[[str, float], None] | None = None,
+    copies: Mapping[str, str] | None = None,
+) -> None:
     """Run ``firm.<stage>.run`` unless its artifact exists already. Body of every pipeline component.
 
     Args:
@@ -49,19 +55,22 @@ def execute(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], ou
         config: The run's configuration as plain JSON.
         inputs: Name -> pointer file of each input artifact.
         output: Where to write the pointer file of this stage's artifact.
-
-    Returns:
-        The stage's summary.
+        log_metric: Called with each headline number, for the KFP UI.
+        copies: File of the artifact -> path to copy it to, for the KFP UI.
 
     Raises:
         SystemExit: With code 1 or 2 after a message for people; nothing already written is lost.
     """
+    lifeline.hold()
     emit(stage=stage, state="started")
     try:
-        summary, state, seconds = _execute(stage, parse_config(config), inputs, Path(output))
+        folder, state = _execute(stage, parse_config(config), inputs, Path(output))
+        summary = read_summary(folder)
+        for name, path in (copies or {}).items():
+            Path(path).write_bytes((folder / name).read_bytes())
     except UserError as error:
         emit(stage=stage, state="failed", message=str(error), exit_code=error.exit_code)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from error
     except OSError as error:
         message = f"{error.strerror or error} ({error.filename})" if error.filename else str(error)
@@ -70,35 +79,35 @@ def execute(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], ou
     except Exception:
         emit(stage=stage, state="failed", message=traceback.format_exc(limit=-3), exit_code=1)
         raise
-    emit(stage=stage, state=state, seconds=seconds, metrics=summary.metrics)
-    return summary
+    for name, value in summary.metrics.items():
+        if log_metric:
+            log_metric(name, value)
+    emit(stage=stage, state=state, metrics=summary.metrics)
 
 
-def _execute(
-    stage: str, config: RunConfig, inputs: Mapping[str, str], output: Path
-) -> tuple[Summary, str, float | None]:
-    module: Run = importlib.import_module(f"firm.{stage}.run")  # type: ignore[assignment]
+def _execute(stage: str, config: RunConfig, inputs: Mapping[str, str], output: Path) -> tuple[Path, str]:
+    """Make or find the artifact; returns its local folder and "finished" or "reused"."""
+    module: Run = importlib.import_module(f"firm.{stage}.run")
     refs = {name: read_ref(Path(path)) for name, path in inputs.items()}
     key = stage_key(stage, config, module.SECTIONS, refs)
     uri = f"{config.store.rstrip('/')}/{config.name}/{stage}-{key[:12]}"
-    with tempfile.TemporaryDirectory(prefix="firm-") as scratch:
-        out = Output.open(uri, Path(scratch) / "out")
-        if out.manifest() is not None:
-            ref = out.ref()
-            write_ref(ref, output)
-            return read_summary(open_input(ref, Path(scratch) / "in")), "reused", None
-        folders = {name: _open(ref, Path(scratch) / name) for name, ref in refs.items()}
-        start = time.monotonic()
-        summary = module.run(config, folders, out)
-        (out.folder / SUMMARY).write_text(summary.model_dump_json(indent=1))
-        ref = out.commit(
-            stage, key, {name: ref.sha256 for name, ref in refs.items()}, {"version": __version__}, _files(out.folder)
-        )
-        seconds = round(time.monotonic() - start, 1)
-        open_store(uri).put(TIMING, json.dumps({"seconds": seconds}).encode())
+    out = Output.open(uri)
+    if out.manifest() is not None:
         out.discard(WORK)
-        write_ref(ref, output)
-    return summary, "finished", seconds
+        write_ref(out.ref(), output)
+        return open_input(out.ref()), "reused"
+    folders = {name: _open(ref) for name, ref in refs.items()}
+    start = time.monotonic()
+    summary = module.run(config, folders, out)
+    with atomic_write(out.folder / SUMMARY) as file:
+        file.write(summary.model_dump_json(indent=1).encode())
+    hashes = {name: ref.sha256 for name, ref in refs.items()}
+    ref = out.commit(stage, key, hashes, {"version": __version__}, _files(out.folder))
+    seconds = round(time.monotonic() - start, 1)
+    open_store(uri).put(TIMING, json.dumps({"seconds": seconds}).encode())
+    out.discard(WORK)
+    write_ref(ref, output)
+    return out.folder, "finished"
 
 
 def stage_key(stage: str, config: RunConfig, sections: tuple[str, ...], refs: Mapping[str, ArtifactRef]) -> str:
@@ -117,8 +126,8 @@ def _files(folder: Path) -> list[str]:
     return sorted(str(p) for p in found if p.parts[0] not in (WORK, TIMING, "manifest.json"))
 
 
-def _open(ref: ArtifactRef, scratch: Path) -> Path:
-    folder = open_input(ref, scratch)
+def _open(ref: ArtifactRef) -> Path:
+    folder = open_input(ref)
     store = open_store(ref.uri)
     if not (folder / TIMING).exists() and store.exists(TIMING):
         store.fetch(TIMING, folder / TIMING)

@@ -78,12 +78,9 @@ class ChatCritic:
         if self._concurrency <= 1 or len(tasks) <= 1:
             answers = [self.ask(*task) for task in tasks]
         else:
-            executor = ThreadPoolExecutor(min(self._concurrency, len(tasks)), thread_name_prefix="judge")
-            try:
+            with ThreadPoolExecutor(min(self._concurrency, len(tasks)), thread_name_prefix="judge") as executor:
+                # After an error or Ctrl-C, map cancels what has not started.
                 answers = list(executor.map(lambda task: self.ask(*task), tasks))
-            finally:
-                # After an error or Ctrl-C what has not started must not start any more.
-                executor.shutdown(wait=True, cancel_futures=True)
         width = len(self.rubrics)
         rows = (answers[i * width : (i + 1) * width] for i in range(len(items)))
         return [dict(zip(self.rubrics, row, strict=True)) for row in rows]

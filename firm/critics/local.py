@@ -14,10 +14,10 @@ from firm.config import CriticConfig
 from firm.critics.answers import SCORE_PREFIX, parse_answer
 from firm.critics.critic import Item, question
 from firm.critics.rubrics import Rubric, load_rubric
-from firm.dist import seed_for
 from firm.images import decode_image
 from firm.locate import model_path
 from firm.records import SCORES, Assessment, Invalid, Judgement, UserError
+from firm.seeds import seed_for
 
 IMAGE_TAG = "<image>"
 Batch = dict[str, Tensor]

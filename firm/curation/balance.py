@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from firm.dist import seed_for
+from firm.seeds import seed_for
 
 
 def balance(

@@ -69,7 +69,8 @@ def _batches(config: RunConfig) -> Iterator[Batch]:
 
 def _candidates(config: RunConfig, batches: list[Batch], done: int) -> Iterator[list[Candidate]]:
     """Candidates of all batches after the first ``done`` rows. Batches are always made whole: what a generator
-    samples may differ in the last bit with the size of its batch."""
+    samples may differ in the last bit with the size of its batch.
+    """
     source: Source | None = None
     opened = ""
     for batch in batches:
@@ -125,7 +126,13 @@ class _Scores:
                 tables.append({"dimension": dimension, "what": f"judged: {name}", **histogram(mine)})
             for split in SPLITS:
                 chosen = self.chosen(config, split)[dimension]
-                tables.append({"dimension": dimension, "what": f"{split} examples", **histogram([column[i] for i in chosen.elements()])})
+                tables.append(
+                    {
+                        "dimension": dimension,
+                        "what": f"{split} examples",
+                        **histogram([column[i] for i in chosen.elements()]),
+                    }
+                )
         invalid = sum(s is None for column in self.scores.values() for s in column)
         metrics = {"candidates": len(self.splits), "invalid_judgements": invalid}
         for split in SPLITS:

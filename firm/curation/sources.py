@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from firm.config import CandidateSource, CurationConfig, FilesSource, FunctionSource, GeneratedSource, PromptsConfig
-from firm.dist import generator, seed_for
+from firm.dist import generator
 from firm.images import decode_image, encode_image
 from firm.locate import load_object
 from firm.prompts import load_prompts
 from firm.records import Candidate, Split, UserError
+from firm.seeds import seed_for
 
 
 class Source(Protocol):
@@ -51,7 +52,10 @@ class Generated:
         self.config, self.seed = config, seed
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.policy = Policy(config.policy, device)
-        self.prompts: dict[Split, list[str]] = {"train": load_prompts(prompts, "train"), "test": load_prompts(prompts, "test")}
+        self.prompts: dict[Split, list[str]] = {
+            "train": load_prompts(prompts, "train"),
+            "test": load_prompts(prompts, "test"),
+        }
         self.negative = self.policy.encode([""]) if config.guidance_scale != 1 else None
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
@@ -68,7 +72,13 @@ class Generated:
         latents = sample(self.policy, conditions, noise, steps, guidance_scale=scale, negative=self.negative)
         images = self.policy.decode(latents).cpu().numpy()
         return [
-            Candidate(index=i, prompt=judged, source=self.config.name, split=split, images=[encode_image(Image.fromarray(image))])
+            Candidate(
+                index=i,
+                prompt=judged,
+                source=self.config.name,
+                split=split,
+                images=[encode_image(Image.fromarray(image))],
+            )
             for i, (_, judged), image in zip(indices, drawn, images, strict=True)
         ]
 

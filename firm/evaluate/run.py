@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -15,13 +14,14 @@ from firm.config import EndpointChat, RunConfig
 from firm.critics.chat import open_chat
 from firm.critics.critic import Critic, Item, load_critic, soft_scores
 from firm.critics.judge import ChatCritic
-from firm.dist import generator, seed_for
+from firm.dist import generator
 from firm.images import encode_image
 from firm.policies.policy import Policy, load_policy
 from firm.policies.sampler import noise_for, sample
 from firm.progress import Task
 from firm.prompts import load_prompts
 from firm.records import Sample, Summary
+from firm.seeds import seed_for
 from firm.shards import ShardWriter, iter_shards
 from firm.stats import mean_ci
 
@@ -45,7 +45,9 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     policy, loaded = None, ""
     for which, indices in batches[done:]:
         if policy is None or loaded != which:
-            policy = Policy(config.policy, device) if which == "base" else load_policy(inputs["policy"] / "policy", device)
+            policy = (
+                Policy(config.policy, device) if which == "base" else load_policy(inputs["policy"] / "policy", device)
+            )
             loaded = which
         writer.write(_samples(config, policy, which, prompts, indices, critic, auditor))
         task.advance(len(indices))
@@ -100,12 +102,14 @@ def _summary(config: RunConfig, samples: Sequence[Sample]) -> Summary:
     rows, metrics = [], {}
     for judge, dimension in _judged(config):
         scores = {w: soft_scores([getattr(s, judge) for s in by[w]], dimension) for w in _WHICH}
-        differences = [f - b for b, f in zip(scores["base"], scores["final"], strict=True) if b is not None and f is not None]
+        differences = [
+            f - b for b, f in zip(scores["base"], scores["final"], strict=True) if b is not None and f is not None
+        ]
         if not differences:
             continue
         values = {w: [x for x in scores[w] if x is not None] for w in _WHICH} | {"gain": differences}
         for name, column in values.items():
-            mean, (low, high) = float(np.mean(column)), mean_ci(column, config.evaluate.num_bootstrap, config.seed)
+            mean, low, high = mean_ci(column, config.evaluate.num_bootstrap, config.seed)
             metrics[f"{judge}_{dimension}_{name}"] = mean
             row = {"judge": judge, "dimension": dimension, "policy": name, "mean": mean, "low": low, "high": high}
             rows.append({**row, "n": len(column), "invalid": len(by["base"]) - len(column)})

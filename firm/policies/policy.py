@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from firm.config import LoraConfig, PolicyConfig
-from firm.dist import seed_for
 from firm.locate import load_object
 from firm.policies.parameters import ParameterSets
 from firm.records import UserError
+from firm.seeds import seed_for
 
 WEIGHTS = "policy.safetensors"
 CARD = "policy.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ def noise_for(shape: tuple[int, ...], seed: int, purpose: str, indices: Sequence
 def euler(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Tensor:
     """First-order integration of dx = v dsigma from sigma = sigmas[0] to sigmas[-1]."""
     x = noise
-    for now, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, after in pairwise(sigmas):
         x = x + (after - now) * velocity(x, now.expand(len(x)))
     return x
 
@@ -35,7 +36,7 @@ def dpm2(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Tensor:
     """
     x, previous, last = noise, None, len(sigmas) - 2
     grid = [float(s) for s in sigmas.double()]
-    for i, (now, after) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for i, (now, after) in enumerate(pairwise(grid)):
         x0 = x - now * velocity(x, sigmas[i].expand(len(x)))
         target = x0
         if previous is not None and 0 < i < last and grid[i - 1] < 1:

@@ -72,8 +72,11 @@ def branches(x0: Tensor, x_t: Tensor, sigma: Tensor, v: Tensor, v_old: Tensor, b
     ``mean((x0_hat - x0)^2 / w)`` with ``w = max(mean |x0_hat - x0|, 1e-5)`` taken without gradient.
 
     Args:
-        x0: Clean latents [B, ...]; x_t: noised latents [B, ...]; sigma: [B].
-        v: Velocity of the policy, carries the gradient; v_old: of the old policy, detached here. [B, ...]
+        x0: Clean latents [B, ...].
+        x_t: Noised latents [B, ...].
+        sigma: Noise level of each sample [B].
+        v: Velocity of the policy [B, ...]; carries the gradient.
+        v_old: Velocity of the old policy [B, ...]; detached here.
         beta: Guidance strength, > 0.
     """
     if beta <= 0:

@@ -71,7 +71,10 @@ def rewards_of(assessments: Sequence[Assessment], config: RewardConfig) -> tuple
     """Rewards [N] in [0, 1] and a mask [N]: False where a judgement that the formula needs is invalid."""
     needed = [config.base, *(config.bonuses if config.formula != "base_only" else ())]
     valid = [all(not isinstance(a[d], Invalid) for d in needed) for a in assessments]
-    scores = {d: torch.tensor([_score(a, d, config.soft) for a, ok in zip(assessments, valid, strict=True) if ok]) for d in needed}
+    scores = {
+        d: torch.tensor([_score(a, d, config.soft) for a, ok in zip(assessments, valid, strict=True) if ok])
+        for d in needed
+    }
     mask = torch.tensor(valid)
     rewards = torch.zeros(len(assessments))
     if any(valid):
@@ -95,8 +98,11 @@ def rollout(
     epoch: int,
     world: World,
 ) -> Rollout:
-    """One epoch's samples. A group is one drawn prompt with ``group_size`` noises; its key is its place in the draw,
-    never the prompt's text. Noise depends on (seed, epoch, sample) only, so any number of ranks samples the same."""
+    """Sample and score one epoch.
+
+    A group is one drawn prompt with ``group_size`` noises; its key is its place in the draw, never the prompt's text.
+    Noise depends on (seed, epoch, sample) only, so any number of ranks samples the same.
+    """
     plan = BatchPlan.of(rl.prompts_per_epoch, rl.group_size, world)
     drawn = draw_prompts(prompts, rl.prompts_per_epoch, seed, epoch)
     mine = [prompts[drawn[g]] for g in plan.groups]
@@ -128,7 +134,9 @@ def rollout(
 
 def _stats(rewards: Tensor, valid: Tensor, mask: Tensor) -> dict[str, float]:
     kept = rewards[valid]
-    spread = torch.stack([g[v].std(unbiased=False) if v.any() else g.new_zeros(()) for g, v in zip(rewards, valid, strict=True)])
+    spread = torch.stack(
+        [g[v].std(unbiased=False) if v.any() else g.new_zeros(()) for g, v in zip(rewards, valid, strict=True)]
+    )
     return {
         "reward": kept.mean().item() if len(kept) else 0.0,
         "reward_std": kept.std(unbiased=False).item() if len(kept) else 0.0,

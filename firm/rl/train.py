@@ -20,7 +20,6 @@ from firm.dist import World
 from firm.launch.job import report_failure, worker_request
 from firm.policies.policy import Policy, save_policy
 from firm.policies.sampler import noise_for
-from firm.presets import parse_config
 from firm.progress import MetricsLog, Task
 from firm.prompts import load_prompts
 from firm.records import Assessment, Invalid, UserError
@@ -109,9 +108,7 @@ class Loop:
     def run_epoch(self) -> dict[str, float]:
         """Rollout, update, refresh of the old policy."""
         c = self.config
-        samples = rollout(
-            self.policy, self.critic, self.prompts, c.rl, c.reward, c.seed, self.epoch, self.world
-        )
+        samples = rollout(self.policy, self.critic, self.prompts, c.rl, c.reward, c.seed, self.epoch, self.world)
         stats = self.updater.epoch(samples, self.epoch)
         self.sets.pull("old", old_decay(c.rl.decay, self.updater.steps))
         self.epoch += 1
@@ -148,7 +145,7 @@ class Loop:
 
 def train(request: dict[str, Any], folder: Path) -> None:
     """Run epochs until the maximum or the auditor's stop; resume from a checkpoint; write the best audited policy."""
-    config, out = parse_config(request["config"]), Path(request["out"])
+    config, out = RunConfig.model_validate(request["config"]), Path(request["out"])
     world = dist.start()
     loop = Loop(config, Path(request["critic"]), world)
     checkpoint = folder / "checkpoint"

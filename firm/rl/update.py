@@ -45,8 +45,8 @@ class Updater:
         """For each optimizer step: this rank's trained samples and how many samples all ranks train in it."""
         total = len(rollout.trained)
         order = torch.randperm(total, generator=generator(self.seed, "order", epoch, inner))
-        for part in order.chunk(self.rl.optimizer_steps):
-            part = part[rollout.trained[part]]
+        for chunk in order.chunk(self.rl.optimizer_steps):
+            part = chunk[rollout.trained[chunk]]
             local = part[(part >= rollout.first) & (part < rollout.first + len(rollout.latents))] - rollout.first
             if len(part):
                 yield local.sort().values, len(part)

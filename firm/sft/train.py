@@ -20,6 +20,7 @@ from firm.critics.local import Batch, Encoder, load_model, load_processor
 from firm.launch.job import report_failure, worker_request
 from firm.progress import Task
 from firm.records import UserError
+from firm.seeds import seed_for
 
 OPTIMIZER = "optimizer.safetensors"
 SCHEDULER = "scheduler.json"
@@ -104,7 +105,7 @@ def prepare(critic: CriticConfig, sft: SFTConfig, seed: int) -> PreTrainedModel:
 
     adapter = LoraConfig(r=sft.lora.rank, lora_alpha=sft.lora.alpha, target_modules="all-linear")
     with torch.random.fork_rng():
-        torch.manual_seed(dist.seed_for(seed, "lora"))
+        torch.manual_seed(seed_for(seed, "lora"))
         return get_peft_model(model, adapter)
 
 

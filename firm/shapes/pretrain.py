@@ -20,7 +20,7 @@ from firm.shapes.teacher import instruction_following
 from firm.shapes.world import SIZE, compose, draw_prompt, prompts, render
 
 VAE_STEPS = 1400
-STEPS = {"base": 1500, "strong": 4000}
+STEPS = {"base": 1200, "strong": 4000}
 NUM_IMAGES = 20_000
 SEED = 0
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MAX_FILE, MAX_FUNCTION = 350, 60
 MAX_IMPORT_CPU_S = 0.3
-STAGES = ("curation", "sft", "bench", "rl", "evaluate", "report")
+STAGES = ("curation", "sft", "bench", "gate", "rl", "evaluate", "report")
 SOURCES = sorted([*(ROOT / "firm").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
 FIRM = [path for path in SOURCES if path.is_relative_to(ROOT / "firm")]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -1,0 +1,1 @@
+"""Kubeflow Pipelines definitions: thin, the same on a laptop and on a cluster."""

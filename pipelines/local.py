@@ -1,0 +1,65 @@
+"""Runs the full pipeline on this machine through Kubeflow Pipelines' own local runner."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from firm.config import RunConfig
+from firm.lifeline import LIFELINE
+from firm.progress import PROGRESS_FILE, Watcher
+from firm.records import UserError
+
+STAGES = ("curation", "sft", "bench", "gate", "rl", "evaluate", "report")
+
+
+def run_locally(config: RunConfig, folder: Path) -> Path:
+    """Run every stage in turn, showing progress; returns the report's path.
+
+    Args:
+        config: The run.
+        folder: Local folder for the log, KFP's task outputs and the page.
+
+    Raises:
+        UserError: A stage failed; carries the stage's own message.
+    """
+    from kfp import local
+
+    from pipelines.full import full
+
+    log, kfp_root = folder / "run.log", folder / "kfp"
+    os.environ |= {PROGRESS_FILE: str(folder / "progress.jsonl"), LIFELINE: str(os.getpid())}
+    warnings.filterwarnings("ignore", module="kfp")
+    watcher = Watcher(folder / "progress.jsonl", STAGES, config.expected_s, sys.stdout)
+    with watcher, _output_to(log):
+        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(kfp_root))
+        try:
+            full(config=config.model_dump(mode="json"))
+            failed = ""
+        except RuntimeError as error:
+            failed = str(error)
+    if failed or watcher.failure:
+        raise _failure(watcher, failed, log)
+    newest = max(kfp_root.glob("firm-*/report/page"), key=lambda p: p.stat().st_mtime)
+    page = folder / "report.html"
+    page.write_bytes(newest.read_bytes())
+    return page
+
+
+@contextlib.contextmanager
+def _output_to(log: Path) -> Iterator[None]:
+    """Send what KFP and the stages print to a log file; the terminal belongs to the progress display."""
+    with log.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
+
+
+def _failure(watcher: Watcher, text: str, log: Path) -> UserError:
+    event = watcher.failure
+    if event is None:
+        return UserError(f"the run failed: {text}", str(log), "look at the end of the log; run again to resume")
+    fix = f"the log is {log}; run the same command again to resume"
+    return UserError(f"{event['stage']} failed: {event['message']}", "", fix, usage=event["exit_code"] == 2)
