@@ -17,8 +17,8 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: With exit code 2, naming the key.
     """
-    for split in ("train", "test"):
-        load_prompts(config.prompts, split)  # type: ignore[arg-type]
+    load_prompts(config.prompts, "train")
+    load_prompts(config.prompts, "test")
     _check_model(config.policy.model, "policy.model")
     if config.critic.kind == "trained":
         _check_model(config.critic.model, "critic.model")

@@ -29,8 +29,7 @@ class RunFolder:
             UserError: It cannot be written, or another process is working on this run.
         """
         store = open_store(config.store)
-        local = isinstance(store, LocalStore)
-        path = (store.root if local else Path("runs").absolute()) / config.name
+        path = (store.root if isinstance(store, LocalStore) else Path("runs").absolute()) / config.name
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = (path / ".lock").open("w")
@@ -42,4 +41,4 @@ class RunFolder:
             except BlockingIOError as error:
                 fix = "wait for it, or give this run another name with --set name=..."
                 raise UserError("another process is working on this run", str(path), fix) from error
-            yield cls(path, config.model_copy(update={"store": store.uri if local else config.store}))
+            yield cls(path, config.model_copy(update={"store": store.uri}))

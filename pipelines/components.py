@@ -13,7 +13,7 @@ component = dsl.component(base_image=IMAGE, install_kfp_package=False)
 
 
 @component
-def curation(config: dict, data: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics]):  # noqa: D103
+def curation(config: dict, data: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics]) -> None:  # noqa: D103
     from firm.stage import execute
 
     execute("curation", config, {}, data.path, metrics.log_metric)
@@ -22,7 +22,7 @@ def curation(config: dict, data: dsl.Output[dsl.Dataset], metrics: dsl.Output[ds
 @component
 def sft(  # noqa: D103
     config: dict, data: dsl.Input[dsl.Dataset], critic: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics]
-):
+) -> None:
     from firm.stage import execute
 
     execute("sft", config, {"data": data.path}, critic.path, metrics.log_metric)
@@ -35,14 +35,14 @@ def bench(  # noqa: D103
     critic: dsl.Input[dsl.Model],
     agreement: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     from firm.stage import execute
 
     execute("bench", config, {"data": data.path, "critic": critic.path}, agreement.path, metrics.log_metric)
 
 
 @component
-def gate(config: dict, agreement: dsl.Input[dsl.Artifact], verdict: dsl.Output[dsl.Artifact]):  # noqa: D103
+def gate(config: dict, agreement: dsl.Input[dsl.Artifact], verdict: dsl.Output[dsl.Artifact]) -> None:  # noqa: D103
     from firm.stage import execute
 
     execute("gate", config, {"bench": agreement.path}, verdict.path)
@@ -55,7 +55,7 @@ def rl(  # noqa: D103
     verdict: dsl.Input[dsl.Artifact],
     policy: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     from firm.stage import execute
 
     execute("rl", config, {"critic": critic.path, "verdict": verdict.path}, policy.path, metrics.log_metric)
@@ -68,7 +68,7 @@ def evaluate(  # noqa: D103
     policy: dsl.Input[dsl.Model],
     samples: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
-):
+) -> None:
     from firm.stage import execute
 
     execute("evaluate", config, {"critic": critic.path, "policy": policy.path}, samples.path, metrics.log_metric)
@@ -85,7 +85,7 @@ def report(  # noqa: D103
     samples: dsl.Input[dsl.Dataset],
     summary: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
-):
+) -> None:
     from firm.stage import execute
 
     inputs = {

@@ -12,7 +12,7 @@ from pipelines import components
 
 
 @dsl.pipeline(name="firm", description="FIRM: curate, train a critic, prove it, let it steer RL, evaluate, report")
-def full(config: dict):
+def full(config: dict) -> None:
     """Run FIRM as one configuration (preset plus overrides) describes it.
 
     1. curate      prompts and images become scored examples (paper section 3.2)

@@ -10,20 +10,20 @@ from pipelines import components
 
 
 @dsl.pipeline(name="firm-curation", description="Plan-then-score curation of scored examples")
-def curation(config: dict):
+def curation(config: dict) -> None:
     """Curate only."""
     components.curation(config=config).set_display_name("curate")
 
 
 @dsl.pipeline(name="firm-sft", description="Fine-tune a critic on curated examples")
-def sft(config: dict, data: str):
+def sft(config: dict, data: str) -> None:
     """Train a critic on existing data."""
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
     components.sft(config=config, data=examples.output)
 
 
 @dsl.pipeline(name="firm-bench", description="Measure a critic against human scores and apply the gate")
-def bench(config: dict, data: str, critic: str):
+def bench(config: dict, data: str, critic: str) -> None:
     """Measure an existing critic."""
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
@@ -32,7 +32,7 @@ def bench(config: dict, data: str, critic: str):
 
 
 @dsl.pipeline(name="firm-rl", description="DiffusionNFT RL with a trusted critic, then evaluation")
-def rl(config: dict, critic: str, verdict: str):
+def rl(config: dict, critic: str, verdict: str) -> None:
     """Steer a policy with an existing critic that has passed the gate, and evaluate it."""
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
     trusted = dsl.importer(artifact_uri=verdict, artifact_class=dsl.Artifact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ class LocalCritic:
         for i, row in enumerate(tokens.tolist()):
             truncated = self.encoder.tokenizer.eos_token_id not in row
             text = self.encoder.tokenizer.decode(row, skip_special_tokens=True)
-            outcome = parse_answer(text, rubric.answer, truncated)  # type: ignore[arg-type]
+            outcome = parse_answer(text, "json" if rubric.answer == "json" else "boxed", truncated)
             if isinstance(outcome, Judgement):
                 outcome = self._with_distribution(outcome, row, [step[i] for step in output.logits])
             yield outcome
@@ -188,7 +189,7 @@ class LocalCritic:
 
 
 def _judgement(probabilities: Sequence[float], rationale: str) -> Judgement | Invalid:
-    if not all(p == p for p in probabilities):
+    if not all(math.isfinite(p) for p in probabilities):
         return Invalid(reason="non_finite", detail="the score tokens have no finite probability")
     best = max(SCORES, key=lambda s: probabilities[s - 1])
-    return Judgement(score=best, distribution=tuple(probabilities), rationale=rationale)  # type: ignore[arg-type]
+    return Judgement(score=best, distribution=tuple(probabilities), rationale=rationale)

@@ -68,8 +68,9 @@ def _batches(config: RunConfig) -> Iterator[Batch]:
 
 
 def _candidates(config: RunConfig, batches: list[Batch], done: int) -> Iterator[list[Candidate]]:
-    """Candidates of all batches after the first ``done`` rows. Batches are always made whole: what a generator
-    samples may differ in the last bit with the size of its batch.
+    """Candidates of all batches after the first ``done`` rows.
+
+    Batches are always made whole: what a generator samples may differ in the last bit with the size of its batch.
     """
     source: Source | None = None
     opened = ""

@@ -118,7 +118,7 @@ class Files:
         self.rows = rows
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
-        """Read, check and re-encode a batch of files. Training rows come first in the shuffled order, test rows last."""
+        """Read, check and re-encode files; of the shuffled rows the first train, the last test."""
         made = []
         for i in indices:
             row = self.order[i] if split == "train" else self.order[-1 - i]

@@ -1,0 +1,1 @@
+"""Policies: one file a model family, the parameter sets that RL keeps, and the sampler."""

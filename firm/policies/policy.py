@@ -94,12 +94,13 @@ class Policy:
             self.family.denoiser.requires_grad_(True)
             return
         from peft import LoraConfig as PeftLora
+        from peft import inject_adapter_in_model
 
         targets = list(self.family.lora_targets)
         adapter = PeftLora(r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian", target_modules=targets)
         with torch.random.fork_rng():  # peft draws from the global generator
             torch.manual_seed(seed_for(seed, "lora"))
-            self.family.denoiser.add_adapter(adapter)
+            inject_adapter_in_model(adapter, self.family.denoiser)
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """Evaluate under "policy" or a named copy."""
