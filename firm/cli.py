@@ -70,7 +70,7 @@ def show(
 
     from firm.presets import load_config
 
-    config = load_config(source, overrides).model_dump(mode="json")
+    config = load_config(source, overrides).model_dump(mode="json", exclude_none=True)
     print(json.dumps(config) if as_json else yaml.safe_dump(config, sort_keys=False), end="\n" if as_json else "")
 
 

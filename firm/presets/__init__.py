@@ -35,8 +35,10 @@ def _read_yaml(text: str, where: str) -> dict[str, Any]:
     return data
 
 
-def _read_source(name: str) -> dict[str, Any]:
-    """Read a preset by name or a YAML file by path, following ``base``."""
+def _read_source(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a preset by name or a YAML file by path, following ``base`` (a path is relative to the file naming it)."""
+    if name in seen:
+        raise UserError("a configuration is its own base", " -> ".join((*seen, name)), "remove one `base`", True)
     if name in preset_names():
         data = _read_yaml(resources.files("firm.presets").joinpath(f"{name}.yaml").read_text(), name)
     elif Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
@@ -45,7 +47,10 @@ def _read_source(name: str) -> dict[str, Any]:
         known = ", ".join(preset_names())
         raise UserError(f"unknown preset {name!r}", "", f"use one of {known}, or the path of a YAML file", True)
     base = data.pop("base", None)
-    return _merge(_read_source(base), data) if base else data
+    if base is None:
+        return data
+    beside = Path(name).parent / str(base)
+    return _merge(_read_source(str(beside) if beside.is_file() else str(base), (*seen, name)), data)
 
 
 def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
     """Apply one ``a.b=value``; the value is YAML; list items are addressed by index (``curation.sources.0.name``)."""
     key, separator, text = assignment.partition("=")
     if not separator or not key:
-        raise UserError(f"--set {assignment!r} is not of the form key=value", "", "for example --set rl.steps=20", True)
+        raise UserError(f"--set {assignment!r} is not of the form key=value", "", "for example --set rl.max_epochs=20", True)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

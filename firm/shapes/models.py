@@ -5,6 +5,7 @@ that runs on the large checkpoints.
 """
 
 from pathlib import Path
+from string import ascii_lowercase
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
@@ -149,11 +150,31 @@ def load_generator(folder: Path | str) -> StableDiffusion3Pipeline:
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
-    # Trained to the end on so few words, byte pairs become whole words.
-    words = [prompt for split in ("train", "test") for prompt in prompts(split)]
-    tokenizer = CLIPTokenizer().train_new_from_iterator(words, vocab_size=1024, show_progress=False)
-    tokenizer.model_max_length = 12  # two objects and a relation are 8 words
-    return tokenizer
+    # Merges are written, not learned: the trainer of byte pairs breaks ties at random, so ids would differ by run.
+    words = sorted({word for split in ("train", "test") for prompt in prompts(split) for word in prompt.split()})
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        for pair in merges:
+            parts = _merge(parts, pair)
+        while len(parts) > 1:  # a merge of lower rank than all before does not change the words before
+            merges.append((parts[0], parts[1]))
+            parts = _merge(parts, merges[-1])
+    tokens = ["<|startoftext|>", "<|endoftext|>", *ascii_lowercase, *(f"{c}</w>" for c in ascii_lowercase)]
+    tokens += [left + right for left, right in merges]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
+    # Two objects and a relation are 8 words.
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=12)
+
+
+def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
 
 
 def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:

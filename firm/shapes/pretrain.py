@@ -1,7 +1,7 @@
 """Makes the shipped generators: `python -m firm.shapes.pretrain OUT` writes `OUT/base` and `OUT/strong`.
 
 `base` is trained briefly, so that it still fails often enough for reinforcement learning to have something to do;
-`strong`, its longer-trained sister, is a second source of candidates for curation. About ten minutes on two cores.
+`strong`, its longer-trained sister, is a second source of candidates for curation. About eight minutes on two cores.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from firm.shapes.teacher import instruction_following
 from firm.shapes.world import SIZE, compose, draw_prompt, prompts, render
 
 VAE_STEPS = 1400
-STEPS = {"base": 1200, "strong": 4000}
+STEPS = {"base": 1200, "strong": 1900}
 NUM_IMAGES = 20_000
 SEED = 0
 

@@ -122,6 +122,9 @@ def test_an_untrained_generator_survives_the_disk(tmp_path: Path) -> None:
 
 def test_every_prompt_fits_into_the_text_encoders_word_by_word() -> None:
     tokenizer = models.load_generator(models.WEIGHTS / "base").tokenizer
+    assert (
+        tokenizer.get_vocab() == models.build_generator(seed=0).tokenizer.get_vocab()
+    )  # ids are the same in every run
     for prompt in world.prompts("train") + world.prompts("test"):
         tokens = tokenizer.tokenize(prompt)
         assert tokens == [f"{word}</w>" for word in prompt.split()]

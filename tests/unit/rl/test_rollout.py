@@ -1,0 +1,139 @@
+"""Rollout: groups are draws, invalid judgements are masked, batching and ranks change nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firm.config import PolicyConfig, RewardConfig, RLConfig
+from firm.critics.critic import Item
+from firm.dist import World
+from firm.images import decode_image
+from firm.policies.policy import Policy
+from firm.records import Assessment, Invalid, Judgement
+from firm.rl.rollout import Rollout, draw_prompts, rewards_of, rollout
+
+ALONE = World(0, 1, torch.device("cpu"))
+BASE, QMA = RewardConfig(formula="base_only"), RewardConfig()
+PROMPTS = ["a red circle", "a blue square", "a green triangle", "a yellow circle"]
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    config = PolicyConfig(model="pkg://firm.shapes/weights/base", resolution=32, max_sequence_length=1)
+    made = Policy(config, ALONE.device)
+    made.train(None, ("old", "ema"), seed=0)
+    return made
+
+
+def settings(**changes: Any) -> RLConfig:
+    few: dict[str, Any] = {"prompts_per_epoch": 4, "group_size": 3, "max_epochs": 1, "num_inference_steps": 3}
+    return RLConfig(**{**few, **changes})
+
+
+class Redness:
+    """A critic whose score is the redness of the image; ``Invalid`` for images whose number is in ``failing``."""
+
+    def __init__(self, failing: Sequence[int] = ()) -> None:
+        self.failing, self.asked = failing, list[Item]()
+
+    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+        self.asked += items
+        return [{"instruction_following": self._one(i, item)} for i, item in enumerate(items)]
+
+    def _one(self, index: int, item: Item) -> Judgement | Invalid:
+        if index in self.failing:
+            return Invalid(reason="unparsable")
+        red, green, blue = np.asarray(decode_image(item.images[0], "")).reshape(-1, 3).mean(0) / 255
+        high = float(np.clip(0.5 + red - (green + blue) / 2, 0, 1))
+        return Judgement(score=5 if high > 0.5 else 1, distribution=(1 - high, 0, 0, 0, high))
+
+
+def roll(policy: Policy, critic: Redness | None = None, prompts: Sequence[str] = PROMPTS, **changes: Any) -> Rollout:
+    return rollout(policy, critic or Redness(), prompts, settings(**changes), BASE, 5, 2, ALONE)
+
+
+def test_one_sample_per_group_member_under_its_own_prompt(policy: Policy) -> None:
+    critic = Redness()
+    found = roll(policy, critic)
+    assert found.latents.shape == (12, 8, 8, 8) and found.rows.tolist() == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    drawn = [PROMPTS[i] for i in draw_prompts(PROMPTS, 4, 5, 2)]
+    assert [item.prompt for item in critic.asked] == [p for p in drawn for _ in range(3)]
+    assert len({item.images[0] for item in critic.asked}) == 12
+    assert found.trained.all() and found.advantage.view(4, 3).sum(1).abs().max() < 1e-4
+    assert found.advantage.abs().min() > 0 and 0 < found.stats["reward"] < 1 and found.stats["masked_samples"] == 0
+
+
+def test_the_same_prompt_drawn_twice_makes_two_groups(policy: Policy) -> None:
+    critic = Redness()
+    found = roll(policy, critic, ["a red circle"] * 2)
+    assert {item.prompt for item in critic.asked} == {"a red circle"}
+    assert len({item.images[0] for item in critic.asked}) == 12  # with noises of their own
+    assert found.advantage.view(4, 3).sum(1).abs().max() < 1e-4  # each centred by itself
+    rewards = torch.tensor([a["instruction_following"].soft_score for a in Redness().judge(critic.asked)])  # type: ignore[union-attr]
+    centred = rewards.view(4, 3) - rewards.view(4, 3).mean(1, keepdim=True)
+    torch.testing.assert_close(found.advantage, centred.flatten() / 4 / (rewards.std(unbiased=False) / 4 + 1e-4))
+
+
+def test_invalid_judgements_are_masked_and_leave_the_others_alone(policy: Policy) -> None:
+    found = roll(policy, Redness(failing=[0, 3, 4]))  # one of group 0, two of group 1
+    assert found.trained.tolist() == [False, True, True, False, False, False, *[True] * 6]
+    assert not found.advantage[[0, 3, 4, 5]].any()
+    assert found.advantage[:3].sum().abs() < 1e-4 and found.advantage[1:3].abs().min() > 0
+    assert found.stats["invalid_judgements"] == 3 and found.stats["masked_samples"] == 4
+    nothing = roll(policy, Redness(failing=range(12)))
+    assert not nothing.trained.any() and not nothing.advantage.any() and nothing.stats["reward"] == 0
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+def test_the_batch_size_changes_nothing(policy: Policy, batch_size: int) -> None:
+    reference, found = roll(policy, batch_size=7), roll(policy, batch_size=batch_size)
+    torch.testing.assert_close(found.latents, reference.latents, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.advantage, reference.advantage, rtol=0.05, atol=0.05)  # images are rounded
+
+
+def test_it_samples_from_the_old_policy(policy: Policy) -> None:
+    assert policy.parameters is not None
+    before = roll(policy).latents
+    saved = {k: t.clone() for k, t in policy.parameters.tensors().items()}
+    with torch.no_grad():
+        for parameter in policy.parameters.live:
+            parameter.mul_(1.1)
+    assert torch.equal(roll(policy).latents, before)
+    policy.parameters.pull("old", 0.0)
+    assert not torch.equal(roll(policy).latents, before)
+    policy.parameters.load(saved)
+
+
+@given(st.integers(1, 9), st.integers(1, 20), st.integers(0, 99), st.integers(0, 99))
+def test_prompts_of_an_epoch_are_distinct_while_they_last(size: int, number: int, seed: int, epoch: int) -> None:
+    prompts = [str(i) for i in range(size)]
+    drawn = draw_prompts(prompts, number, seed, epoch)
+    assert drawn == draw_prompts(prompts, number, seed, epoch) and len(drawn) == number
+    for start in range(0, number, size):
+        assert len(set(drawn[start : start + size])) == len(drawn[start : start + size])
+
+
+def test_prompts_change_with_seed_and_epoch() -> None:
+    prompts = [str(i) for i in range(50)]
+    assert len({tuple(draw_prompts(prompts, 10, seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+
+
+def test_rewards_need_every_dimension_of_the_formula_and_no_other() -> None:
+    good, bad = Judgement(score=4, distribution=(0, 0, 0.5, 0, 0.5)), Invalid(reason="empty")
+    assessments: list[Assessment] = [
+        {"instruction_following": good, "quality": Judgement(score=3)},
+        {"instruction_following": good, "quality": bad},
+        {"instruction_following": bad, "quality": good},
+    ]
+    rewards, mask = rewards_of(assessments, QMA)
+    assert mask.tolist() == [True, False, False] and rewards[0] == pytest.approx(0.75 * (0.4 + 0.6 * 0.5))
+    assert rewards_of(assessments, BASE)[1].tolist() == [True, True, False]
+    rewards, mask = rewards_of(assessments[1:], QMA)
+    assert not mask.any() and not rewards.isnan().any()
+    hard = RewardConfig(formula="base_only", soft=False)
+    assert rewards_of([{"instruction_following": Judgement(score=5, distribution=(0.4, 0, 0, 0, 0.6))}], hard)[0] == 1

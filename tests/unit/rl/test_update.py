@@ -1,0 +1,199 @@
+"""The update: equivalent ways of splitting it give the same step, and nothing is computed in vain."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from firm.config import LoraConfig, PolicyConfig, RLConfig
+from firm.dist import World
+from firm.policies.policy import Policy
+from firm.policies.sampler import noise_for
+from firm.rl.rollout import Rollout
+from firm.rl.update import Updater
+
+ALONE = World(0, 1, torch.device("cpu"))
+PROMPTS = ["a red circle", "a blue square"]
+N = 6
+# SGD-like: Adam's first step is lr * sign(gradient), which would blow up rounding where a gradient is nearly zero
+Make = Callable[..., Updater]
+
+
+@pytest.fixture
+def make() -> Make:
+    """make(**settings): an updater on a fresh policy whose old and reference parameters differ from it."""
+
+    def made(lora: LoraConfig | None = None, spread: float = 0.02, seed: int = 3, **changes: Any) -> Updater:
+        config = PolicyConfig(model="pkg://firm.shapes/weights/base", resolution=32, max_sequence_length=1)
+        few: dict[str, Any] = {
+            "prompts_per_epoch": 2, "group_size": 3, "max_epochs": 1, "num_inference_steps": 4, "kl_weight": 0,
+            "batch_size": N, "learning_rate": 1e-4, "lora": lora,
+        }  # fmt: skip
+        rl = RLConfig(**{**few, **changes})
+        policy = Policy(config, ALONE.device)
+        sets = policy.train(lora, ("old", "ema", *(("reference",) if rl.kl_weight else ())), seed=0)
+        g = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for tensor in [t for s in ("old", "reference") for t in sets.sets.get(s, [])]:
+                tensor.add_(torch.randn(tensor.shape, generator=g) * spread)
+        return Updater(policy, rl, seed, ALONE)
+
+    return made
+
+
+def rolled(policy: Policy, trained: list[bool] | None = None, advantage: Tensor | None = None) -> Rollout:
+    mask = torch.tensor(trained or [True] * N)
+    values = torch.linspace(-2, 2, N) if advantage is None else advantage
+    return Rollout(
+        latents=noise_for(policy.latent_shape, 0, "x0", range(N)),
+        conditions=policy.encode(PROMPTS),
+        rows=torch.arange(2).repeat_interleave(3),
+        advantage=torch.where(mask, values, 0.0),
+        first=0,
+        trained=mask,
+        stats={},
+    )
+
+
+def gradients(updater: Updater, rollout: Rollout) -> list[Tensor]:
+    """Of the last step of an epoch."""
+    updater.epoch(rollout, 0)
+    return [p.grad.clone() for p in updater.sets.live if p.grad is not None]
+
+
+def close(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-6) -> None:
+    assert len(a) == len(b) > 0
+    for x, y in zip(a, b, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=tolerance)
+
+
+def count_forwards(policy: Policy) -> list[int]:
+    """Batch sizes of the denoiser's forward passes from now on."""
+    seen: list[int] = []
+    policy.family.denoiser.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(len(kwargs["hidden_states"])), with_kwargs=True
+    )
+    return seen
+
+
+@pytest.mark.parametrize("timesteps", ["scheduler", "uniform"])
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_micro_batches_give_the_step_of_the_whole_batch(make: Make, timesteps: str, batch_size: int) -> None:
+    whole = make(timesteps=timesteps, kl_weight=0.1)
+    expected = gradients(whole, rolled(whole.policy))
+    parts = make(timesteps=timesteps, kl_weight=0.1, batch_size=batch_size)
+    close(gradients(parts, rolled(parts.policy)), expected)
+    names = zip(whole.sets.names, whole.sets.live, parts.sets.live, strict=True)
+    assert max((a - b).abs().max().item() for _, a, b in names) <= 2.1e-4  # lr, in the worst case of Adam's sign
+
+
+@pytest.mark.parametrize(("kl", "forwards"), [(0.0, 2), (1e-4, 3)])
+def test_the_reference_is_run_only_for_a_kl(make: Make, kl: float, forwards: int) -> None:
+    updater = make(kl_weight=kl, batch_size=4)
+    rollout = rolled(updater.policy)
+    seen = count_forwards(updater.policy)
+    values = updater.epoch(rollout, 0)
+    assert sorted(seen) == sorted([4, 2] * 3 * forwards)  # 2 batches, int(0.99 * 4) = 3 timesteps
+    assert ("kl" in values) is (kl > 0)
+
+
+def test_the_kl_pulls_towards_the_reference(make: Make) -> None:
+    without, weak = make(), make(kl_weight=1e-12)
+    close(gradients(without, rolled(without.policy)), gradients(weak, rolled(weak.policy)))
+    strong = make(kl_weight=1e6, spread=0.01)
+    found = strong.epoch(rolled(strong.policy), 0)
+    assert strong.epoch(rolled(strong.policy), 0)["kl"] < found["kl"]
+
+
+def test_masked_samples_contribute_nothing(make: Make) -> None:
+    keep = [True, False, True, True, False, True]
+    spoilt, clean = make(), make()
+    rollout = rolled(spoilt.policy, keep)
+    junk = rolled(clean.policy, keep)
+    junk.latents[[1, 4]] = torch.nan
+    junk.advantage[[1, 4]] = 1e9
+    close(gradients(spoilt, rollout), gradients(clean, junk), 0)
+
+
+def test_the_mean_is_over_trained_samples_only(make: Make) -> None:
+    one, two = make(max_grad_norm=1e9), make(max_grad_norm=1e9)
+    alone = gradients(one, rolled(one.policy, [True, *[False] * 5]))
+    pair = gradients(two, rolled(two.policy, [False] * 3 + [True] + [False] * 2))
+    both = make(max_grad_norm=1e9)
+    expected = [(a + b) / 2 for a, b in zip(alone, pair, strict=True)]
+    close(gradients(both, rolled(both.policy, [True, False, False, True, False, False])), expected)
+
+
+def test_an_epoch_without_a_trained_sample_changes_nothing(make: Make) -> None:
+    updater = make(inner_epochs=2, optimizer_steps=2)
+    before = {k: t.clone() for k, t in updater.sets.tensors().items()}
+    assert isinstance(updater.epoch(rolled(updater.policy, [False] * N), 0), dict)
+    assert updater.steps == 0
+    assert all(torch.equal(t, before[k]) for k, t in updater.sets.tensors().items())
+
+
+def test_the_loss_is_reported_in_every_epoch_alike(make: Make) -> None:
+    """Curves of rl/run.py read these names from every line of the metrics."""
+    updater = make()
+    names = set(updater.epoch(rolled(updater.policy), 0))
+    assert {"loss", "old_deviation", "grad_norm"} <= names
+    assert set(updater.epoch(rolled(updater.policy, [False] * N), 1)) == names
+
+
+def test_equal_rewards_on_policy_change_nothing(make: Make) -> None:
+    updater = make(spread=0.0, weight_decay=0.0)
+    found = gradients(updater, rolled(updater.policy, advantage=torch.zeros(N)))
+    assert max(g.abs().max().item() for g in found) < 1e-8
+
+
+def test_steps_and_inner_epochs(make: Make) -> None:
+    updater = make(inner_epochs=2, optimizer_steps=3, batch_size=2, max_grad_norm=1e-3)
+    rollout = rolled(updater.policy)
+    seen = count_forwards(updater.policy)
+    before = [p.detach().clone() for p in updater.sets.live]
+    values = updater.epoch(rollout, 0)
+    assert updater.steps == 6 and len(seen) == 6 * 3 * 2 and values["grad_norm"] > 1e-3
+    norm = torch.stack([p.grad.norm() for p in updater.sets.live if p.grad is not None]).norm()
+    assert norm <= 1.001e-3
+    assert any(not torch.equal(a, b) for a, b in zip(before, updater.sets.live, strict=True))
+    ema = zip(before, updater.sets.live, updater.sets.sets["ema"], strict=True)
+    assert all(torch.all((e - b).abs() <= (p - b).abs().max() + 1e-6) for b, p, e in ema)
+
+
+def test_the_draws_of_a_sample_are_its_own(make: Make) -> None:
+    updater = make(num_inference_steps=10)
+    rollout = rolled(updater.policy)
+    sigmas, noise = updater._draw(rollout, torch.arange(N), 4, 1)
+    assert sigmas.shape == (N, 9) and noise.shape == (N, 9, 8, 8, 8)
+    alone = updater._draw(rollout, torch.tensor([5]), 4, 1)
+    assert torch.equal(alone[0][0], sigmas[5]) and torch.equal(alone[1][0], noise[5])
+    grid = set(updater.policy.sigmas(10)[:-1].tolist())
+    assert all(len(set(row)) == 9 and set(row) < grid for row in sigmas.tolist())
+    assert len({tuple(row) for row in sigmas.tolist()}) > 1
+    again, _ = updater._draw(rollout, torch.arange(N), 5, 1)
+    assert not torch.equal(again, sigmas)
+    uniform, _ = make(timesteps="uniform", num_timesteps=3)._draw(rollout, torch.arange(N), 0, 0)
+    assert uniform.shape == (N, 3) and bool(((uniform > 0) & (uniform < 1)).all())
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4)], ids=["full", "lora"])
+def test_bfloat16_trains_the_same_parameters_in_nearly_the_same_direction(make: Make, lora: LoraConfig | None) -> None:
+    exact, rough = make(lora, kl_weight=0.01), make(lora, kl_weight=0.01, dtype="bfloat16")
+    a, b = (gradients(u, rolled(u.policy)) for u in (exact, rough))
+    assert len(a) == len(b), "under autocast some parameters get no gradient"
+    x, y = (torch.cat([g.flatten() for g in grads]) for grads in (a, b))
+    assert torch.cosine_similarity(x, y, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_old_and_policy_are_told_apart(make: Make, dtype: str) -> None:
+    updater = make(dtype=dtype, spread=0.05)
+    assert updater.epoch(rolled(updater.policy), 0)["old_deviation"] > 1e-3
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(make: Make) -> None:
+    plain, saving = make(), make()
+    saving.policy.family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    close(gradients(saving, rolled(saving.policy)), gradients(plain, rolled(plain.policy)), 1e-7)

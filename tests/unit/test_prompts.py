@@ -1,0 +1,97 @@
+"""Prompts of a user's file: every format, every slip, a stable split."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from firm.config import PromptsConfig
+from firm.prompts import load_prompts
+from firm.records import UserError
+
+ALL = [f"prompt number {i}" for i in range(200)]
+
+
+def load(path: Path, split: str = "train", **options: float) -> list[str]:
+    return load_prompts(PromptsConfig(path=str(path), **options), split)  # type: ignore[arg-type]
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.txt", "a cat\n\n  zwei Hunde \r\na cat\n日本の犬"),
+        ("p.txt", b"\xef\xbb\xbfa cat\nzwei Hunde\n" + "日本の犬\n".encode()),
+        ("p.jsonl", '{"prompt": "a cat"}\n\n"zwei Hunde"\n{"input_prompt": "日本の犬", "extra": 1}\n'),
+        ("p.jsonl", b'\xef\xbb\xbf"a cat"\n"zwei Hunde"\n' + '"日本の犬"'.encode()),
+        ("p.json", '[{"input_prompt": "a cat"}, "zwei Hunde", {"prompt": "日本の犬"}, "a cat"]'),
+    ],
+)
+def test_formats(tmp_path: Path, name: str, text: str | bytes) -> None:
+    assert load(write(tmp_path, name, text), test_share=0) == ["a cat", "zwei Hunde", "日本の犬"]
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0c", "\x1c"])
+def test_only_line_feeds_end_a_json_line(tmp_path: Path, separator: str) -> None:
+    prompt = f"a poster{separator}with two lines"
+    text = json.dumps(prompt, ensure_ascii=separator < " ") + "\n"
+    assert load(write(tmp_path, "p.jsonl", text), test_share=0) == [prompt]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "what"),
+    [
+        ("p.txt", "", "empty"),
+        ("p.txt", " \n\n", "empty"),
+        ("p.json", "[]", "empty"),
+        ("p.txt", b"caf\xe9", "UTF-8"),
+        ("p.json", '{"prompt": "x"}', "must hold a list"),
+        ("p.json", '["x"', "not valid JSON"),
+        ("p.jsonl", '"fine"\n{"prompt": \n', r"not valid JSON.*line 2"),
+        ("p.jsonl", '"fine"\n\n{"text": "x"}', r"no prompt here.*line 3"),
+        ("p.json", '["fine", {"prompt": " "}]', r"no prompt here.*entry 1"),
+        ("p.json", '["fine", 7]', r"no prompt here.*entry 1"),
+        ("p.json", '[{"prompt": null}]', r"no prompt here.*entry 0"),
+    ],
+)
+def test_slips_are_named(tmp_path: Path, name: str, text: str | bytes, what: str) -> None:
+    path = write(tmp_path, name, text)
+    with pytest.raises(UserError, match=what) as caught:
+        load(path)
+    assert caught.value.exit_code == 2 and str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.txt", tmp_path):
+        with pytest.raises(UserError, match="cannot read prompts") as caught:
+            load(path)
+        assert caught.value.exit_code == 2
+
+
+def test_the_split_is_disjoint_complete_and_survives_edits(tmp_path: Path) -> None:
+    path = write(tmp_path, "p.txt", "\n".join(ALL))
+    train, test = load(path, test_share=0.2), load(path, "test", test_share=0.2)
+    assert sorted(train + test) == sorted(ALL) and not set(train) & set(test) and 20 < len(test) < 60
+    assert train == [p for p in ALL if p in set(train)]  # in the order of the file
+    edited = write(tmp_path, "q.txt", "\n".join(["new", *reversed(ALL[50:])]))
+    assert set(load(edited, "test", test_share=0.2)) - {"new"} == set(test) & set(ALL[50:])
+    assert load(path, test_share=0.2, limit=3) == train[:3]
+    assert set(load(path, "test", test_share=0.1)) <= set(test)
+
+
+def test_a_split_without_prompts_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no prompt falls into the test split of 1"):
+        load(write(tmp_path, "p.txt", "one"), "test", test_share=0)
+
+
+def test_a_function() -> None:
+    config = PromptsConfig(function="firm.shapes.world:prompts", limit=5)
+    assert len(load_prompts(config, "test")) == 5 != load_prompts(config, "train")
+    for name in ("firm.shapes.world:absent", "no_such_module:f", "firm.shapes.world"):
+        with pytest.raises(UserError, match="cannot import"):
+            load_prompts(PromptsConfig(function=name), "train")
