@@ -36,10 +36,10 @@ def test_formats(tmp_path: Path, name: str, text: str | bytes) -> None:
     assert load(write(tmp_path, name, text), test_share=0) == ["a cat", "zwei Hunde", "日本の犬"]
 
 
-@pytest.mark.parametrize("separator", ["\u2028", "\x85", "\x0c", "\x1c"])
+@pytest.mark.parametrize("separator", ["\u2028", "\x85"])
 def test_only_line_feeds_end_a_json_line(tmp_path: Path, separator: str) -> None:
     prompt = f"a poster{separator}with two lines"
-    text = json.dumps(prompt, ensure_ascii=separator < " ") + "\n"
+    text = json.dumps(prompt, ensure_ascii=False) + "\n"
     assert load(write(tmp_path, "p.jsonl", text), test_share=0) == [prompt]
 
 

@@ -1,0 +1,148 @@
+"""The local critic: asked as it was trained, whatever the batch, and clear about what it can not read."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from firm.config import CriticConfig
+from firm.critics.answers import write_answer
+from firm.critics.critic import Item, question
+from firm.critics.local import Encoder, LocalCritic, load_model, load_processor
+from firm.critics.rubrics import load_rubric
+from firm.images import encode_image
+from firm.records import Assessment, Invalid, Judgement, UserError
+from firm.sft.train import Collator
+from firm.shapes.models import WEIGHTS, build_critic
+from firm.shapes.world import candidate
+
+CPU = torch.device("cpu")
+RUBRICS = {"instruction_following": "short_instruction_following", "quality": "short_quality"}
+
+
+def config(**changes: object) -> CriticConfig:
+    plain = {
+        "model": str(WEIGHTS / "critic"), "from_scratch": True, "answer_style": "score_first", "rubrics": RUBRICS,
+        "dtype": "float32", "batch_size": 3, "max_new_tokens": 8,
+    }  # fmt: skip
+    return CriticConfig.model_validate({**plain, **changes})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A critic with random weights, as the sft stage would leave it."""
+    path = tmp_path_factory.mktemp("critic")
+    build_critic(path)
+    load_model(config(), str(path), seed=0).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def items() -> list[Item]:
+    pairs = [candidate(i, 0, "train") for i in range(7)]
+    return [Item(prompt, [encode_image(image)]) for prompt, image in pairs]
+
+
+def distributions(assessments: list[Assessment]) -> torch.Tensor:
+    rows = [[a[d].distribution for d in RUBRICS] for a in assessments]  # type: ignore[union-attr]
+    return torch.tensor(rows)
+
+
+def test_training_and_judging_ask_the_same_question(folder: Path, items: list[Item]) -> None:
+    critic = LocalCritic(folder, config(), CPU)
+    rubric = load_rubric("short_instruction_following")
+    texts = [question(rubric, item.prompt) for item in items[:3]]
+    answers = [write_answer(s, "red clear circle top left", "score_first", "boxed") for s in (1, 3, 5)]
+    rows = [
+        {
+            "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}],
+            "images": [{"bytes": png} for png in item.images],
+        }
+        for text, answer, item in zip(texts, answers, items, strict=False)
+    ]
+    trained = Collator(Encoder(load_processor(str(folder))))(rows)
+    asked = critic.encoder.questions(texts, [item.images for item in items[:3]])
+    width = asked["input_ids"].shape[1]
+    for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        assert torch.equal(trained[key][:, :width], asked[key])
+    assert torch.equal(trained["pixel_values"], asked["pixel_values"])
+    served = critic.encoder.append(asked, [critic._prefix] * 3)["input_ids"]
+    assert torch.equal(trained["input_ids"][:, : served.shape[1]], served)
+    scores = trained["input_ids"][:, served.shape[1]].tolist()
+    assert scores == [critic._scores[s - 1] for s in (1, 3, 5)]
+
+
+def test_score_tokens(folder: Path) -> None:
+    encoder = Encoder(load_processor(str(folder)))
+    prefix, scores = encoder.score_tokens()
+    assert encoder.tokenizer.decode(prefix) == "score :"
+    assert [encoder.tokenizer.decode([s]) for s in scores] == list("12345")
+
+
+@settings(max_examples=10)
+@given(order=st.permutations(range(7)), size=st.integers(1, 8))
+def test_a_judgement_does_not_depend_on_the_batch(folder: Path, items: list[Item], order: list[int], size: int) -> None:
+    whole = distributions(LocalCritic(folder, config(batch_size=7), CPU).judge(items))
+    found = distributions(LocalCritic(folder, config(batch_size=size), CPU).judge([items[i] for i in order]))
+    torch.testing.assert_close(found, whole[order], rtol=1e-4, atol=1e-5)
+
+
+def test_scores_are_distributions_over_every_dimension(folder: Path, items: list[Item]) -> None:
+    critic = LocalCritic(folder, config(), CPU)
+    found = critic.judge(items)
+    assert [set(a) for a in found] == [set(RUBRICS)] * 7
+    torch.testing.assert_close(distributions(found).sum(-1), torch.ones(7, 2))
+    for assessment in found:
+        outcome = assessment["quality"]
+        assert isinstance(outcome, Judgement) and outcome.distribution is not None and 1 <= outcome.soft_score <= 5
+        assert outcome.distribution[outcome.score - 1] == max(outcome.distribution)
+    assert critic.judge([]) == []
+    torch.testing.assert_close(distributions(critic.judge(items)), distributions(found), rtol=0, atol=0)
+
+
+def test_a_critic_that_writes_first_is_read_or_invalid(folder: Path, items: list[Item]) -> None:
+    critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
+    for assessment in critic.judge(items[:4]):
+        for outcome in assessment.values():
+            assert isinstance(outcome, Judgement | Invalid)
+            assert not isinstance(outcome, Invalid) or outcome.reason in ("truncated", "unparsable", "empty")
+
+
+def test_a_broken_model_is_not_a_score(folder: Path, items: list[Item]) -> None:
+    critic = LocalCritic(folder, config(), CPU)
+    with torch.no_grad():
+        for parameter in critic.model.parameters():
+            parameter.fill_(torch.nan)
+    [found] = critic.judge(items[:1])
+    assert all(isinstance(o, Invalid) and o.reason == "non_finite" for o in found.values())
+
+
+def test_a_corrupt_image_is_named(folder: Path, items: list[Item]) -> None:
+    spoilt = [*items[:4], Item(items[4].prompt, [items[4].images[0][:40]])]
+    with pytest.raises(UserError, match="cannot decode image") as caught:
+        LocalCritic(folder, config(), CPU).judge(spoilt)
+    assert "item 4" in str(caught.value)
+
+
+@pytest.mark.parametrize("prompt", ["<image>", "<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"])
+def test_a_prompt_with_special_tokens_is_only_text(folder: Path, items: list[Item], prompt: str) -> None:
+    found = LocalCritic(folder, config(), CPU).judge([Item(f"a red circle {prompt}", items[0].images), items[1]])
+    assert all(isinstance(outcome, Judgement) for assessment in found for outcome in assessment.values())
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    for model in (tmp_path / "absent", tmp_path):
+        with pytest.raises(UserError) as caught:
+            LocalCritic(model, config(), CPU)
+        assert str(model) in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_weights_from_scratch_depend_on_the_seed_and_leave_global_randomness_alone(folder: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    made = [torch.cat([p.flatten() for p in load_model(config(), str(folder), seed).parameters()]) for seed in (1, 1, 2)]
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])

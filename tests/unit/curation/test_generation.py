@@ -1,0 +1,124 @@
+"""Plan-then-score with the teacher of the shapes world, and with evaluators that fail."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from firm.config import CurationConfig, FunctionSource, JudgedDimension, PythonChat
+from firm.critics.answers import parse_answer, parse_score_first
+from firm.critics.chat import Chat, ChatMessage, Reply, RequestFailed, open_chat
+from firm.critics.rubrics import load_rubric
+from firm.curation.generation import PlanThenScore, student_example
+from firm.records import Candidate, Invalid, Judged, Judgement
+from firm.images import encode_image
+from firm.shapes import teacher
+from firm.shapes.world import candidate
+
+TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
+DIMENSIONS = {"instruction_following": "evaluate", "quality": "quality"}
+
+
+def settings(**changes: object) -> CurationConfig:
+    source = FunctionSource(name="rendered", function="firm.shapes.world:candidate", num_images=8)
+    plain = {
+        "planner": TEACHER, "evaluator": TEACHER, "sources": [source],
+        "dimensions": {d: JudgedDimension(rubric=r) for d, r in DIMENSIONS.items()},
+    }  # fmt: skip
+    return CurationConfig.model_validate({**plain, **changes})
+
+
+@pytest.fixture(scope="module")
+def candidates() -> list[Candidate]:
+    made = [candidate(i, 0, "train") for i in range(8)]
+    return [
+        Candidate(index=i, prompt=p, source="rendered", split="train", images=[encode_image(image)])
+        for i, (p, image) in enumerate(made)
+    ]
+
+
+class Scripted:
+    """A chat that says the given texts in turn, the last for ever, and keeps what it was asked."""
+
+    name = "scripted"
+
+    def __init__(self, *texts: str | None) -> None:
+        self.texts, self.asked = list(texts), list[tuple[Sequence[ChatMessage], float, int | None]]()
+
+    def complete(
+        self, messages: Sequence[ChatMessage], *, max_tokens: int, temperature: float, seed: int | None
+    ) -> Reply:
+        self.asked.append((messages, temperature, seed))
+        text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
+        if text is None:
+            raise RequestFailed("no", retryable=True)
+        return Reply(text)
+
+
+def judge(candidates: Sequence[Candidate], planner: Chat | None = None, evaluator: Chat | None = None) -> list[Judged]:
+    return PlanThenScore(settings(), planner or open_chat(TEACHER), evaluator or open_chat(TEACHER)).judge(candidates)
+
+
+def test_judgements_are_the_teachers_with_their_provenance(candidates: list[Candidate]) -> None:
+    for given, judged in zip(candidates, judge(candidates), strict=True):
+        assert Candidate(**{k: getattr(judged, k) for k in Candidate.model_fields}) == given
+        assert judged.plan == teacher.plan(given.prompt)
+        outcome = judged.assessment["instruction_following"]
+        _, image = candidate(given.index, 0, "train")
+        assert isinstance(outcome, Judgement) and outcome.score == teacher.instruction_following(given.prompt, image)
+        quality = judged.assessment["quality"]
+        assert isinstance(quality, Judgement) and quality.score == min(teacher.quality(image))
+        provenance = judged.provenance
+        assert provenance.teacher == TEACHER.target
+        names = {"plan": "plan", **DIMENSIONS}
+        assert provenance.rubrics == {d: load_rubric(name).version for d, name in names.items()}
+        assert parse_answer(provenance.answers["instruction_following"], "boxed") == outcome
+        assert judged.plan[0] in provenance.answers["instruction_following"]  # the evaluator saw the plan
+
+
+@pytest.mark.parametrize("style", ["score_first", "reason_first"])
+@pytest.mark.parametrize("rationale", ["summary", "full"])
+def test_the_student_never_sees_the_plan(candidates: list[Candidate], style: str, rationale: str) -> None:
+    config = settings(rationale=rationale, hard_from=4)
+    for judged in judge(candidates):
+        for dimension in DIMENSIONS:
+            example = student_example(judged, dimension, f"short_{dimension}", style, config)
+            asked, answered = example.messages
+            assert (asked.role, answered.role) == ("user", "assistant")
+            assert asked.content.count("<image>") == 1 == len(example.images)
+            assert not any(question in asked.content for question in judged.plan)
+            if rationale == "summary":
+                assert not any(question in answered.content for question in judged.plan)
+            read = parse_score_first(answered.content) if style == "score_first" else parse_answer(answered.content, "boxed")
+            assert isinstance(read, Judgement) and read.score == example.score
+            assert example.difficulty == ("hard" if len(judged.plan) >= 4 else "easy")
+
+
+def test_one_plan_per_prompt(candidates: list[Candidate]) -> None:
+    planner = Scripted("- Is it red?\n- Is it round?")
+    judged = judge([candidates[0]] * 3, planner)
+    assert len(planner.asked) == 1 and judged[0].plan == ["Is it red?", "Is it round?"]
+    assert candidates[0].prompt in str(planner.asked[0][0]) and "image_url" not in str(planner.asked[0][0])
+
+
+@pytest.mark.parametrize("nonsense", ["I like it.", "\\boxed{7}", "\\boxed{4.5}", "", None, "{"])
+def test_nonsense_is_invalid_and_makes_no_example(candidates: list[Candidate], nonsense: str | None) -> None:
+    evaluator = Scripted(nonsense)
+    [judged] = judge(candidates[:1], evaluator=evaluator)
+    assert all(isinstance(outcome, Invalid) for outcome in judged.assessment.values())
+    assert judged.provenance.answers["instruction_following"] == (nonsense or "")
+    assert [seed for _, _, seed in evaluator.asked] == [0, 1, 2] * 2 and evaluator.asked[1][1] > 0
+    with pytest.raises(AssertionError, match="only valid"):
+        student_example(judged, "instruction_following", "short_instruction_following", "score_first", settings())
+
+
+def test_an_answer_that_does_not_parse_is_asked_again(candidates: list[Candidate]) -> None:
+    [judged] = judge(candidates[:1], evaluator=Scripted("what?", None, "fine\n\\boxed{4}", '{"score": [2, 3, 5]}'))
+    assert judged.assessment["instruction_following"] == Judgement(score=4, rationale="fine")
+    assert judged.assessment["quality"] == Judgement(score=2)
+
+
+def test_without_a_plan_the_evaluator_makes_its_own(candidates: list[Candidate]) -> None:
+    planner, evaluator = Scripted("no list here"), Scripted("\\boxed{3}")
+    [judged] = judge(candidates[:1], planner, evaluator)
+    assert judged.plan == [] and len(planner.asked) == 3
+    assert "no plan was made" in str(evaluator.asked[0][0])

@@ -1,0 +1,151 @@
+"""Sources of candidates: a user's files with every slip, functions, generators."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from firm.config import (
+    CurationConfig,
+    FilesSource,
+    FunctionSource,
+    GeneratedSource,
+    PolicyConfig,
+    PromptsConfig,
+    PythonChat,
+)
+from firm.curation.sources import count, open_source
+from firm.images import decode_image, encode_image
+from firm.records import Candidate, UserError
+
+PROMPTS = PromptsConfig(function="firm.shapes.world:prompts")
+TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
+Files = Callable[..., FilesSource]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """files(rows or text): a source of a JSONL file beside the images 0.png ... 9.png."""
+    for i in range(10):
+        (tmp_path / f"{i}.png").write_bytes(encode_image(Image.new("RGB", (8, 8), (i * 20, 0, 0))))
+
+    def made(content: list[Any] | str | bytes) -> FilesSource:
+        text = "\n".join(map(json.dumps, content)) if isinstance(content, list) else content
+        path = tmp_path / "candidates.jsonl"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return FilesSource(name="mine", path=str(path))
+
+    return made
+
+
+def rows(*numbers: int) -> list[dict[str, str]]:
+    return [{"prompt": f"picture {i}", "image": f"{i}.png"} for i in numbers]
+
+
+def curation(source: Any, test_share: float = 0.3) -> CurationConfig:
+    return CurationConfig(planner=TEACHER, evaluator=TEACHER, sources=[source], test_share=test_share)
+
+
+def both(config: FilesSource, test_share: float = 0.3) -> tuple[list[Candidate], list[Candidate]]:
+    source, c = open_source(config, PROMPTS, 0), curation(config, test_share)
+    train, test = (source.make(s, range(count(config, c, s))) for s in ("train", "test"))  # type: ignore[arg-type]
+    return train, test
+
+
+@pytest.mark.parametrize("test_share", [0.0, 0.1, 0.5, 1.0])
+def test_every_file_is_in_one_split(files: Files, test_share: float) -> None:
+    train, test = both(files(rows(*range(10))), test_share)
+    assert sorted(c.prompt for c in train + test) == sorted(f"picture {i}" for i in range(10))
+    assert len(test) == round(10 * test_share) and {c.split for c in test} <= {"test"}
+    for c in train + test:
+        shade = int(c.prompt.split()[1]) * 20
+        assert decode_image(c.images[0], "").getpixel((0, 0)) == (shade, 0, 0)
+
+
+def test_a_prompt_with_several_images_is_in_one_split(files: Files) -> None:
+    """Candidates of the test split are on held-out prompts."""
+    several = [{"prompt": f"picture {i % 4}", "image": f"{i}.png"} for i in range(10)]
+    train, test = both(files(several), 0.5)
+    assert not {c.prompt for c in train} & {c.prompt for c in test}
+
+
+def test_the_same_index_is_the_same_candidate(files: Files) -> None:
+    config = files(rows(*range(10)))
+    whole = open_source(config, PROMPTS, 0).make("train", range(7))
+    assert [open_source(config, PROMPTS, 0).make("train", [i])[0] for i in range(7)] == whole
+
+
+@pytest.mark.parametrize("name", ["absent.png", "../absent.png", "."])
+def test_a_missing_image_is_named(files: Files, name: str) -> None:
+    config = files([*rows(0, 1), {"prompt": "x", "image": name}])
+    with pytest.raises(UserError, match="cannot read an image") as caught:
+        both(config, 0)
+    assert f"entry 2: {name}" in str(caught.value) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n\0\0"])
+def test_a_corrupt_image_is_named(files: Files, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "bad.png").write_bytes(data)
+    with pytest.raises(UserError, match="cannot decode image") as caught:
+        both(files([*rows(0), {"prompt": "x", "image": "bad.png"}]), 0)
+    assert "entry 1: bad.png" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"prompt": "x"', '{"prompt": "x"}', '{"image": "1.png"}', "7", "null", '["x", "1.png"]',
+     '{"prompt": 7, "image": "1.png"}', '{"prompt": "x", "image": null}', '{"prompt": "x", "image": ["1.png"]}',
+     '{"prompt": "", "image": "1.png"}'],
+)  # fmt: skip
+def test_a_malformed_line_is_named(files: Files, line: str) -> None:
+    config = files(f"{json.dumps(rows(0)[0])}\n\n{line}\n")
+    with pytest.raises(UserError) as caught:
+        both(config, 0)
+    assert caught.value.exit_code == 2 and config.path in str(caught.value)
+    assert "line 3" in str(caught.value) or "entry 1" in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(("content", "what"), [("", "empty"), ("\n \n", "empty"), (b"\xff\xfe{", "not a candidate file")])
+def test_an_empty_or_binary_file_is_named(files: Files, content: str | bytes, what: str) -> None:
+    config = files(content)
+    with pytest.raises(UserError, match=what) as caught:
+        open_source(config, PROMPTS, 0)
+    assert config.path in str(caught.value)
+
+
+def test_a_file_with_a_byte_order_mark_and_odd_line_separators(files: Files) -> None:
+    line = json.dumps({"prompt": "two\u2028lines", "image": "1.png"}, ensure_ascii=False)
+    train, _ = both(files(b"\xef\xbb\xbf" + line.encode()), 0)
+    assert train[0].prompt == "two\u2028lines"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read candidates"):
+        open_source(FilesSource(name="x", path=str(tmp_path / "absent.jsonl")), PROMPTS, 0)
+
+
+def test_a_function_depends_on_seed_split_and_index() -> None:
+    config = FunctionSource(name="rendered", function="firm.shapes.world:candidate", num_images=20)
+    made = open_source(config, PROMPTS, 1).make("train", range(4))
+    assert open_source(config, PROMPTS, 1).make("train", [2]) == made[2:3]
+    assert open_source(config, PROMPTS, 2).make("train", [2]) != made[2:3]
+    assert open_source(config, PROMPTS, 1).make("test", [2])[0].images != made[2].images
+    assert [count(config, curation(config), s) for s in ("train", "test")] == [14, 6]
+
+
+def test_a_generator_samples_its_own_prompts_and_mismatches_a_share() -> None:
+    policy = PolicyConfig(model="pkg://firm.shapes/weights/base", resolution=32, max_sequence_length=1)
+    plain = GeneratedSource(name="base", policy=policy, num_images=9, num_inference_steps=2, guidance_scale=2.0)
+    source = open_source(plain, PROMPTS, 0)
+    made = source.make("train", range(6))
+    assert source.make("train", range(6)) == made
+    again = open_source(plain, PROMPTS, 1).make("train", range(6))
+    assert [c.images for c in again] != [c.images for c in made]
+    assert decode_image(made[0].images[0], "").size == (32, 32) and len({c.images[0] for c in made}) == 6
+    assert not {c.prompt for c in made} & {c.prompt for c in source.make("test", range(3))}
+    wrong = open_source(plain.model_copy(update={"mismatched": 1.0}), PROMPTS, 0).make("train", range(6))
+    assert [c.images for c in wrong] == [c.images for c in made]
+    assert sum(a.prompt != b.prompt for a, b in zip(wrong, made, strict=True)) >= 5
