@@ -21,8 +21,10 @@ def load_object(name: str, where: str) -> Any:
         if not separator:
             raise ImportError("a dotted name looks like package.module:object")
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"cannot import {name!r}: {error}", where, "check the dotted name", usage=True) from error
+    except Exception as error:  # a user's module may raise anything while it is imported
+        kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
+        what = f"cannot import {name!r}: {kind}{error}"
+        raise UserError(what, where, "check the dotted name and the module", usage=True) from error
 
 
 def model_path(model: str, where: str) -> str:
@@ -33,7 +35,11 @@ def model_path(model: str, where: str) -> str:
     """
     if model.startswith("pkg://"):
         package, _, path = model.removeprefix("pkg://").partition("/")
-        folder = Path(str(resources.files(package))) / path
+        try:
+            folder = Path(str(resources.files(package))) / path
+        except (ImportError, ValueError, TypeError) as error:
+            fix = "write pkg://PACKAGE/PATH with a package that is installed"
+            raise UserError(f"no package for the model {model}: {error}", where, fix, usage=True) from error
     elif model.startswith(("/", "./", "../", "~")):
         folder = Path(model).expanduser()
     else:

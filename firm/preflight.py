@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from firm.config import FilesSource, FunctionSource, GeneratedSource, PythonChat, RunConfig
+from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSource, RunConfig
+from firm.critics.chat import open_chat
 from firm.critics.rubrics import load_rubric
 from firm.locate import load_object, model_path
 from firm.prompts import load_prompts
@@ -19,27 +21,73 @@ def check(config: RunConfig) -> None:
     """
     load_prompts(config.prompts, "train")
     load_prompts(config.prompts, "test")
-    _check_model(config.policy.model, "policy.model")
+    _check_generator(config.policy.model, "policy.model")
     if config.critic.kind == "trained":
-        _check_model(config.critic.model, "critic.model")
+        _kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
+    _check_sources(config)
+    curation, chats = config.curation, {"auditor.judge": config.auditor.judge}
+    chats |= {"curation.planner": curation.planner, "curation.evaluator": curation.evaluator}
+    if config.critic.endpoint is not None:
+        chats["critic.endpoint"] = config.critic.endpoint
+    for key, chat in chats.items():
+        if isinstance(chat, EndpointChat):
+            open_chat(chat)
+        else:
+            load_object(chat.target, f"{key}.target")
+    teacher = (judged.rubric for judged in curation.dimensions.values())
+    for rubric in (
+        curation.planner_rubric,
+        *teacher,
+        *config.critic.rubrics.values(),
+        *config.auditor.rubrics.values(),
+    ):
+        load_rubric(rubric)
+    _check_gate(config)
+
+
+def _check_sources(config: RunConfig) -> None:
     for i, source in enumerate(config.curation.sources):
         key = f"curation.sources.{i}"
         if isinstance(source, GeneratedSource):
-            _check_model(source.policy.model, f"{key}.policy.model")
+            _check_generator(source.policy.model, f"{key}.policy.model")
         elif isinstance(source, FunctionSource):
             load_object(source.function, f"{key}.function")
-        elif isinstance(source, FilesSource) and not Path(source.path).is_file():
-            raise UserError(f"there is no file {source.path}", f"{key}.path", "check the path", usage=True)
-    for chat in (config.curation.planner, config.curation.evaluator, config.auditor.judge):
-        if isinstance(chat, PythonChat):
-            load_object(chat.target, "target")
-    teacher = (judged.rubric for judged in config.curation.dimensions.values())
-    for rubric in (config.curation.planner_rubric, *teacher, *config.critic.rubrics.values()):
-        load_rubric(rubric)
+        elif isinstance(source, FilesSource):
+            from firm.curation.sources import Files  # imports torch
+
+            Files(source).check()
 
 
-def _check_model(model: str, key: str) -> None:
+def _check_gate(config: RunConfig) -> None:
+    """Rules on what the bench will never measure would stop the run after the critic's training."""
+    from firm.bench.agreement import METRICS  # imports scipy
+
+    known = {
+        "metric": list(METRICS),
+        "dimension": list(config.curation.dimensions),
+        "source": [None, *(s.name for s in config.curation.sources)],
+    }
+    for i, rule in enumerate(config.bench.gate):
+        for field, values in known.items():
+            if (value := getattr(rule, field)) not in values:
+                fix = f"use one of {', '.join(filter(None, values))}"
+                raise UserError(f"unknown {field} {value!r}", f"bench.gate.{i}.{field}", fix, usage=True)
+
+
+def _check_generator(model: str, key: str) -> None:
+    kind = _kind_of_model(model, key, "model_index.json", "_class_name")
+    if kind is not None and not kind.startswith("StableDiffusion3"):
+        fix = "give the folder of a StableDiffusion3Pipeline"
+        raise UserError(f"{model} is a {kind}, not a generator of the family sd3", key, fix, usage=True)
+
+
+def _kind_of_model(model: str, key: str, file: str, field: str) -> str | None:
+    """What a model folder says it holds; None for a hub id, which is left to the loader."""
     folder = Path(model_path(model, key))
-    if folder.is_dir() and not any((folder / name).is_file() for name in ("config.json", "model_index.json")):
-        fix = "a model folder has config.json or model_index.json"
-        raise UserError(f"{model} is not a model folder", key, fix, usage=True)
+    if not folder.is_dir():
+        return None
+    try:
+        return str(json.loads((folder / file).read_text())[field])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{model} is not the right kind of model folder: it needs {file} with {field!r}"
+        raise UserError(what, key, "give a model folder or a hub id", usage=True) from error

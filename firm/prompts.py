@@ -21,7 +21,7 @@ def load_prompts(config: PromptsConfig, split: Split) -> list[str]:
         UserError: The file is missing, empty, or holds something else; the line is named.
     """
     if config.function is not None:
-        prompts = list(load_object(config.function, "prompts.function")(split))
+        prompts = _call(config.function, split)
     else:
         assert config.path is not None, "validated by PromptsConfig"
         everything = dict.fromkeys(_read(Path(config.path)))
@@ -30,6 +30,18 @@ def load_prompts(config: PromptsConfig, split: Split) -> list[str]:
             what = f"no prompt falls into the {split} split of {len(everything)} prompts"
             raise UserError(what, config.path, "give more prompts or change prompts.test_share", usage=True)
     return prompts[: config.limit]
+
+
+def _call(name: str, split: Split) -> list[str]:
+    function, fix = load_object(name, "prompts.function"), "give a function(split) -> list[str]"
+    try:
+        prompts = list(function(split))
+    except Exception as error:  # whatever a user's function raises
+        what = f"{name}({split!r}) failed: {type(error).__name__}: {error}"
+        raise UserError(what, "prompts.function", fix, usage=True) from error
+    if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+        raise UserError(f"{name}({split!r}) gives no list of prompts", "prompts.function", fix, usage=True)
+    return prompts
 
 
 def _is_test(prompt: str, share: float) -> bool:
@@ -53,7 +65,7 @@ def _read(path: Path) -> list[str]:
             )
         found = [_prompt(row, f"{path}, entry {i}") for i, row in enumerate(rows)]
     elif path.suffix in (".jsonl", ".ndjson"):
-        lines = [(i, line) for i, line in enumerate(text.splitlines(), 1) if line.strip()]
+        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         found = [_prompt(_parse(line, f"{path}, line {i}"), f"{path}, line {i}") for i, line in lines]
     else:
         found = [line.strip() for line in text.splitlines() if line.strip()]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers.utils import logging
 
 from firm.config import CriticConfig
 from firm.critics.answers import SCORE_PREFIX, parse_answer
@@ -44,6 +45,7 @@ def load_model(config: CriticConfig, model: str, seed: int | None = None) -> Pre
         UserError: It cannot be loaded.
     """
     path, dtype = model_path(model, "critic.model"), getattr(torch, config.dtype)
+    logging.disable_progress_bar()  # a log is no place for a bar that redraws itself
     try:
         if seed is None:
             return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -50,12 +51,21 @@ def _judge_all(config: RunConfig, out: Output) -> None:
         planner = Journal(open_chat(config.curation.planner), work / "planner.jsonl")
         evaluator = Journal(open_chat(config.curation.evaluator), work / "evaluator.jsonl")
         judge = PlanThenScore(config.curation, planner, evaluator)
-        for candidates in _candidates(config, batches, done):
-            writer.write(judge.judge(candidates))
+        for candidates in _ahead(_candidates(config, batches, done)):
+            out.publish(*(f"judged/{name}" for name in writer.write(judge.judge(candidates))))
             task.advance(len(candidates), candidates[0].source)
         planner.close()
         evaluator.close()
     writer.close()
+
+
+def _ahead(batches: Iterator[list[Candidate]]) -> Iterator[list[Candidate]]:
+    """Make the next batch while the present one is judged."""
+    with ThreadPoolExecutor(1, thread_name_prefix="candidates") as executor:
+        pending = executor.submit(next, batches, None)
+        while (batch := pending.result()) is not None:
+            pending = executor.submit(next, batches, None)
+            yield batch
 
 
 def _batches(config: RunConfig) -> Iterator[Batch]:

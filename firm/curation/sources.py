@@ -38,8 +38,10 @@ def open_source(config: CandidateSource, prompts: PromptsConfig, seed: int) -> S
 
 def count(config: CandidateSource, curation: CurationConfig, split: Split) -> int:
     """Number of candidates of a split; a user's files are counted as they are."""
-    total = len(_read_rows(Path(config.path))) if isinstance(config, FilesSource) else config.num_images
-    test = round(total * curation.test_share)
+    if isinstance(config, FilesSource):
+        total, test = Files(config).sizes(curation.test_share)
+    else:
+        total, test = config.num_images, round(config.num_images * curation.test_share)
     return test if split == "test" else total - test
 
 
@@ -113,9 +115,27 @@ class Files:
 
     def __init__(self, config: FilesSource) -> None:
         self.config, self.path = config, Path(config.path)
-        rows = _read_rows(self.path)
-        self.order = sorted(range(len(rows)), key=lambda i: seed_for(0, "split", rows[i][0], i))
-        self.rows = rows
+        self.rows = rows = _read_rows(self.path)
+        self.order = sorted(range(len(rows)), key=lambda i: (seed_for(0, "split", rows[i][0]), i))
+
+    def sizes(self, test_share: float) -> tuple[int, int]:
+        """Number of rows, and of those for testing: near ``test_share``, with all images of a prompt in one split."""
+        prompts, total = [self.rows[i][0] for i in self.order], len(self.order)
+        edges = [n for n in range(total + 1) if n in (0, total) or prompts[-n] != prompts[-n - 1]]
+        return total, min(edges, key=lambda n: abs(n - total * test_share))
+
+    def check(self) -> None:
+        """Look for every image, without reading it.
+
+        Raises:
+            UserError: One is not there.
+        """
+        for row, (_, name) in enumerate(self.rows):
+            if not (self.path.parent / name).is_file():
+                raise UserError("there is no such image", self._where(row), "correct the path", True)
+
+    def _where(self, row: int) -> str:
+        return f"{self.path}, entry {row}: {self.rows[row][1]}"
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
         """Read, check and re-encode files; of the shuffled rows the first train, the last test."""
@@ -123,26 +143,41 @@ class Files:
         for i in indices:
             row = self.order[i] if split == "train" else self.order[-1 - i]
             prompt, name = self.rows[row]
-            where = f"{self.path}, entry {row}: {name}"
+            where = self._where(row)
             try:
-                data = (self.path.parent / name).read_bytes()
+                png = encode_image(decode_image((self.path.parent / name).read_bytes(), where))
             except OSError as error:
                 raise UserError(f"cannot read an image: {error.strerror}", where, "correct the path", True) from error
-            png = encode_image(decode_image(data, where))
+            except UserError as error:
+                raise UserError(error.what, error.where, error.fix, usage=True) from error
             made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=[png]))
         return made
 
 
 def _read_rows(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        rows = [json.loads(line) for line in lines]
-        found = [(row["prompt"], row["image"]) for row in rows]
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read candidates: {error.strerror}", str(path), "check the path", True) from error
-    except (ValueError, KeyError, TypeError) as error:
-        fix = 'every line must be {"prompt": "...", "image": "file.png"}'
-        raise UserError(f"not a candidate file: {error}", str(path), fix, True) from error
-    if not found:
+    except UnicodeDecodeError as error:
+        raise UserError("not a candidate file: it is not UTF-8 text", str(path), _ROW, True) from error
+    lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
         raise UserError("the candidate file is empty", str(path), "give at least one line", True)
-    return found
+    return [_parse_row(line, f"{path}, line {i}") for i, line in lines]
+
+
+_ROW = 'every line must be {"prompt": "...", "image": "file.png"}'
+
+
+def _parse_row(line: str, where: str) -> tuple[str, str]:
+    try:
+        row = json.loads(line)
+        prompt, image = row["prompt"], row["image"]
+    except KeyError as error:
+        raise UserError(f"a candidate without {error}", where, _ROW, True) from error
+    except (ValueError, TypeError) as error:
+        raise UserError(f"not a candidate: {error}", where, _ROW, True) from error
+    if not (isinstance(prompt, str) and prompt.strip() and isinstance(image, str) and image):
+        raise UserError("prompt and image must be texts, and not empty", where, _ROW, True)
+    return prompt, image

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusion3Pipeline
+from diffusers.utils import logging
 from torch import Tensor
 
 from firm.config import PolicyConfig
@@ -38,8 +39,9 @@ class SD3:
         path = model_path(config.model, "policy.model")
         has_t5 = not Path(path).is_dir() or (Path(path) / "text_encoder_3").is_dir()
         absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
+        logging.disable_progress_bar()  # a log is no place for a bar that redraws itself
         try:
-            pipe = StableDiffusion3Pipeline.from_pretrained(path, torch_dtype=getattr(torch, config.dtype), **absent)
+            pipe = StableDiffusion3Pipeline.from_pretrained(path, dtype=getattr(torch, config.dtype), **absent)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             fix = "give a StableDiffusion3Pipeline folder or a hub id that this machine can reach"
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -131,8 +131,8 @@ def test_misuse() -> None:
 
 def test_a_question_has_exactly_one_mark_an_image() -> None:
     text = question(load_rubric("short_instruction_following"), "a <image> of a cat")
-    assert text == "<image>judge instruction following . prompt : a < image > of a cat"
-    assert question(load_rubric("short_quality"), "a cat") == "<image>judge quality ."
+    assert text == "<image>prompt : a < image > of a cat"
+    assert question(load_rubric("short_quality"), "a cat") == "<image>quality"
 
 
 def test_assessment_helpers() -> None:

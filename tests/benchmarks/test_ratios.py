@@ -1,0 +1,127 @@
+"""Ratios measured in one run on this machine, reference and ours side by side: `make bench` prints them."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from firm.config import LoraConfig, PolicyConfig
+from firm.critics.critic import Item
+from firm.critics.local import LocalCritic, load_processor
+from firm.images import encode_image
+from firm.policies.policy import Conditions, Policy
+from firm.presets import load_config
+from firm.rl.nft import branches, kl_loss, policy_loss
+from firm.sft.train import prepare
+from firm.shapes.world import candidate
+
+pytestmark = pytest.mark.bench
+CPU = torch.device("cpu")
+
+
+def interleaved(ours: Callable[[], object], reference: Callable[[], object], rounds: int = 7) -> dict[str, float]:
+    """Median seconds of both, measured in turns, and their ratio."""
+    times: dict[str, list[float]] = {"ours": [], "reference": []}
+    for warm in (ours, reference):
+        warm()
+    for _ in range(rounds):
+        for name, work in (("ours", ours), ("reference", reference)):
+            start = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {**medians, "ratio": medians["ours"] / medians["reference"]}
+
+
+def show(name: str, result: dict[str, float]) -> None:
+    print(f"\n{name}: " + json.dumps({k: round(v, 4) for k, v in result.items()}))
+
+
+def test_score_first_judges_faster_than_generating(tmp_path: Path) -> None:
+    """One forward pass for the score distribution, against generating the rationale before the score."""
+    config = load_config("gen-shapes", ["critic.batch_size=64"])
+    model = prepare(config.critic, config.sft, 0)
+    model.save_pretrained(tmp_path)
+    load_processor(config.critic.model).save_pretrained(tmp_path)
+    first = LocalCritic(tmp_path, config.critic, CPU)
+    reason = config.critic.model_copy(update={"answer_style": "reason_first", "max_new_tokens": 24})
+    second = LocalCritic(tmp_path, reason, CPU)
+    items = [Item(p, [encode_image(i)]) for p, i in (candidate(n, 0, "train") for n in range(64))]
+    result = interleaved(lambda: first.judge(items), lambda: second.judge(items), rounds=3)
+    show("score-first / reason-first judgement", result)
+    assert result["ratio"] < 0.5
+
+
+def lora_policy() -> Policy:
+    base = PolicyConfig(model="pkg://firm.shapes/weights/base", resolution=32, max_sequence_length=1)
+    policy = Policy(base, CPU)
+    policy.train(LoraConfig(rank=32, alpha=64), ("old", "reference"), 0)
+    return policy
+
+
+@pytest.mark.parametrize(("kl_weight", "bound"), [(1e-4, 1.05), (0.0, 0.8)])
+def test_update_against_the_reference_order(kl_weight: float, bound: float) -> None:
+    """Forward passes of old, policy and reference by pointer swap, against peft adapters toggled as in NVlabs' loop.
+
+    The reference is a re-statement of its order of calls: it always runs the reference forward, also without a KL.
+    """
+    policy, number = lora_policy(), 8
+    generator = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(number, *policy.latent_shape, generator=generator) for _ in range(2))
+    sigma = torch.rand(number, generator=generator)
+    x_t = (1 - sigma.view(-1, 1, 1, 1)) * x0 + sigma.view(-1, 1, 1, 1) * noise
+    conditions, r = policy.encode(["a red circle"] * number), torch.rand(number, generator=generator)
+
+    def loss_of(v: Tensor, v_old: Tensor, v_ref: Tensor | None) -> Tensor:
+        loss = policy_loss(branches(x0, x_t, sigma, v, v_old, 1.0), r, 1.0, 5.0).mean()
+        return loss + kl_weight * kl_loss(v, v_ref).mean() if v_ref is not None else loss
+
+    def ours() -> None:
+        with policy.using("old"):
+            v_old = policy.velocity(x_t, sigma, conditions)
+        v, v_ref = policy.velocity(x_t, sigma, conditions), None
+        if kl_weight:
+            with policy.using("reference"):
+                v_ref = policy.velocity(x_t, sigma, conditions)
+        loss_of(v, v_old, v_ref).backward()
+
+    twin = lora_policy()
+    denoiser = twin.family.denoiser
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [m for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in layers:  # a second adapter beside "default", as the reference keeps the old policy
+        for kind in (layer.lora_A, layer.lora_B):
+            kind["old"] = deepcopy(kind["default"])
+        layer.scaling["old"], layer.r["old"], layer.lora_alpha["old"] = layer.scaling["default"], 32, 64
+        layer.lora_dropout["old"], layer.use_dora["old"] = torch.nn.Identity(), False
+    velocity = twin.velocity
+
+    def adapter(name: str) -> None:
+        for layer in layers:
+            layer.set_adapter(name)
+
+    def reference() -> None:
+        adapter("old")
+        with torch.no_grad():
+            v_old = velocity(x_t, sigma, conditions)
+        adapter("default")
+        v = velocity(x_t, sigma, conditions)
+        for layer in layers:
+            layer.enable_adapters(False)
+        with torch.no_grad():
+            v_ref = velocity(x_t, sigma, Conditions(conditions.tensors))
+        for layer in layers:
+            layer.enable_adapters(True)
+        adapter("default")
+        loss_of(v, v_old, v_ref).backward()
+
+    result = interleaved(ours, reference)
+    show(f"update step, KL {kl_weight}", result)
+    assert result["ratio"] < bound

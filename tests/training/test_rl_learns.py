@@ -1,0 +1,197 @@
+"""RL learns: the reward rises, resumes are exact, and the number of processes does not matter."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from firm import dist
+from firm.checkpoint import load_checkpoint, save_checkpoint
+from firm.config import EndpointChat, LaunchConfig, RewardConfig, RLConfig, RunConfig
+from firm.critics.critic import Item
+from firm.dist import World
+from firm.images import decode_image
+from firm.launch.job import TrainingJob, launch, worker_request
+from firm.presets import load_config
+from firm.records import Assessment, Judgement
+from firm.rl.train import Loop
+
+ALONE = World(0, 1, torch.device("cpu"))
+EPOCHS = 18
+RUBRICS = {"instruction_following": "short_instruction_following"}
+
+
+class Redness:
+    """A critic of how red an image is; ``sign`` -1 likes the opposite."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        self.sign = sign
+
+    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+        return [{"instruction_following": self._one(item.images[0])} for item in items]
+
+    def _one(self, png: bytes) -> Judgement:
+        red, green, blue = np.asarray(decode_image(png, "")).reshape(-1, 3).mean(0) / 255
+        high = float(np.clip(0.5 + self.sign * (red - (green + blue) / 2), 0, 1))
+        return Judgement(score=5 if high > 0.5 else 1, distribution=(1 - high, 0, 0, 0, high))
+
+
+def settings(**changes: Any) -> RunConfig:
+    """A run of a few epochs; the endpoint is never asked, as the tests judge by redness."""
+    config = load_config("gen-shapes")
+    few: dict[str, Any] = {
+        "prompts_per_epoch": 4, "group_size": 8, "max_epochs": 8, "num_inference_steps": 4, "batch_size": 32,
+        "learning_rate": 2e-3, "inner_epochs": 2, "timesteps": "uniform", "num_timesteps": 1, "kl_weight": 0,
+        "adv_clip_max": 1, "solver": "euler",
+    }  # fmt: skip
+    critic = config.critic.model_copy(
+        update={
+            "kind": "endpoint", "rubrics": RUBRICS, "endpoint": EndpointChat(base_url="http://localhost:1", model="x"),
+        }
+    )  # fmt: skip
+    auditor = config.auditor.model_copy(update={"num_images": 4})
+    update = {"rl": RLConfig(**{**few, **changes}), "critic": critic, "auditor": auditor}
+    return config.model_copy(update={**update, "reward": RewardConfig(formula="base_only")})
+
+
+def make(config: RunConfig, world: World = ALONE, sign: float = 1.0) -> Loop:
+    loop = Loop(config, Path(), world)
+    loop.critic = Redness(sign)
+    if loop.audits is not None:
+        loop.audits.critic = loop.critic
+    return loop
+
+
+def rewards(epochs: int, sign: float = 1.0, **changes: Any) -> list[float]:
+    """Redness in [0, 1] of each epoch's rollout."""
+    loop = make(settings(**changes), sign=sign)
+    found = [loop.run_epoch()["reward"] for _ in range(epochs)]
+    return found if sign > 0 else [1 - r for r in found]
+
+
+def rise(values: Sequence[float]) -> float:
+    return float(np.mean(values[-2:]) - np.mean(values[:2]))
+
+
+def all_tensors(loop: Loop) -> dict[str, Tensor]:
+    return {k: t.detach().clone() for k, t in loop.tensors().items()}
+
+
+def gain(values: Sequence[float], still: Sequence[float]) -> float:
+    """Over the untrained policy on the same prompts and noise, in the last epochs."""
+    return float(np.mean(values[-4:]) - np.mean(still[-4:]))
+
+
+@pytest.fixture(scope="module")
+def still() -> list[float]:
+    """What the policy earns when it can not learn."""
+    return rewards(EPOCHS, learning_rate=1e-12)
+
+
+def test_without_a_learning_rate_the_reward_stays(still: list[float]) -> None:
+    again = rewards(2, learning_rate=1e-13)
+    assert still[:2] == pytest.approx(again, abs=1e-4)
+    assert abs(rise(still)) < 0.03  # prompts differ from epoch to epoch
+
+
+def test_the_reward_rises_and_falls_with_the_opposite(still: list[float]) -> None:
+    up, down = gain(rewards(EPOCHS), still), gain(rewards(EPOCHS, sign=-1.0), still)
+    assert up > 0.03 and down < -0.02, f"{up:.3f} and {down:.3f}"
+
+
+def test_a_lora_learns_too(still: list[float]) -> None:
+    lora: Any = {"rank": 8, "alpha": 16}
+    assert gain(rewards(EPOCHS, lora=lora, learning_rate=1e-2), still) > 0.03
+
+
+@pytest.mark.parametrize("changes", [{}, {"kl_weight": 0.01, "lora": {"rank": 2, "alpha": 4}}], ids=["full", "lora"])
+def test_a_resumed_run_equals_the_uninterrupted_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = settings(group_size=3, max_epochs=4, **changes)
+    whole, first, second = (make(config) for _ in range(3))
+    for _ in range(2):
+        whole.run_epoch()
+        first.run_epoch()
+    whole.check()
+    first.check()
+    save_checkpoint(tmp_path / "c", first.tensors(), first.state())
+    loaded = load_checkpoint(tmp_path / "c")
+    assert loaded is not None
+    torch.manual_seed(99)  # nothing may draw from the global generator
+    second.restore(*loaded)
+    assert second.epoch == 2 and second.history == first.history
+    for _ in range(2):
+        assert second.run_epoch() == whole.run_epoch()
+    second.check()
+    whole.check()
+    a, b = all_tensors(whole), all_tensors(second)
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert whole.state() == second.state()
+
+
+def test_the_old_policy_follows_after_the_epoch() -> None:
+    loop = make(settings(group_size=3, decay="copy"))
+    start = [t.clone() for t in loop.sets.sets["old"]]
+    loop.run_epoch()
+    old, live = loop.sets.sets["old"], loop.sets.live
+    assert all(torch.equal(a, b) for a, b in zip(old, live, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(old, start, strict=True))
+    slow = make(settings(group_size=3))
+    slow.run_epoch()
+    for found, a, b in zip(slow.sets.sets["old"], start, slow.sets.live, strict=True):
+        torch.testing.assert_close(found, 0.002 * a + 0.998 * b)  # two steps: decay 0.002
+
+
+# ---- processes
+
+
+@pytest.fixture
+def worker_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Lets ``python -m test_rl_learns`` find this file."""
+    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    monkeypatch.delenv("FIRM_LIFELINE_PID", raising=False)
+    yield
+
+
+@pytest.mark.usefixtures("worker_path")
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    found, stats = {}, {}
+    for workers in (1, 2):
+        folder = tmp_path / str(workers)
+        config = settings(group_size=4, weight_decay=0, learning_rate=1e-4, kl_weight=0.01)
+        request = {"config": config.model_dump(mode="json"), "epochs": 2}
+        launch(TrainingJob("rl", Path(__file__).stem, request, folder), LaunchConfig(num_workers=workers))
+        ranks = [load_file(folder / f"rank{rank}.safetensors") for rank in range(workers)]
+        assert all(torch.equal(t, ranks[-1][k]) for k, t in ranks[0].items())
+        found[workers], stats[workers] = ranks[0], json.loads((folder / "stats.json").read_text())
+    moved = max((t - found[1][f"reference/{k[7:]}"]).abs().max().item() for k, t in found[1].items() if k[:7] == "policy/")
+    assert moved > 1e-4
+    for key, tensor in found[1].items():
+        if key.startswith(("policy/", "old/", "ema/")):
+            torch.testing.assert_close(found[2][key], tensor, rtol=1e-4, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+    for one, two in zip(stats[1], stats[2], strict=True):
+        assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+
+
+def main() -> None:
+    """The worker of the test above."""
+    request, folder = worker_request()
+    world = dist.start()
+    loop = make(RunConfig.model_validate(request["config"]), world)
+    stats = [loop.run_epoch() for _ in range(request["epochs"])]
+    save_file({k: t.contiguous() for k, t in all_tensors(loop).items()}, folder / f"rank{world.rank}.safetensors")
+    if world.is_main:
+        (folder / "stats.json").write_text(json.dumps(stats))
+    dist.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

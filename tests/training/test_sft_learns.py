@@ -1,0 +1,160 @@
+"""The critic learns from rendered examples, and a resumed run is the uninterrupted one."""
+
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+import torch
+from datasets import disable_progress_bars
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from firm.config import CriticConfig, CurationConfig, FunctionSource, JudgedDimension, LaunchConfig, PythonChat, SFTConfig
+from firm.critics.chat import open_chat
+from firm.critics.critic import Item, soft_scores
+from firm.critics.local import Encoder, LocalCritic, load_processor
+from firm.curation.generation import PlanThenScore, student_example
+from firm.curation.sources import open_source
+from firm.launch.job import TrainingJob, launch
+from firm.progress import read_metrics
+from firm.records import Example, Judgement
+from firm.sft import train as worker
+from firm.sft.train import Collator
+from firm.shards import ShardWriter, iter_shards
+
+disable_progress_bars()
+DIMENSION = "instruction_following"
+TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
+SOURCE = FunctionSource(name="rendered", function="firm.shapes.world:candidate", num_images=400)
+CRITIC = CriticConfig(
+    model="pkg://firm.shapes/weights/critic", from_scratch=True, answer_style="score_first", dtype="float32",
+    rubrics={DIMENSION: "short_instruction_following"}, batch_size=64,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``train/`` of 320 rendered examples and ``test/`` of 80."""
+    folder = tmp_path_factory.mktemp("data")
+    curation = CurationConfig(
+        planner=TEACHER, evaluator=TEACHER, sources=[SOURCE], rationale="summary",
+        dimensions={DIMENSION: JudgedDimension(rubric="evaluate")},
+    )  # fmt: skip
+    source = open_source(SOURCE, None, 0)  # type: ignore[arg-type]
+    judge = PlanThenScore(curation, open_chat(TEACHER), open_chat(TEACHER))
+    for split, number in (("train", 320), ("test", 80)):
+        writer = ShardWriter(folder / split, Example, 128)
+        judged = judge.judge(source.make(split, range(number)))  # type: ignore[arg-type]
+        rubric = CRITIC.rubrics[DIMENSION]  # type: ignore[index]
+        writer.write([student_example(j, DIMENSION, rubric, CRITIC.answer_style, curation) for j in judged])
+        writer.close()
+    return folder
+
+
+def request(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
+    few: dict[str, Any] = {
+        "learning_rate": 2e-3, "max_steps": 80, "batch_size": 32, "gradient_accumulation": 1, "adam_beta2": 0.98,
+        "checkpoint_steps": 40,
+    }  # fmt: skip
+    sft = SFTConfig(**{**few, **changes})
+    plain = {"critic": CRITIC.model_dump(mode="json"), "sft": sft.model_dump(mode="json")}
+    return {**plain, "seed": 0, "data": str(data), "out": str(out)}
+
+
+def weights(out: Path) -> dict[str, torch.Tensor]:
+    return load_file(out / "critic" / "model.safetensors")
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(out / "metrics.jsonl")]
+
+
+def test_the_critic_learns(data: Path, tmp_path: Path) -> None:
+    launch(TrainingJob("sft", "firm.sft.train", request(data, tmp_path / "out"), tmp_path / "work"), LaunchConfig())
+    found = losses(tmp_path / "out")
+    assert len(found) == 8 and found[-1] < found[0] / 2
+    critic = LocalCritic(tmp_path / "out" / "critic", CRITIC, torch.device("cpu"))
+    examples = list(iter_shards(data / "test", Example))
+    assessments = critic.judge([Item(e.prompt, e.images) for e in examples])
+    scores = [s for s in soft_scores(assessments, DIMENSION) if s is not None]
+    truth = [e.score for e in examples]
+    usual = fmean(e.score for e in iter_shards(data / "train", Example))
+    error = fmean(abs(a - b) for a, b in zip(scores, truth, strict=True))
+    assert error < fmean(abs(usual - t) for t in truth), "no better than always saying the mean"
+    assert len({a[DIMENSION].score for a in assessments if isinstance(a[DIMENSION], Judgement)}) > 1
+
+
+def test_without_a_learning_rate_nothing_is_learnt(data: Path, tmp_path: Path) -> None:
+    worker.train(request(data, tmp_path / "out", max_steps=20, learning_rate=1e-12), tmp_path / "work")
+    found = losses(tmp_path / "out")
+    assert found[-1] == pytest.approx(found[0], rel=0.02)
+
+
+def test_only_answers_are_in_the_loss(data: Path) -> None:
+    encoder = Encoder(load_processor(CRITIC.model))
+    rows = [e.model_dump() for e in list(iter_shards(data / "train", Example))[:5]]
+    batch = Collator(encoder)([{**r, "images": [{"bytes": png} for png in r["images"]]} for r in rows])
+    for row, labels, tokens in zip(rows, batch["labels"], batch["input_ids"], strict=True):
+        answer = encoder.answers([row["messages"][1]["content"]])[0]
+        kept = labels != -100
+        assert tokens[kept].tolist() == labels[kept].tolist() == answer
+        assert answer[-1] == encoder.tokenizer.eos_token_id
+        start = int(kept.int().argmax())
+        assert kept[start : start + len(answer)].all()
+        assert encoder.tokenizer.decode(tokens[:start]).rstrip().endswith("<|im_start|>assistant")
+
+
+class Killed(TrainerCallback):
+    """Stands for a kill -9 at a step."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self.at:
+            raise KeyboardInterrupt
+
+
+Options = dict[str, Any]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"gradient_accumulation": 2, "batch_size": 16}, {"lora": {"rank": 4, "alpha": 8}}],
+    ids=["whole", "accumulated", "lora"],
+)  # fmt: skip
+def test_a_resumed_run_equals_the_uninterrupted(data: Path, tmp_path: Path, options: Options) -> None:
+    options = {"max_steps": 20, "checkpoint_steps": 10, **options}  # the loss is logged every 10 steps
+    worker.train(request(data, tmp_path / "whole", **options), tmp_path / "work-whole")
+    kill_at(data, tmp_path, 13, options)
+    assert not (tmp_path / "parts").exists()
+    worker.train(request(data, tmp_path / "parts", **options), tmp_path / "work-parts")
+    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def kill_at(data: Path, tmp_path: Path, step: int, options: Options) -> None:
+    """Train and be killed; Reporter is where the worker looks for its callbacks."""
+    real: Callable[..., Any] = worker.Reporter
+    try:
+        worker.Reporter = lambda: Killed(step)  # type: ignore[assignment,misc]
+        with pytest.raises(KeyboardInterrupt):
+            worker.train(request(data, tmp_path / "parts", **options), tmp_path / "work-parts")
+    finally:
+        worker.Reporter = real  # type: ignore[assignment,misc]
+
+
+def test_checkpoints_hold_no_pickle(data: Path, tmp_path: Path) -> None:
+    worker.train(request(data, tmp_path / "out", max_steps=12, checkpoint_steps=10), tmp_path / "work")
+    written = {p.name for p in tmp_path.rglob("*") if p.is_file() and not p.name.startswith("events.")}
+    assert "optimizer.safetensors" in written
+    pickled = {n for n in written if n.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle"))}
+    assert not pickled, f"pickles: {sorted(pickled)}"
+
+
+def test_few_steps_are_told_of(data: Path, tmp_path: Path) -> None:
+    """The sft stage reads the last loss, however short the training."""
+    worker.train(request(data, tmp_path / "out", max_steps=3), tmp_path / "work")
+    assert losses(tmp_path / "out")
