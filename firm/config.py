@@ -187,7 +187,6 @@ class SFTConfig(Section):
     checkpoint_steps: PositiveInt = 500
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None
-    score_weight: Positive = 1.0  # of the score token's loss; score_first only
 
 
 class Rule(Section):

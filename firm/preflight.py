@@ -62,15 +62,15 @@ def _check_gate(config: RunConfig) -> None:
     """Rules on what the bench will never measure would stop the run after the critic's training."""
     from firm.bench.agreement import METRICS  # imports scipy
 
-    known = {
+    known: dict[str, list[str]] = {
         "metric": list(METRICS),
         "dimension": list(config.curation.dimensions),
-        "source": [None, *(s.name for s in config.curation.sources)],
+        "source": [s.name for s in config.curation.sources],
     }
     for i, rule in enumerate(config.bench.gate):
         for field, values in known.items():
-            if (value := getattr(rule, field)) not in values:
-                fix = f"use one of {', '.join(filter(None, values))}"
+            if (value := getattr(rule, field)) not in (None, *values):
+                fix = f"use one of {', '.join(values)}"
                 raise UserError(f"unknown {field} {value!r}", f"bench.gate.{i}.{field}", fix, usage=True)
 
 

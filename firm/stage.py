@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from firm import __version__, lifeline
 from firm.artifacts import Output, open_input, read_ref, sha256_file, write_ref
 from firm.config import FilesSource, RunConfig, fingerprint
+from firm.critics.rubrics import load_rubric
 from firm.presets import parse_config
 from firm.progress import emit
 from firm.records import ArtifactRef, Summary, UserError
@@ -118,7 +119,13 @@ def stage_key(stage: str, config: RunConfig, sections: tuple[str, ...], refs: Ma
     if "curation" in sections:
         files += [s.path for s in config.curation.sources if isinstance(s, FilesSource)]
     hashes = [sha256_file(Path(f)) for f in files if f and Path(f).is_file()]
-    return fingerprint([stage, __version__, parts, hashes, {name: ref.sha256 for name, ref in refs.items()}])
+    rubrics = {name: load_rubric(name).version for name in _rubrics(config)}  # an edited template is another rubric
+    return fingerprint([stage, __version__, parts, hashes, rubrics, {name: ref.sha256 for name, ref in refs.items()}])
+
+
+def _rubrics(config: RunConfig) -> list[str]:
+    teacher = [judged.rubric for judged in config.curation.dimensions.values()]
+    return [config.curation.planner_rubric, *teacher, *config.critic.rubrics.values(), *config.auditor.rubrics.values()]
 
 
 def _files(folder: Path) -> list[str]:
@@ -137,9 +144,3 @@ def _open(ref: ArtifactRef) -> Path:
 def read_summary(folder: Path) -> Summary:
     """The summary in an artifact's folder."""
     return Summary.model_validate_json((folder / SUMMARY).read_text())
-
-
-def read_seconds(folder: Path) -> float | None:
-    """How long the stage took, where that is known."""
-    path = folder / TIMING
-    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None

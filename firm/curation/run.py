@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -17,7 +17,7 @@ from firm.curation.balance import balance, histogram
 from firm.curation.generation import PlanThenScore, student_example
 from firm.curation.sources import Source, count, open_source
 from firm.progress import Task
-from firm.records import Candidate, Example, Judged, Judgement, Split, Summary, UserError
+from firm.records import Candidate, Example, Invalid, Judged, Judgement, Split, Summary, UserError
 from firm.shards import ShardWriter, iter_shards
 
 SECTIONS = ("seed", "prompts", "curation", "critic.rubrics", "critic.answer_style")
@@ -35,10 +35,10 @@ class Batch(NamedTuple):
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     """Judge every candidate and write balanced examples; finished shards and answered requests are never redone."""
     _judge_all(config, out)
-    scores = _Scores.read(config, out.folder)
+    scores = _Scores.read(config, out)
     for split in SPLITS:
         _write_examples(config, out, scores, split)
-    return scores.summary(config, out.folder)
+    return scores.summary(config)
 
 
 def _judge_all(config: RunConfig, out: Output) -> None:
@@ -95,23 +95,24 @@ def _candidates(config: RunConfig, batches: list[Batch], done: int) -> Iterator[
 
 
 class _Scores:
-    """Split, source and score per dimension of every judged row, in row order."""
+    """Split, source and score per dimension of every judged row, in row order; and why judgements failed."""
 
-    def __init__(self, splits: list[Split], sources: list[str], scores: dict[str, list[int | None]]) -> None:
-        self.splits, self.sources, self.scores = splits, sources, scores
+    def __init__(self, uri: str, dimensions: Iterable[str]) -> None:
+        self.uri, self.invalid = uri, list[Invalid]()
+        self.splits, self.sources = list[Split](), list[str]()
+        self.scores: dict[str, list[int | None]] = {d: [] for d in dimensions}
 
     @classmethod
-    def read(cls, config: RunConfig, folder: Path) -> _Scores:
-        splits: list[Split] = []
-        sources: list[str] = []
-        scores: dict[str, list[int | None]] = {d: [] for d in config.curation.dimensions}
-        for judged in iter_shards(folder / "judged", Judged):
-            splits.append(judged.split)
-            sources.append(judged.source)
-            for dimension, column in scores.items():
+    def read(cls, config: RunConfig, out: Output) -> _Scores:
+        read = cls(out.uri, config.curation.dimensions)
+        for judged in iter_shards(out.folder / "judged", Judged):
+            read.splits.append(judged.split)
+            read.sources.append(judged.source)
+            for dimension, column in read.scores.items():
                 outcome = judged.assessment[dimension]
                 column.append(outcome.score if isinstance(outcome, Judgement) else None)
-        return cls(splits, sources, scores)
+                read.invalid += [outcome] if isinstance(outcome, Invalid) else []
+        return read
 
     def chosen(self, config: RunConfig, split: Split) -> dict[str, Counter[int]]:
         """How often each row becomes an example, per dimension: balanced for training, each once for testing."""
@@ -125,11 +126,22 @@ class _Scores:
                 rows = balance(mine, curation.target, curation.oversample, share, config.seed)
             counts[dimension] = Counter(rows)
         if not any(counts.values()):
-            what = f"curation has no valid judgement in the {split} split"
-            raise UserError(what, "curation", "look at the raw answers in judged/, or at the evaluator's endpoint")
+            raise self._nothing(split)
         return counts
 
-    def summary(self, config: RunConfig, folder: Path) -> Summary:
+    def _nothing(self, split: Split) -> UserError:
+        if split not in self.splits:
+            fix = "give more candidates, or change the share"
+            return UserError(f"there are no candidates in the {split} split", "curation.test_share", fix, usage=True)
+        what = f"curation has no valid judgement for the {split} split"
+        if self.invalid:
+            [(reason, number)] = Counter(i.reason for i in self.invalid).most_common(1)
+            detail = next(i.detail for i in self.invalid if i.reason == reason)
+            what += f": {number} answers are {reason}, such as {detail!r}"
+        fix = f"mend the evaluator (or curation.target), then remove {self.uri} and run again"
+        return UserError(what, "curation.evaluator", fix)
+
+    def summary(self, config: RunConfig) -> Summary:
         tables = []
         for dimension, column in self.scores.items():
             for name in dict.fromkeys(self.sources):

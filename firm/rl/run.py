@@ -59,6 +59,8 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 def _story(audits: list[Audit], stopped: bool) -> str:
     base, kept, last = audits[0], best(audits), audits[-1]
     gain = f"The auditor's score rose from {base.auditor:.2f} to {kept.auditor:.2f} at epoch {kept.epoch}."
+    if kept.epoch == 0:
+        gain = f"The auditor's score never rose above the base's {base.auditor:.2f}, so the base was kept."
     if not stopped:
         return gain
     return (

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -45,26 +44,6 @@ class PlainTrainer(Trainer):
 
     Random state is not saved because nothing in the step draws from it: the order of the data has its own seed.
     """
-
-    def __init__(self, score_at: int | None, score_weight: float, **kwargs: Any) -> None:
-        """``score_at``: index of the score token in every answer, whose loss counts ``score_weight`` times."""
-        super().__init__(**kwargs)
-        self._score_at, self._score_weight = score_at, score_weight
-        self.model_accepts_loss_kwargs = False
-
-    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, **_: Any) -> Any:
-        """Weighted mean cross-entropy of the answer tokens."""
-        labels = inputs.pop("labels")
-        start = int((labels[0] != -100).nonzero()[0]) if len(labels) else 0
-        kept = labels.shape[1] - start + 1  # answers start in one column, as questions are padded on the left
-        outputs = model(**inputs, logits_to_keep=kept)
-        targets = labels[:, start:]
-        losses = cross_entropy(outputs.logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none")
-        weights = (targets != -100).float()
-        if self._score_at is not None:
-            weights[:, self._score_at] *= self._score_weight
-        loss = (losses.view_as(weights) * weights).sum() / weights.sum()
-        return (loss, outputs) if return_outputs else loss
 
     def _names(self) -> list[str]:
         names = {id(p): n for n, p in self.model.named_parameters()}
@@ -168,10 +147,7 @@ def train(request: dict[str, Any], folder: Path) -> None:
     encoder = Encoder(load_processor(critic.model))
     model = prepare(critic, sft, request["seed"])
     args = arguments(critic, sft, request["seed"], folder)
-    score_at = len(encoder.score_tokens()[0]) if critic.answer_style == "score_first" else None
     trainer = PlainTrainer(
-        score_at=score_at,
-        score_weight=sft.score_weight,
         model=model,
         args=args,
         data_collator=Collator(encoder),

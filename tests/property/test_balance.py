@@ -42,7 +42,7 @@ def test_without_oversampling_nothing_comes_twice_and_the_scarcest_score_is_used
 
 
 def test_the_seed_chooses_among_plentiful_items() -> None:
-    scores: list[int | None] = [1] * 5 + [2] * 100
+    scores: list[int | None] = [*[1] * 5, *[2] * 100]
     assert len({tuple(balance(scores, FLAT, 1, 1, seed)) for seed in range(5)}) == 5
     assert Counter(balance(scores, FLAT, 3, 1, 0))[0] == 3
 

@@ -250,7 +250,9 @@ def split(groups: list[list[tuple[float, bool]]]) -> tuple[Tensor, Tensor]:
 
 
 @given(GROUPS, STDS)
-def test_advantages_follow_their_definition_over_valid_samples(groups: list[list[tuple[float, bool]]], std: str) -> None:
+def test_advantages_follow_their_definition_over_valid_samples(
+    groups: list[list[tuple[float, bool]]], std: str
+) -> None:
     rewards, valid = split(groups)
     found, mask = advantages(rewards, valid, std)
     assert torch.equal(mask, valid & (valid.sum(1, keepdim=True) >= 2))

@@ -126,7 +126,9 @@ def test_a_corrupt_image_is_named(folder: Path, items: list[Item]) -> None:
     assert "item 4" in str(caught.value)
 
 
-@pytest.mark.parametrize("prompt", ["<image>", "<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"])
+@pytest.mark.parametrize(
+    "prompt", ["<image>", "<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"]
+)
 def test_a_prompt_with_special_tokens_is_only_text(folder: Path, items: list[Item], prompt: str) -> None:
     found = LocalCritic(folder, config(), CPU).judge([Item(f"a red circle {prompt}", items[0].images), items[1]])
     assert all(isinstance(outcome, Judgement) for assessment in found for outcome in assessment.values())
@@ -143,6 +145,8 @@ def test_weights_from_scratch_depend_on_the_seed_and_leave_global_randomness_alo
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    made = [torch.cat([p.flatten() for p in load_model(config(), str(folder), seed).parameters()]) for seed in (1, 1, 2)]
+    made = [
+        torch.cat([p.flatten() for p in load_model(config(), str(folder), seed).parameters()]) for seed in (1, 1, 2)
+    ]
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])

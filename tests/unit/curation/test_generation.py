@@ -9,8 +9,8 @@ from firm.critics.answers import parse_answer, parse_score_first
 from firm.critics.chat import Chat, ChatMessage, Reply, RequestFailed, open_chat
 from firm.critics.rubrics import load_rubric
 from firm.curation.generation import PlanThenScore, student_example
-from firm.records import Candidate, Invalid, Judged, Judgement
 from firm.images import encode_image
+from firm.records import Candidate, Invalid, Judged, Judgement
 from firm.shapes import teacher
 from firm.shapes.world import candidate
 
@@ -88,7 +88,11 @@ def test_the_student_never_sees_the_plan(candidates: list[Candidate], style: str
             assert not any(question in asked.content for question in judged.plan)
             if rationale == "summary":
                 assert not any(question in answered.content for question in judged.plan)
-            read = parse_score_first(answered.content) if style == "score_first" else parse_answer(answered.content, "boxed")
+            read = (
+                parse_score_first(answered.content)
+                if style == "score_first"
+                else parse_answer(answered.content, "boxed")
+            )
             assert isinstance(read, Judgement) and read.score == example.score
             assert example.difficulty == ("hard" if len(judged.plan) >= 4 else "easy")
 

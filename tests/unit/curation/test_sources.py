@@ -19,10 +19,11 @@ from firm.config import (
 )
 from firm.curation.sources import count, open_source
 from firm.images import decode_image, encode_image
-from firm.records import Candidate, UserError
+from firm.records import Candidate, Split, UserError
 
 PROMPTS = PromptsConfig(function="firm.shapes.world:prompts")
 TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
+SPLITS: tuple[Split, ...] = ("train", "test")
 Files = Callable[..., FilesSource]
 
 
@@ -51,7 +52,7 @@ def curation(source: Any, test_share: float = 0.3) -> CurationConfig:
 
 def both(config: FilesSource, test_share: float = 0.3) -> tuple[list[Candidate], list[Candidate]]:
     source, c = open_source(config, PROMPTS, 0), curation(config, test_share)
-    train, test = (source.make(s, range(count(config, c, s))) for s in ("train", "test"))  # type: ignore[arg-type]
+    train, test = (source.make(s, range(count(config, c, s))) for s in SPLITS)
     return train, test
 
 
@@ -108,7 +109,9 @@ def test_a_malformed_line_is_named(files: Files, line: str) -> None:
     assert "line 3" in str(caught.value) or "entry 1" in str(caught.value), str(caught.value)
 
 
-@pytest.mark.parametrize(("content", "what"), [("", "empty"), ("\n \n", "empty"), (b"\xff\xfe{", "not a candidate file")])
+@pytest.mark.parametrize(
+    ("content", "what"), [("", "empty"), ("\n \n", "empty"), (b"\xff\xfe{", "not a candidate file")]
+)
 def test_an_empty_or_binary_file_is_named(files: Files, content: str | bytes, what: str) -> None:
     config = files(content)
     with pytest.raises(UserError, match=what) as caught:

@@ -74,7 +74,9 @@ def test_an_audit_compares_the_judges_where_both_answered(config: RunConfig) -> 
     assert found == Audit(epoch=7, reward=0.5, critic=8 / 3, auditor=8 / 3, agreement=1.0, invalid=2)
 
 
-@pytest.mark.parametrize(("critic", "auditor"), [((None, None), (1, 2)), ((1, 2), (None, None)), ((1, None), (None, 2))])
+@pytest.mark.parametrize(
+    ("critic", "auditor"), [((None, None), (1, 2)), ((1, 2), (None, None)), ((1, None), (None, 2))]
+)
 def test_an_audit_of_nothing_is_an_error(
     config: RunConfig, critic: tuple[int | None, ...], auditor: tuple[int | None, ...]
 ) -> None:

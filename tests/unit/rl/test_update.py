@@ -17,7 +17,6 @@ from firm.rl.update import Updater
 ALONE = World(0, 1, torch.device("cpu"))
 PROMPTS = ["a red circle", "a blue square"]
 N = 6
-# SGD-like: Adam's first step is lr * sign(gradient), which would blow up rounding where a gradient is nearly zero
 Make = Callable[..., Updater]
 
 
@@ -85,8 +84,9 @@ def test_micro_batches_give_the_step_of_the_whole_batch(make: Make, timesteps: s
     expected = gradients(whole, rolled(whole.policy))
     parts = make(timesteps=timesteps, kl_weight=0.1, batch_size=batch_size)
     close(gradients(parts, rolled(parts.policy)), expected)
-    names = zip(whole.sets.names, whole.sets.live, parts.sets.live, strict=True)
-    assert max((a - b).abs().max().item() for _, a, b in names) <= 2.1e-4  # lr, in the worst case of Adam's sign
+    for a, b, g in zip(whole.sets.live, parts.sets.live, expected, strict=True):
+        clear = g.abs() > 1e-5  # below that Adam's first step is the sign of what may be rounding
+        torch.testing.assert_close(a[clear], b[clear], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("kl", "forwards"), [(0.0, 2), (1e-4, 3)])

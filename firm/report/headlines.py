@@ -1,0 +1,123 @@
+"""Headlines: what a run's numbers say, in sentences that claim no more than the numbers do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from firm.config import RunConfig
+from firm.records import Summary
+
+Headline = dict[str, str]
+"""``tone`` (good, note or bad), ``title`` (one sentence) and ``text`` (what it means)."""
+
+
+def number(value: float | None, digits: int = 2, sign: str = "") -> str:
+    """A number as people write it: a typographic minus, none on what rounds to zero, a dash for None."""
+    if value is None:
+        return "–"
+    text = f"{value:{sign},.{digits}f}"
+    return text.replace("-", "−") if float(text.replace(",", "")) else text.lstrip("+-")
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """A number that always has its sign, but for zero."""
+    return number(value, digits, "+")
+
+
+def words(name: str) -> str:
+    """``instruction_following`` as people write it."""
+    return name.replace("_", " ")
+
+
+def audited_dimension(config: RunConfig) -> str:
+    """The dimension by which the auditor measures RL's gain: the reward's base where the auditor judges it."""
+    return config.reward.base if config.reward.base in config.auditor.rubrics else next(iter(config.auditor.rubrics))
+
+
+def headlines(config: RunConfig, summaries: Mapping[str, Summary]) -> list[Headline]:
+    """Whether the critic is trusted, what RL gained, and whether it went too far."""
+    return [
+        _trust(config, summaries["bench"]),
+        _gain(audited_dimension(config), summaries["samples"]),
+        _stop(summaries["policy"]),
+    ]
+
+
+def _trust(config: RunConfig, bench: Summary) -> Headline:
+    metrics, base = bench.metrics, config.reward.base
+    trusted = bool(metrics.get("trusted"))
+    head = "The critic is trusted" if trusted else "The critic is not trusted"
+    mae, constant = metrics.get(f"{base}_mae"), metrics.get(f"{base}_constant_mae")
+    if mae is None or constant is None:
+        text = f"Its error on {words(base)} is not known: there are no such judgements."
+        return {"tone": "note", "title": f"{head}.", "text": text}
+    n, score = metrics[f"{base}_n"], metrics[f"{base}_constant_score"]
+    text = (
+        f"On {n:,.0f} test examples, from prompts that it was not trained on, its scores for "
+        f"{words(base)} are off by {mae:.2f} points on average, on a scale from 1 to 5. "
+        f"Always answering {score:.0f} would be off by {constant:.2f}."
+    )
+    better = mae < constant
+    for bonus in config.reward.bonuses if config.reward.formula != "base_only" else ():
+        # The gate may have no rule for these, and the reward is made of them, too.
+        mine, other = metrics.get(f"{bonus}_mae"), metrics.get(f"{bonus}_constant_mae")
+        if mine is not None and other is not None:
+            text += f" For {words(bonus)}: {mine:.2f} against {other:.2f}."
+            better = better and mine < other
+    title = f"{head}: MAE {mae:.2f} against {constant:.2f} for the best constant."
+    return {"tone": ("good" if better else "note") if trusted else "bad", "title": title, "text": text}
+
+
+def _gain(dimension: str, evaluation: Summary) -> Headline:
+    rows: dict[str, dict[str, Any]] = {
+        row["policy"]: row
+        for row in evaluation.tables.get("scores", [])
+        if row["judge"] == "auditor" and row["dimension"] == dimension
+    }
+    if not rows:
+        title = "RL's effect is not known: the auditor gave no valid judgement."
+        return {"tone": "bad", "title": title, "text": "See the failed judgements below."}
+    gain = rows["gain"]
+    interval = f"gain {signed(gain['mean'])}, 95% CI {signed(gain['low'])} to {signed(gain['high'])}"
+    scores = f"from {rows['base']['mean']:.2f} to {rows['final']['mean']:.2f} ({interval})"
+    where = "the auditor's score on held-out prompts"
+    if gain["low"] > 0:
+        tone, title = "good", f"RL raised {where} {scores}."
+    elif gain["high"] < 0:
+        tone, title = "bad", f"RL lowered {where} {scores}."
+    else:
+        tone, title = "note", f"RL did not measurably change {where}: {scores}."
+    text = (
+        f"The auditor is a judge that RL does not optimise. It compared {gain['n']:,} pairs of images of prompts that "
+        "RL never saw, each pair from the same noise."
+    )
+    full = {w: evaluation.metrics.get(f"auditor_{dimension}_full_marks_{w}") for w in ("base", "final")}
+    if full["base"] is not None and full["final"] is not None:
+        text += f" Images with full marks: {full['base']:.0%} before, {full['final']:.0%} after."
+    return {"tone": tone, "title": title, "text": text}
+
+
+def _stop(rl: Summary) -> Headline:
+    m = rl.metrics
+    last, kept = f"{m['epochs']:.0f}", f"{m['kept_epoch']:.0f}"
+    if m["stopped_by_auditor"]:
+        reward = "reward still rising" if m["reward_last"] > m["reward_kept"] else "reward no lower"
+        title = f"Over-optimisation was caught at epoch {last}: {reward}, auditor falling; kept epoch {kept}."
+        text = (
+            f"From epoch {kept} to {last} the critic's reward went from {m['reward_kept']:.3f} to "
+            f"{m['reward_last']:.3f} while the auditor's score fell from {m['auditor_kept']:.2f} to "
+            f"{m['auditor_last']:.2f}: the policy had begun to please the critic instead of drawing better images."
+        )
+        return {"tone": "note", "title": title, "text": text}
+    title = f"No over-optimisation was caught in {last} epochs of RL; kept epoch {kept}."
+    if m["kept_epoch"] == 0:
+        text = f"No epoch had a higher auditor's score than the {m['auditor_base']:.2f} of the policy before RL."
+        return {"tone": "note", "title": title, "text": f"{text} That policy was kept."}
+    text = (
+        f"At epoch {kept} the auditor's score was highest, {m['auditor_kept']:.2f} (before RL: "
+        f"{m['auditor_base']:.2f}). The critic's reward went from {m['reward_base']:.3f} to {m['reward_kept']:.3f}."
+    )
+    if m["kept_epoch"] < m["epochs"]:
+        text += f" At the last epoch the auditor gave {m['auditor_last']:.2f}."
+    return {"tone": "good", "title": title, "text": text}

@@ -1,0 +1,97 @@
+"""Lineage: checks that the artifacts of a report were made from one another, by the hashes of their manifests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from firm.artifacts import MANIFEST, sha256_file
+from firm.records import Manifest, UserError
+
+FINAL = "samples"
+"""The artifact that all others lead to."""
+
+
+def trace(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
+    """Follow the chain from the evaluated samples back to the curated data; one row for each artifact.
+
+    Args:
+        inputs: Name -> folder of each artifact. A stage's inputs have the same names in its manifest.
+
+    Returns:
+        Rows with ``name``, ``stage``, ``key``, ``sha256`` (of the manifest), ``inputs`` (name -> SHA-256) and
+        ``files``.
+
+    Raises:
+        UserError: A manifest is missing or damaged, or an artifact was not made from those beside it.
+    """
+    manifests = {name: _manifest(folder) for name, folder in inputs.items()}
+    hashes = {name: sha256_file(folder / MANIFEST) for name, folder in inputs.items()}
+    for name, manifest in manifests.items():
+        for source, expected in manifest.inputs.items():
+            _check(name, source, expected, hashes.get(source, ""), inputs[name])
+    order = _walk(manifests)
+    if loose := sorted(set(inputs) - set(order)):
+        what = f"the chain of artifacts is broken: nothing that leads to the {FINAL} was made from {', '.join(loose)}"
+        raise UserError(what, str(inputs[loose[0]]), _FIX)
+    return [
+        {
+            "name": name,
+            "stage": manifests[name].stage,
+            "key": manifests[name].key,
+            "sha256": hashes[name],
+            "inputs": dict(sorted(manifests[name].inputs.items())),
+            "files": _files(manifests[name]),
+        }
+        for name in order
+    ]
+
+
+_FIX = "the folders are of different runs or were changed: run the pipeline again from that stage"
+
+
+def _check(name: str, source: str, expected: str, found: str, folder: Path) -> None:
+    if expected == found:
+        return
+    beside = f"the one beside it is {found[:12]}" if found else "there is none beside it"
+    what = f"the chain of artifacts is broken: {name} was made from {source} {expected[:12]}, {beside}"
+    raise UserError(what, str(folder / MANIFEST), _FIX)
+
+
+def _walk(manifests: Mapping[str, Manifest]) -> list[str]:
+    """Every artifact that leads to the samples, each before those that it was made from."""
+    done: list[str] = []
+
+    def visit(name: str) -> None:
+        if name not in done:
+            for source in sorted(manifests[name].inputs):
+                visit(source)
+            done.append(name)
+
+    visit(FINAL)
+    return done[::-1]
+
+
+def _manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError("no complete artifact: manifest.json is missing", str(folder), _FIX) from error
+    except ValidationError as error:
+        raise UserError("malformed manifest", str(path), _FIX) from error
+
+
+def _files(manifest: Manifest) -> list[dict[str, Any]]:
+    """Files by top folder: an artifact may have thousands of shards."""
+    rows = []
+    entries = sorted(manifest.entries, key=lambda e: e.path)
+    for top, group in groupby(entries, key=lambda e: e.path.split("/")[0]):
+        files = list(group)
+        name = f"{top}/" if "/" in files[0].path else top
+        rows.append({"name": name, "count": len(files), "bytes": sum(e.bytes for e in files)})
+    return rows

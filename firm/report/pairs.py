@@ -1,0 +1,121 @@
+"""Pairs of samples of one prompt and one noise, before and after RL: which are shown, and their images."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from PIL import Image
+
+from firm.images import decode_image
+from firm.records import Assessment, Judgement, Record, Sample
+from firm.shards import iter_shards
+
+MAX_SIDE = 384  # pixels; larger images are shrunk, as the page carries them
+PIXELATED_BELOW = 128  # pixels; smaller images are shown as the pixels they are
+Which = Literal["base", "final"]
+_WHICH: tuple[Which, ...] = ("base", "final")
+
+
+class Scored(Record):
+    """A `Sample` without its image, which is what choosing needs."""
+
+    index: int
+    prompt: str
+    policy: Which
+    critic: Assessment
+    auditor: Assessment
+
+
+class Picture(NamedTuple):
+    """An image as the page carries it."""
+
+    uri: str
+    pixelated: bool
+
+
+def choose(folder: Path, dimension: str, number: int) -> dict[str, Any]:
+    """Choose pairs spread evenly over the auditor's gains, the largest gain and the largest fall among them.
+
+    Args:
+        folder: Shards of `Sample`.
+        dimension: Whose gain orders the pairs.
+        number: How many to choose.
+
+    Returns:
+        ``items`` (with ``index``, ``prompt``, ``gain`` and ``scores``), ``total``, ``unrated``, ``better``, ``equal``
+        and ``worse``. Pairs without the auditor's judgement cannot be ordered: they are counted, and shown only where
+        no pair has one.
+    """
+    samples: dict[int, dict[str, Scored]] = {}
+    for sample in iter_shards(folder, Scored):
+        samples.setdefault(sample.index, {})[sample.policy] = sample
+    pairs = [(pair["base"], pair["final"]) for _, pair in sorted(samples.items()) if len(pair) == len(_WHICH)]
+    items = [_item(base, final, dimension) for base, final in pairs]
+    rated = [item for item in items if item["gain"] is not None]
+    rated.sort(key=lambda item: (-item["gain"], item["index"]))
+    signs = Counter((item["gain"] > 0) - (item["gain"] < 0) for item in rated)
+    return {
+        "items": _spread(rated or items, number),
+        "total": len(items),
+        "unrated": len(items) - len(rated),
+        "better": signs[1],
+        "equal": signs[0],
+        "worse": signs[-1],
+    }
+
+
+def _spread(items: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    """The first, the last and equal steps between."""
+    if len(items) <= number:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (number - 1))] for i in range(number)]
+
+
+def _item(base: Scored, final: Scored, dimension: str) -> dict[str, Any]:
+    names: list[tuple[Literal["auditor", "critic"], str]] = [
+        *(("auditor", d) for d in base.auditor),
+        *(("critic", d) for d in base.critic),
+    ]
+    scores = []
+    for judge, name in names:
+        row: dict[str, Any] = {"judge": judge, "dimension": name}
+        for which, sample in zip(_WHICH, (base, final), strict=True):
+            outcome = getattr(sample, judge).get(name)
+            row[which] = round(outcome.soft_score, 4) if isinstance(outcome, Judgement) else None
+        scores.append(row)
+    first = next((r for r in scores if r["judge"] == "auditor" and r["dimension"] == dimension), None)
+    known = first is not None and first["base"] is not None and first["final"] is not None
+    gain = round(first["final"] - first["base"], 4) if first and known else None
+    return {"index": base.index, "prompt": base.prompt, "gain": gain, "scores": scores}
+
+
+def pictures(folder: Path, indices: Iterable[int]) -> dict[int, dict[str, Picture]]:
+    """Images of the chosen pairs: ``base``, ``final`` and, where an image was edited, its ``source``."""
+    wanted = set(indices)
+    found: dict[int, dict[str, Picture]] = {}
+    for sample in iter_shards(folder, Sample):
+        if sample.index in wanted:
+            mine = found.setdefault(sample.index, {})
+            mine[sample.policy] = _picture(sample.images[-1], f"{folder} sample {sample.index}")
+            if len(sample.images) > 1:
+                mine["source"] = _picture(sample.images[0], f"{folder} sample {sample.index}")
+    return found
+
+
+def _picture(data: bytes, where: str) -> Picture:
+    image = decode_image(data, where)
+    buffer = io.BytesIO()
+    if max(image.size) <= MAX_SIDE:
+        image.save(buffer, format="PNG")
+        kind = "png"
+    else:
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+        image.save(buffer, format="JPEG", quality=88)
+        kind = "jpeg"
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f"data:image/{kind};base64,{text}", max(image.size) < PIXELATED_BELOW)

@@ -1,0 +1,213 @@
+"""The report stage: one page for people and one file of its numbers, from every stage's summary and manifest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, StrictUndefined
+from pydantic import ValidationError
+
+from firm.artifacts import Output
+from firm.config import RunConfig
+from firm.records import Summary, UserError
+from firm.report import figures
+from firm.report.headlines import audited_dimension, headlines, number, signed, words
+from firm.report.lineage import trace
+from firm.report.pairs import choose, pictures
+from firm.store import atomic_write
+
+SECTIONS = tuple(name for name in RunConfig.model_fields if name != "store")
+PAGE, DATA = "report.html", "data.json"
+ARTIFACTS = ("data", "critic", "bench", "verdict", "policy", "samples")
+NUM_PAIRS = 12
+Rows = list[dict[str, Any]]
+
+
+def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+    """Write the page of a run. Its numbers are the same in equal runs; the page shows how long stages took, too.
+
+    Args:
+        config: The run.
+        inputs: Folders of the artifacts named in `ARTIFACTS`.
+        out: Where ``report.html`` and ``data.json`` go.
+
+    Raises:
+        UserError: An artifact is not complete, or was not made from the others.
+    """
+    summaries = {name: _summary(inputs[name]) for name in ARTIFACTS}
+    lineage = trace({name: inputs[name] for name in ARTIFACTS})
+    pairs = choose(inputs["samples"] / "samples", audited_dimension(config), NUM_PAIRS)
+    data = _data(config, summaries, pairs, lineage)
+    with atomic_write(out.folder / DATA) as file:
+        file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    page = (
+        _environment()
+        .from_string(resources.files("firm.report").joinpath("template.html").read_text())
+        .render(
+            data=data,
+            figures=_figures(data),
+            pictures=pictures(inputs["samples"] / "samples", (item["index"] for item in pairs["items"])),
+            timings={summaries[name].stage: _seconds(inputs[name]) for name in ARTIFACTS},
+            config=yaml.safe_dump(data["config"], sort_keys=False, allow_unicode=True),
+        )
+    )
+    with atomic_write(out.folder / PAGE) as file:
+        file.write(page.encode())
+    return _own_summary(config, data, summaries)
+
+
+def _summary(folder: Path) -> Summary:
+    path = folder / "summary.json"
+    try:
+        return Summary.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
+        fix = "delete the artifact and run its stage again"
+        raise UserError("the stage left no summary that can be read", str(path), fix) from error
+
+
+def _seconds(folder: Path) -> float | None:
+    """How long the stage took; not part of the artifact, so it may not be known."""
+    path = folder / "timing.json"
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
+
+
+def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, Any], lineage: Rows) -> dict[str, Any]:
+    """All that the page shows but images and times."""
+    curation, sft, bench, rl, evaluation = (summaries[n] for n in ("data", "critic", "bench", "policy", "samples"))
+    loss = next((c for c in sft.curves if c.name == "loss" and c.x), None)
+    agreement = _ordered(bench, "agreement", config)
+    return {
+        "run": config.name,
+        "headlines": headlines(config, summaries),
+        "audited": audited_dimension(config),
+        "auditor_is_teacher": config.auditor.judge == config.curation.evaluator,
+        "reward": config.reward.model_dump(mode="json"),
+        "scores": _ordered(evaluation, "scores", config),
+        "pairs": pairs,
+        "audits": rl.tables.get("audits", []),
+        "rl": rl.metrics,
+        "gate": bench.tables.get("gate", []),
+        "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in agreement)),
+        "agreement": agreement,
+        "confusion": _ordered(bench, "confusion", config),
+        "curation": curation.metrics,
+        "histogram": _ordered(curation, "histogram", config),
+        "loss": loss.model_dump(mode="json") if loss else None,
+        "invalid": _invalid(summaries),
+        "notes": {s.stage: s.notes for s in summaries.values() if s.notes},
+        "lineage": lineage,
+        "config": config.model_dump(mode="json", exclude={"store"}, exclude_none=True),
+    }
+
+
+def _ordered(summary: Summary, table: str, config: RunConfig) -> Rows:
+    """A table with the auditor's rows first, then those of the reward's base dimension."""
+    rows = summary.tables.get(table, [])
+    return sorted(rows, key=lambda row: (row.get("judge") == "critic", row["dimension"] != config.reward.base))
+
+
+def _invalid(summaries: Mapping[str, Summary]) -> Rows:
+    """Failed judgements by stage; ``of`` is None where the stage does not count all of them."""
+    curation, bench, rl, evaluation = (summaries[name] for name in ("data", "bench", "policy", "samples"))
+    judged = [r for r in curation.tables.get("histogram", []) if str(r["what"]).startswith("judged: ")]
+    rows = [
+        _failed("curation", f"teacher, {r['dimension']}, {str(r['what'])[len('judged: ') :]}", r["invalid"], _total(r))
+        for r in judged
+    ]
+    failures = bench.tables.get("invalid", [])
+    for whole in (r for r in bench.tables.get("agreement", []) if r["by"] == "all"):
+        mine = [r for r in failures if r["dimension"] == whole["dimension"]]
+        reasons = "".join(f", {r['reason']}: {r['count']}" for r in mine)
+        count = sum(r["count"] for r in mine)
+        rows.append(_failed("bench", f"critic, {whole['dimension']}{reasons}", count, whole["n"]))
+    rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
+    audits = rl.tables.get("audits", [])
+    rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))
+    for r in evaluation.tables.get("scores", []):
+        if r["policy"] != "gain":
+            what = f"{r['judge']}, {r['dimension']}, {r['policy']} policy"
+            rows.append(_failed("evaluate", what, r["invalid"], r["n"] + r["invalid"]))
+    return rows
+
+
+def _failed(stage: str, what: str, count: float, of: float | None) -> dict[str, Any]:
+    return {"stage": stage, "what": words(what), "count": int(count), "of": None if of is None else int(of)}
+
+
+def _total(row: Mapping[str, Any]) -> int:
+    return sum(int(row[key]) for key in ("1", "2", "3", "4", "5", "invalid"))
+
+
+def _figures(data: Mapping[str, Any]) -> dict[str, Any]:
+    """SVG by figure; those of a dimension by figure and dimension. A stage without numbers has no figure."""
+
+    def of(table: str, dimension: str, by: Iterable[str] = ()) -> Rows:
+        rows = [row for row in data[table] if row["dimension"] == dimension]
+        return [row for row in rows if row["by"] in by] if by else rows
+
+    loss, rl = data["loss"], data["rl"]
+    judged = dict.fromkeys(str(row["dimension"]) for row in data["histogram"])
+    return {
+        "before_after": figures.before_after(data["scores"]) if data["scores"] else "",
+        "audits": figures.audits(data["audits"], rl["kept_epoch"], bool(rl["stopped_by_auditor"]))
+        if data["audits"]
+        else "",
+        "loss": figures.loss(loss["x"], loss["y"]) if loss else "",
+        "histogram": {d: figures.histogram(d, of("histogram", d)) for d in judged},
+        "errors": {d: figures.errors(d, of("agreement", d, ("all", "source"))) for d in data["dimensions"]},
+        "confusion": {d: figures.confusion(d, of("confusion", d)) for d in data["dimensions"]},
+    }
+
+
+def _environment() -> Environment:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {
+        "num": number,
+        "signed": signed,
+        "words": words,
+        "bytes": _bytes,
+        "duration": _duration,
+    }
+    return environment
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _own_summary(config: RunConfig, data: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Summary:
+    """The headlines and their numbers."""
+    bench, rl, evaluation = (summaries[name].metrics for name in ("bench", "policy", "samples"))
+    dimension = audited_dimension(config)
+    candidates = {
+        "trusted": bench.get("trusted"),
+        "critic_mae": bench.get(f"{config.reward.base}_mae"),
+        "constant_mae": bench.get(f"{config.reward.base}_constant_mae"),
+        **{f"auditor_{which}": evaluation.get(f"auditor_{dimension}_{which}") for which in ("base", "final", "gain")},
+        "stopped_by_auditor": rl["stopped_by_auditor"],
+        "kept_epoch": rl["kept_epoch"],
+        "invalid_judgements": float(sum(row["count"] for row in data["invalid"])),
+    }
+    return Summary(
+        stage="report",
+        metrics={name: value for name, value in candidates.items() if value is not None},
+        notes=[headline["title"] for headline in data["headlines"]],
+    )

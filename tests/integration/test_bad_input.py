@@ -1,0 +1,325 @@
+"""What a user does wrong ends with one clear message, its exit code and no traceback; nothing written is lost."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firm.presets import load_config
+
+SMALL = """
+base: gen-shapes
+name: small
+curation:
+  shard_size: 8
+  batch_size: 4
+  test_share: 0.5
+  sources: [{kind: function, name: rendered, function: "firm.shapes.world:candidate", num_images: 48}]
+bench: {num_bootstrap: 10, gate: [{metric: coverage, at_least: 0.9}]}
+"""
+# Runs stages in one process, as the components of the pipeline do.
+STAGES = """
+import json, sys
+from firm.stage import execute
+inputs = {"curation": {}, "sft": {"data": "curation"}, "bench": {"data": "curation", "critic": "sft"},
+          "gate": {"bench": "bench"}}
+for stage in sys.argv[2:]:
+    execute(stage, json.loads(sys.argv[1]), inputs[stage], stage)
+"""
+JUDGES = """
+class Banana:
+    def complete(self, messages, **options):
+        return "banana"
+
+class NotANumber:
+    def complete(self, messages, **options):
+        scores = '{"reasoning": "", "score": [NaN, NaN, NaN]}'
+        return scores if "technical quality" in str(messages) else "\\\\boxed{nan}"
+
+def failing(split):
+    raise RuntimeError("no database")
+"""
+FILES = "curation.sources=[{kind: files, name: mine, path: mine.jsonl}]"
+PROMPTS = "prompts={path: %s, test_share: 0.5}"
+Result = subprocess.CompletedProcess[str]
+
+
+def call(folder: Path, *arguments: str, **options: Any) -> Result:
+    env = {**os.environ, "PYTHONPATH": str(folder), "AWS_REGION": "us-east-1", **options.pop("env", {})}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
+
+
+def firm(folder: Path, *arguments: str, source: str = "small.yaml", **options: Any) -> Result:
+    sets = [word for assignment in arguments for word in ("--set", assignment)]
+    return call(folder, "-m", "firm.cli", "run", source, *sets, **options)
+
+
+def stages(folder: Path, names: str, *arguments: str, **options: Any) -> Result:
+    config = load_config(str(folder / "small.yaml"), arguments).model_dump(mode="json", exclude_none=True)
+    return call(folder, "-c", STAGES, json.dumps(config), *names.split(), **options)
+
+
+def complains(result: Result, code: int, *words: str) -> None:
+    said = result.stdout + result.stderr
+    assert result.returncode == code, said
+    assert "Traceback" not in said
+    assert [line[:7] for line in result.stderr.splitlines()].count("error: ") == 1, said
+    assert "\n  -> " in result.stderr, f"no next step: {result.stderr}"
+    for word in words:
+        assert word in result.stderr, f"{word!r} is not in: {result.stderr}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    (tmp_path / "judges.py").write_text(JUDGES)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"architectures": ["Nothing"]}')
+    return tmp_path
+
+
+# ---- caught before any stage starts: exit code 2 ---------------------------------------------------------------------
+
+Case = tuple[dict[str, str | bytes], list[str], list[str]]
+CASES: dict[str, Case] = {  # files to write, assignments, what the message must name
+    "unknown key": ({}, ["rl.lr=1"], ["rl.lr"]),
+    "unknown section": ({}, ["rll.max_epochs=1"], ["rll"]),
+    "unknown key in the file": ({"small.yaml": SMALL + "rl: {lr: 1}\n"}, [], ["small.yaml", "rl.lr"]),
+    "impossible value": ({}, ["curation.test_share=2"], ["curation.test_share", "less than or equal to 1"]),
+    "not a number": ({}, ["rl.beta=.nan"], ["rl.beta", "finite"]),
+    "every mistake at once": ({}, ["seed=-1", "rl.lr=1"], ["2 impossible", "seed", "rl.lr"]),
+    "no equals sign": ({}, ["seed"], ["--set 'seed'", "key=value"]),
+    "no such list item": ({}, ["curation.sources.7.name=x"], ["curation.sources.7.name"]),
+    "value that is no YAML": ({}, ["seed=[1"], ["--set seed", "'[1'"]),
+    "syntax error": ({"small.yaml": "name: [\n"}, [], ["small.yaml", "line 2"]),
+    "not a mapping": ({"small.yaml": "- a\n"}, [], ["small.yaml", "mapping"]),
+    "its own base": ({"small.yaml": "base: small.yaml\n"}, [], ["small.yaml -> "]),
+    "prompts missing": ({}, [PROMPTS % "absent.txt"], ["absent.txt", "No such file", "prompts.path"]),
+    "prompts empty": ({"p.txt": "\n \n"}, [PROMPTS % "p.txt"], ["p.txt", "empty"]),
+    "prompts malformed": ({"p.jsonl": '"a"\n{"prompt"\n'}, [PROMPTS % "p.jsonl"], ["p.jsonl, line 2", "not valid"]),
+    "prompts not UTF-8": ({"p.txt": b"caf\xe9"}, [PROMPTS % "p.txt"], ["p.txt", "UTF-8"]),
+    "prompts of one split": ({"p.txt": "a red circle"}, ["prompts={path: p.txt, test_share: 0}"], ["p.txt", "test"]),
+    "prompt function no colon": ({}, ["prompts.function=firm.shapes"], ["prompts.function", "package.module:"]),
+    "prompt function of no module": ({}, ["prompts.function=nowhere:f"], ["prompts.function", "'nowhere'"]),
+    "prompt function without module": ({}, ["prompts.function=:f"], ["prompts.function", "':f'"]),
+    "prompt function that is none": ({}, ["prompts.function=firm.shapes.world:SIZE"], ["prompts.function", "SIZE"]),
+    "prompt function that fails": ({}, ["prompts.function=judges:failing"], ["prompts.function", "no database"]),
+    "prompt function of no prompts": ({}, ["prompts.function=posixpath:dirname"], ["prompts.function", "no list"]),
+    "module that fails": ({"bad.py": "1 / 0"}, ["prompts.function=bad:f"], ["prompts.function", "ZeroDivisionError"]),
+    "policy missing": ({}, ["policy.model=./nowhere"], ["policy.model", "./nowhere"]),
+    "policy is no pipeline": ({}, ["policy.model=./other"], ["policy.model", "model_index.json"]),
+    "policy is a critic": ({}, ["policy.model=pkg://firm.shapes/weights/critic"], ["policy.model", "weights/critic"]),
+    "policy is of another family": (
+        {"other/model_index.json": '{"_class_name": "Flux"}'}, ["policy.model=./other"], ["policy.model", "a Flux,"]
+    ),
+    "policy of no package": ({}, ["policy.model=pkg://nowhere/x"], ["policy.model", "pkg://nowhere/x"]),
+    "source of no pipeline": (
+        {}, ["curation.sources=[{kind: generated, name: x, num_images: 1, num_inference_steps: 1, policy: "
+             "{model: ./other, resolution: 32}}]"], ["curation.sources.0.policy.model", "./other"]
+    ),
+    "critic is a generator": ({}, ["critic.model=pkg://firm.shapes/weights/base"], ["critic.model", "config.json"]),
+    "critic of another kind": ({}, ["critic.model=./other"], ["critic.model", "model_type"]),
+    "candidates missing": ({}, [FILES], ["mine.jsonl", "No such file"]),
+    "candidates malformed": ({"mine.jsonl": '\n{"prompt": "a"\n'}, [FILES], ["mine.jsonl, line 2"]),
+    "candidates without image": ({"mine.jsonl": '{"prompt": "a"}'}, [FILES], ["mine.jsonl, line 1", "'image'"]),
+    "image missing": ({"mine.jsonl": '{"prompt": "a", "image": "a.png"}'}, [FILES], ["mine.jsonl, entry 0: a.png"]),
+    "judge that is not there": ({}, ["auditor.judge.target=judges:Nobody"], ["auditor.judge.target", "judges:Nobody"]),
+    "judge at no URL": (
+        {}, ["curation.evaluator={kind: endpoint, base_url: localhost, model: m}"], ["base_url", "localhost"]
+    ),
+    "unknown rubric": ({}, ["critic.rubrics.quality=nice"], ["'nice'", "short_quality"]),
+    "gate on no metric": ({}, ["bench.gate=[{metric: acc, at_least: 1}]"], ["bench.gate.0.metric", "'acc'"]),
+    "gate on no source": ({}, ["bench.gate=[{metric: mae, source: x, at_most: 1}]"], ["bench.gate.0.source", "render"]),
+    "store of no kind": ({}, ["store=ftp://host/x"], ["ftp://host/x"]),
+}  # fmt: skip
+PATCH_NEEDED = pytest.mark.xfail(strict=True, reason="firm.presets: reported to the lead with a patch")
+CASES_OF_PRESETS: dict[str, Case] = {
+    "not UTF-8": ({"small.yaml": b"name: caf\xe9\n"}, [], ["small.yaml", "UTF-8"]),
+    "a date, then more": ({}, ["name=2024-01-01", "seed=1"], ["name"]),
+}
+
+
+@pytest.mark.parametrize("case", [*CASES, *(pytest.param(c, marks=PATCH_NEEDED) for c in CASES_OF_PRESETS)])
+def test_a_slip_is_named_before_anything_starts(folder: Path, case: str) -> None:
+    files, assignments, words = (CASES | CASES_OF_PRESETS)[case]
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    complains(firm(folder, *assignments), 2, *words)
+    assert not (folder / "runs").exists()
+
+
+def test_unknown_presets_are_named(folder: Path) -> None:
+    complains(firm(folder, source="gen-nothing"), 2, "'gen-nothing'", "gen-shapes")
+    complains(firm(folder, source="absent.yaml"), 2, "'absent.yaml'")
+    complains(call(folder, "-m", "firm.cli", "config", "show", "gen-nothing"), 2, "'gen-nothing'")
+
+
+def test_a_store_in_s3_needs_credentials(folder: Path) -> None:
+    env = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "x", "FIRM_S3_ENDPOINT": "http://127.0.0.1:1"}
+    complains(firm(folder, "store=s3://bucket/x", env=env), 2, "AWS_ACCESS_KEY_ID", "s3://bucket/x")
+
+
+# ---- candidates, disks ---------------------------------------------------------------------------------------------
+
+
+def test_a_corrupt_image_is_named(folder: Path) -> None:
+    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (folder / "mine.jsonl").write_text('{"prompt": "a red circle", "image": "a.png"}\n' * 2)
+    result = firm(folder, FILES, "bench.gate=[{metric: mae, at_most: 5}]")
+    complains(result, 2, "curation failed", "mine.jsonl, entry ", ": a.png", "cannot decode", "run.log")
+    assert "Traceback" not in (folder / "runs" / "small" / "run.log").read_text()
+
+
+def mount(folder: Path, options: str) -> None:
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"mounting needs root: {done.stderr.decode()}")
+
+
+@pytest.fixture
+def disk(folder: Path) -> Iterator[Callable[[str], Path]]:
+    """disk(options): a file system of its own; called again, it is changed."""
+    path, mounted = folder / "disk", list[str]()
+
+    def make(options: str) -> Path:
+        mount(path, f"remount,{options}" if mounted else options)
+        mounted.append(options)
+        return path
+
+    yield make
+    if mounted:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_store_that_cannot_be_written_is_named(folder: Path, disk: Callable[[str], Path]) -> None:
+    complains(firm(folder, "store=/proc/firm"), 1, "/proc/firm")
+    (folder / "file").write_text("")
+    complains(firm(folder, "store=file"), 1, f"{folder}/file")
+    read_only = disk("ro,size=1m")
+    complains(firm(folder, f"store={read_only}"), 1, "read-only", str(read_only))
+
+
+def shards(store: Path) -> dict[str, int]:
+    """Finished shards of judgements and when they were written."""
+    return {str(p): p.stat().st_mtime_ns for p in store.glob("small/curation-*/judged/part-*.parquet")}
+
+
+def test_a_full_disk_loses_nothing(folder: Path, disk: Callable[[str], Path]) -> None:
+    store = disk("size=160k")
+    complains(firm(folder, f"store={store}"), 1, "disk full", f"{store}/small/curation-")
+    before = shards(store)
+    assert 1 <= len(before) < 6
+    disk("size=8m")
+    result = stages(folder, "curation", f"store={store}")
+    assert result.returncode == 0, result.stderr
+    assert len(shards(store)) == 6 and before.items() <= shards(store).items()
+
+
+@pytest.mark.xfail(strict=True, reason="firm.critics.journal names no file: reported to the lead with a patch")
+def test_a_journal_that_cannot_grow_is_named(folder: Path) -> None:
+    limit = 6000  # bytes a file
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    result = stages(folder, "curation", "curation.shard_size=1", preexec_fn=small_files)
+    complains(result, 1, "disk full", "evaluator.jsonl")
+
+
+# ---- S3 --------------------------------------------------------------------------------------------------------------
+
+
+def test_an_s3_server_that_is_not_there_is_named(folder: Path) -> None:
+    env = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "secret", "FIRM_S3_ENDPOINT": "http://127.0.0.1:1"}
+    result = firm(folder, "store=s3://bucket/x", env=env)
+    complains(result, 1, "cannot reach S3", "127.0.0.1:1", "FIRM_S3_ENDPOINT", "resume")
+
+
+def test_credentials_that_s3_refuses_are_named(folder: Path, s3_server: Any) -> None:
+    import urllib3
+
+    url = s3_server.env["FIRM_S3_ENDPOINT"]
+    urllib3.request("POST", f"{url}/moto-api/reset-auth", body=b"0")
+    try:
+        env = {**s3_server.env, "AWS_SECRET_ACCESS_KEY": "very-wrong"}
+        result = stages(folder, "curation", "store=s3://firm-test/x", env=env)
+    finally:
+        urllib3.request("POST", f"{url}/moto-api/reset-auth", body=b"inf")
+    complains(result, 1, "refused the credentials", "AWS_SECRET_ACCESS_KEY", "s3://firm-test/x")
+    assert "very-wrong" not in result.stderr
+
+
+# ---- judges that answer nonsense -------------------------------------------------------------------------------------
+
+
+def test_an_evaluator_that_answers_nonsense_is_named(folder: Path) -> None:
+    judge = "curation.evaluator={kind: python, target: 'judges:Banana'}"
+    result = firm(folder, judge)
+    complains(result, 1, "curation failed", "no valid judgement", "unparsable", "banana", "curation.evaluator")
+    assert len(shards(folder / "runs")) == 6  # with the raw answers in them
+
+
+def test_scores_that_are_no_numbers_are_not_valid(folder: Path) -> None:
+    result = stages(folder, "curation", "curation.evaluator={kind: python, target: 'judges:NotANumber'}")
+    complains(result, 1, "no valid judgement", "non_finite")
+
+
+class Nonsense(BaseHTTPRequestHandler):
+    """A chat endpoint that has gone mad."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = json.dumps({"choices": [{"message": {"content": "banana"}, "finish_reason": "stop"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+        server.shutdown()
+
+
+def test_a_critic_that_answers_nonsense_does_not_pass_the_gate(folder: Path) -> None:
+    with serving(Nonsense) as url:
+        critic = f"critic.endpoint={{kind: endpoint, base_url: '{url}', model: mad}}"
+        result = stages(folder, "curation sft bench gate", "critic.kind=endpoint", critic)
+    complains(result, 1, "the critic is not trusted", "coverage is 0.00", "at least 0.90")
+    assert (folder / "bench").exists() and not (folder / "gate").exists()
+
+
+def test_an_endpoint_that_is_not_there_is_named(folder: Path) -> None:
+    judge = "curation.%s={kind: endpoint, base_url: 'http://127.0.0.1:9/v1', model: m, deadline_s: 0.3}"
+    start = time.monotonic()
+    result = firm(folder, judge % "planner", judge % "evaluator")
+    complains(result, 1, "curation failed", "can not be reached", "http://127.0.0.1:9/v1", "base_url")
+    assert time.monotonic() - start < 60
