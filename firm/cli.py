@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -42,10 +41,14 @@ def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer
 
     config = load_config(source, overrides)
     preflight.check(config)
-    with RunFolder.open(config) as run:
-        from pipelines.local import run_locally
+    try:
+        with RunFolder.open(config) as run:
+            from pipelines.local import run_locally
 
-        page = run_locally(run.config, run.path)
+            page = run_locally(run.config, run.path)
+    except KeyboardInterrupt:
+        print("stopped; run the same command again to go on", file=sys.stderr)
+        raise typer.Exit(130) from None
     print(f"The report is {page}")
 
 
@@ -82,12 +85,10 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        where = f" ({Path(error.filename)})" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        from firm.store import disk_error
+
+        print(f"error: {disk_error(error, error.filename or '')}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("stopped; run the same command again to go on", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -318,6 +318,8 @@ class RunConfig(Section):
         needed = {self.reward.base, *(self.reward.bonuses if self.reward.formula != "base_only" else ())}
         if missing := sorted(needed - set(self.critic.rubrics)):
             raise ValueError(f"reward needs {missing}, for which critic.rubrics has no rubric")
+        if self.reward.base not in self.auditor.rubrics:
+            raise ValueError(f"auditor.rubrics has no rubric for the reward's base {self.reward.base}")
         if self.critic.kind == "trained" and not needed <= set(self.curation.dimensions):
             raise ValueError("reward uses a dimension that curation.dimensions does not have")
         return self

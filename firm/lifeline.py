@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from pathlib import Path
 
 LIFELINE = "FIRM_LIFELINE_PID"
 
@@ -17,11 +18,17 @@ def hold() -> None:
 
 
 def _follow(owner: int) -> None:
-    while True:
-        try:
-            os.kill(owner, 0)
-        except ProcessLookupError:
-            os._exit(137)
-        except PermissionError:
-            pass  # it exists
+    while _lives(owner):
         time.sleep(0.5)
+    os._exit(137)
+
+
+def _lives(owner: int) -> bool:
+    try:
+        os.kill(owner, 0)
+        # Killed but not reaped by its own parent, it would seem to live.
+        return Path(f"/proc/{owner}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # not ours to signal, or a system without /proc

@@ -102,12 +102,12 @@ class StageState:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left: the expectation before and early in the stage, the measured speed of its task after."""
+        """Seconds left: the expectation at first, the measured speed of its task after."""
         if self.state in ("finished", "reused", "failed"):
             return 0.0
         expected = max(self.expected_s - self.elapsed_s, 0.0) if self.expected_s is not None else None
-        measured = self.last.get("left_s")
-        return max(expected or 0.0, measured) if measured is not None else expected
+        measured: float | None = self.last.get("left_s")
+        return expected if measured is None else measured
 
 
 class Watcher:

@@ -13,6 +13,7 @@ from firm.config import RunConfig
 from firm.lifeline import LIFELINE
 from firm.progress import PROGRESS_FILE, Watcher
 from firm.records import UserError
+from firm.store import disk_error
 
 STAGES = ("curation", "sft", "bench", "gate", "rl", "evaluate", "report")
 
@@ -36,13 +37,16 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads make a laptop in use four times slower
     warnings.filterwarnings("ignore", module="kfp")
     watcher = Watcher(folder / "progress.jsonl", STAGES, config.expected_s, sys.stdout)
-    with watcher, _output_to(log):
-        local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(kfp_root))
-        try:
+    failed = ""
+    try:
+        with watcher, _output_to(log):
+            local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(kfp_root))
             full(config=config.model_dump(mode="json", exclude_none=True))  # KFP has no null
-            failed = ""
-        except RuntimeError as error:
-            failed = str(error)
+    except RuntimeError as error:
+        failed = str(error)
+    except OSError as error:  # the log is on the disk that the stages have filled
+        if watcher.failure is None:
+            raise disk_error(error, error.filename or folder) from error
     if failed or watcher.failure:
         raise _failure(watcher, failed, log)
     newest = max(kfp_root.glob("firm-*/report/page"), key=lambda p: p.stat().st_mtime)

@@ -14,14 +14,13 @@ from transformers.utils import logging
 
 from firm.config import CriticConfig
 from firm.critics.answers import SCORE_PREFIX, parse_answer
-from firm.critics.critic import Item, question
+from firm.critics.critic import IMAGE_MARK, Item, question
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.images import decode_image
 from firm.locate import model_path
 from firm.records import SCORES, Assessment, Invalid, Judgement, UserError
 from firm.seeds import seed_for
 
-IMAGE_TAG = "<image>"
 Batch = dict[str, Tensor]
 
 
@@ -69,13 +68,17 @@ class Encoder:
         """``processor``: what :func:`load_processor` gave."""
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.pad = self.tokenizer.pad_token_id
+        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        self._control = [token for token in added if len(token) > 1]
 
-    def questions(self, texts: Sequence[str], images: Sequence[Sequence[bytes]]) -> Batch:
-        """Encode user messages; each ``<image>`` in a text stands for the next of its PNG images."""
+    def questions(self, texts: Sequence[str], images: Sequence[Sequence[bytes]], first: int = 0) -> Batch:
+        """Encode user messages; each ``<image>`` in a text stands for the next of its PNG images.
+
+        Raises:
+            UserError: An image cannot be decoded; names its item, counted from ``first``.
+        """
         prompts = [self._chat(text) for text in texts]
-        pictures = [
-            decode_image(png, f"image {j} of item {i}") for i, pngs in enumerate(images) for j, png in enumerate(pngs)
-        ]
+        pictures = [decode_image(png, f"item {i}") for i, pngs in enumerate(images, first) for png in pngs]
         inputs = self.processor(
             text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="pt",
             return_mm_token_type_ids=True,
@@ -83,15 +86,21 @@ class Encoder:
         return dict(inputs)
 
     def _chat(self, text: str) -> str:
-        parts = text.split(IMAGE_TAG)
+        parts = text.split(IMAGE_MARK)
         content: list[dict[str, str]] = []
         for i, part in enumerate(parts):
             content += [{"type": "image"}] if i else []
-            content += [{"type": "text", "text": part}] if part else []
+            content += [{"type": "text", "text": self._plain(part)}] if part else []
         chat: str = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True
         )
         return chat
+
+    def _plain(self, text: str) -> str:
+        """The text without control: a prompt that spells a special token must not act as one."""
+        for token in self._control:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
 
     def answers(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of assistant answers, with the end-of-turn token."""
@@ -145,7 +154,7 @@ class LocalCritic:
             for start in range(0, len(items), self.config.batch_size):
                 batch = items[start : start + self.config.batch_size]
                 texts = [question(rubric, item.prompt) for item in batch]
-                inputs = self.encoder.questions(texts, [item.images for item in batch])
+                inputs = self.encoder.questions(texts, [item.images for item in batch], start)
                 for i, outcome in enumerate(answer(inputs, rubric), start):
                     outcomes[i][dimension] = outcome
         return outcomes

@@ -147,8 +147,8 @@ def load_policy(folder: Path, device: torch.device) -> Policy:
     policy = Policy(PolicyConfig.model_validate(card["base"]), device)
     policy._make_trainable(LoraConfig.model_validate(card["lora"]) if card["lora"] else None, seed=0)
     weights, targets = load_file(folder / WEIGHTS), dict(policy.family.denoiser.named_parameters())
-    if unknown := sorted(set(weights) - set(targets)):
-        raise UserError(f"parameter {unknown[0]} is not in the base model", str(folder), "was the base replaced?")
+    if unfit := sorted(n for n, w in weights.items() if n not in targets or targets[n].shape != w.shape):
+        raise UserError(f"parameter {unfit[0]} does not fit the base model", str(folder), "was the base replaced?")
     with torch.no_grad():
         for name, value in weights.items():
             targets[name].copy_(value)

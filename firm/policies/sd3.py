@@ -42,7 +42,7 @@ class SD3:
         logging.disable_progress_bar()  # a log is no place for a bar that redraws itself
         try:
             pipe = StableDiffusion3Pipeline.from_pretrained(path, dtype=getattr(torch, config.dtype), **absent)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
             fix = "give a StableDiffusion3Pipeline folder or a hub id that this machine can reach"
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"cannot load a generator: {reason}", config.model, fix, usage=True) from error

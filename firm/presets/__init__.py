@@ -65,7 +65,9 @@ def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
     """Apply one ``a.b=value``; the value is YAML; list items are addressed by index (``curation.sources.0.name``)."""
     key, separator, text = assignment.partition("=")
     if not separator or not key:
-        raise UserError(f"--set {assignment!r} is not of the form key=value", "", "for example --set rl.max_epochs=20", True)
+        raise UserError(
+            f"--set {assignment!r} is not of the form key=value", "", "for example --set rl.max_epochs=20", True
+        )
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:

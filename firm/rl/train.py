@@ -72,7 +72,7 @@ def audit(epoch: int, critic: Sequence[Assessment], auditor: Sequence[Assessment
     mine, theirs = soft_scores(critic, base), soft_scores(auditor, base)
     pairs = [(c, a) for c, a in zip(mine, theirs, strict=True) if c is not None and a is not None]
     if not pairs or not bool(valid.any()):
-        outcome = next((a[base] for a in (*auditor, *critic) if isinstance(a[base], Invalid)), None)
+        outcome = next((a[base] for a in (*auditor, *critic) if isinstance(a.get(base), Invalid)), "no answers")
         raise UserError("the auditor or the critic judged none of the images", "auditor.judge", str(outcome))
     agreement = spearman([c for c, _ in pairs], [a for _, a in pairs])
     return Audit(

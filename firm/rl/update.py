@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from firm.config import RLConfig
-from firm.dist import World, generator, sum_gradients
+from firm.dist import World, gather, generator, sum_gradients
 from firm.policies.policy import Policy
 from firm.rl.nft import branches, ema_decay, kl_loss, optimality, policy_loss
 from firm.rl.rollout import Rollout
 
 MIN_SIGMA = 1e-3
+SUMS = ("loss", "kl", "old_deviation")
 
 
 class Updater:
@@ -32,14 +33,13 @@ class Updater:
 
     def epoch(self, rollout: Rollout, epoch: int) -> dict[str, float]:
         """Run ``inner_epochs x optimizer_steps`` steps; returns means over the epoch of the loss and its parts."""
-        totals: dict[str, float] = {}
-        parts = 0
+        totals, parts = dict.fromkeys((*SUMS, "grad_norm"), 0.0), 0
         for inner in range(self.rl.inner_epochs):
             for chosen, count in self._parts(rollout, epoch, inner):
                 values = self._step(rollout, chosen, count, epoch, inner)
-                totals = {k: totals.get(k, 0.0) + v for k, v in values.items()}
+                totals = {name: totals[name] + values[name] for name in totals}
                 parts += 1
-        return {k: v / parts for k, v in totals.items()}
+        return {name: total / max(parts, 1) for name, total in totals.items()}
 
     def _parts(self, rollout: Rollout, epoch: int, inner: int) -> Iterator[tuple[Tensor, int]]:
         """For each optimizer step: this rank's trained samples and how many samples all ranks train in it."""
@@ -53,19 +53,19 @@ class Updater:
 
     def _step(self, rollout: Rollout, chosen: Tensor, count: int, epoch: int, inner: int) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, float] = {}
+        sums = torch.zeros(len(SUMS))
         for samples in chosen.split(self.rl.batch_size):
             sigmas, noise = self._draw(rollout, samples, epoch, inner)
             denominator = count * sigmas.shape[1]
             for j in range(sigmas.shape[1]):
-                values = self._backward(rollout, samples, sigmas[:, j], noise[:, j], denominator)
-                totals = {k: totals.get(k, 0.0) + v for k, v in values.items()}
+                sums += self._backward(rollout, samples, sigmas[:, j], noise[:, j], denominator)
         sum_gradients(self.sets.live, self.world)
         norm = torch.nn.utils.clip_grad_norm_(self.sets.live, self.rl.max_grad_norm)
         self.optimizer.step()
         self.steps += 1
         self.sets.pull("ema", ema_decay(self.rl.ema_decay, self.steps))
-        return {**totals, "grad_norm": float(norm)}
+        everywhere = torch.tensor(gather([sums.tolist()], self.world)).sum(0)
+        return {**dict(zip(SUMS, everywhere.tolist(), strict=True)), "grad_norm": float(norm)}
 
     def _draw(self, rollout: Rollout, samples: Tensor, epoch: int, inner: int) -> tuple[Tensor, Tensor]:
         """Sigmas [B, T] and noise [B, T, C, H, W]; each sample has its own generator, whatever the batch or rank."""
@@ -82,9 +82,8 @@ class Updater:
         device = self.policy.device
         return torch.stack(sigmas).to(device), torch.stack(noise).to(device)
 
-    def _backward(
-        self, rollout: Rollout, samples: Tensor, sigma: Tensor, noise: Tensor, denominator: int
-    ) -> dict[str, float]:
+    def _backward(self, rollout: Rollout, samples: Tensor, sigma: Tensor, noise: Tensor, denominator: int) -> Tensor:
+        """Accumulate the gradient of one timestep; returns this rank's share of ``SUMS``."""
         rl, policy = self.rl, self.policy
         samples = samples.to(policy.device)
         x0, conditions = rollout.latents[samples].float(), rollout.conditions.select(rollout.rows[samples])
@@ -96,18 +95,18 @@ class Updater:
             v = policy.velocity(x_t, sigma, conditions)
         r = optimality(rollout.advantage[samples], rl.adv_clip_max, rl.adv_mode)
         loss = policy_loss(branches(x0, x_t, sigma, v, v_old, rl.beta), r, rl.beta, rl.adv_clip_max)
-        values = {"loss": loss.detach().sum().item() / denominator}
+        kl = torch.zeros_like(loss)
+        value = loss.detach().sum()
         if rl.kl_weight > 0:
             with self._autocast(), policy.using("reference"):
                 v_ref = policy.velocity(x_t, sigma, conditions)
             kl = kl_loss(v, v_ref)
             loss = loss + rl.kl_weight * kl
-            values["kl"] = kl.detach().sum().item() / denominator
-        values["old_deviation"] = kl_loss(v.detach(), v_old).sum().item() / denominator
         (loss.sum() / denominator).backward()
-        return values
+        return torch.stack([value, kl.detach().sum(), kl_loss(v.detach(), v_old).sum()]).cpu() / denominator
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.rl.dtype == "float32":
             return nullcontext()
-        return torch.autocast(self.policy.device.type, getattr(torch, self.rl.dtype))
+        # Its cache of cast weights would hand the old policy's to the policy: they share the parameter objects.
+        return torch.autocast(self.policy.device.type, getattr(torch, self.rl.dtype), cache_enabled=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from firm import dist, lifeline
@@ -64,6 +64,12 @@ class PlainTrainer(Trainer):
         if checkpoint is not None:
             load_optimizer(self.optimizer, self._names(), load_file(Path(checkpoint) / OPTIMIZER))
             self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULER).read_text()))
+            for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)  # a pickle
 
     def _save_rng_state(self, output_dir: str) -> None:
         pass
@@ -132,7 +138,7 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
         save_strategy="steps",
         save_steps=sft.checkpoint_steps,
         save_total_limit=1,
-        logging_steps=10,
+        logging_steps=1,
         report_to=["tensorboard"],
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -154,6 +160,7 @@ def train(request: dict[str, Any], folder: Path) -> None:
         train_dataset=load_examples(Path(request["data"]), folder / "cache"),
         callbacks=[Reporter()],
     )
+    trainer.remove_callback(PrinterCallback)
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     if trainer.is_world_process_zero():

@@ -144,9 +144,7 @@ def build_generator(seed: int) -> StableDiffusion3Pipeline:
 
 def load_generator(folder: Path | str) -> StableDiffusion3Pipeline:
     """Loads a saved generator as any Stable Diffusion 3 without T5; computes in float32 whatever it is stored in."""
-    return StableDiffusion3Pipeline.from_pretrained(
-        folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32
-    )
+    return StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32)
 
 
 def _clip_tokenizer() -> CLIPTokenizer:

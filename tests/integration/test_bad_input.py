@@ -3,10 +3,10 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,7 +55,8 @@ Result = subprocess.CompletedProcess[str]
 
 
 def call(folder: Path, *arguments: str, **options: Any) -> Result:
-    env = {**os.environ, "PYTHONPATH": str(folder), "AWS_REGION": "us-east-1", **options.pop("env", {})}
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "AWS_REGION": "us-east-1", **options.pop("env", {})}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
@@ -237,6 +238,17 @@ def test_a_full_disk_loses_nothing(folder: Path, disk: Callable[[str], Path]) ->
     assert len(shards(store)) == 6 and before.items() <= shards(store).items()
 
 
+def test_a_disk_full_to_the_last_byte_is_named(folder: Path, disk: Callable[[str], Path]) -> None:
+    store = disk("size=60k")  # the log and the progress file are on it, too
+    (store / "filler").write_bytes(b"0" * 44000)
+    result = firm(folder, f"store={store}")
+    complains(result, 1, f"{store}/small")
+    assert "disk full" in result.stderr or "No space left" in result.stderr
+    disk("size=8m")
+    result = stages(folder, "curation", f"store={store}")
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.xfail(strict=True, reason="firm.critics.journal names no file: reported to the lead with a patch")
 def test_a_journal_that_cannot_grow_is_named(folder: Path) -> None:
     limit = 6000  # bytes a file
@@ -319,7 +331,17 @@ def test_a_critic_that_answers_nonsense_does_not_pass_the_gate(folder: Path) -> 
 
 def test_an_endpoint_that_is_not_there_is_named(folder: Path) -> None:
     judge = "curation.%s={kind: endpoint, base_url: 'http://127.0.0.1:9/v1', model: m, deadline_s: 0.3}"
-    start = time.monotonic()
     result = firm(folder, judge % "planner", judge % "evaluator")
     complains(result, 1, "curation failed", "can not be reached", "http://127.0.0.1:9/v1", "base_url")
-    assert time.monotonic() - start < 60
+
+
+def test_ctrl_c_stops_with_a_sentence(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "firm.cli", "run", "small.yaml"], cwd=folder, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stdout is not None and "started" in process.stdout.readline()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and said == "stopped; run the same command again to go on\n"

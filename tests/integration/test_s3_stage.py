@@ -59,8 +59,9 @@ class Machine:
         self.config = load_config(str(folder / "small.yaml"), [f"store={store}"]).model_dump(
             mode="json", exclude_none=True
         )
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
         self.env = {
-            **os.environ, "PYTHONPATH": str(folder), "TMPDIR": str(self.scratch), "TOLD": str(told),
+            **os.environ, "PYTHONPATH": path, "TMPDIR": str(self.scratch), "TOLD": str(told),
             "FIRM_PROGRESS_FILE": str(folder / "progress"),
         }  # fmt: skip
 

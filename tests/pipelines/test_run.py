@@ -115,9 +115,7 @@ def test_a_second_run_reuses_everything(whole: Path, config: Path) -> None:
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-def test_killed_in_every_long_stage_it_ends_with_the_same_artifacts(
-    whole: Path, config: Path, tmp_path: Path
-) -> None:
+def test_killed_in_every_long_stage_it_ends_with_the_same_artifacts(whole: Path, config: Path, tmp_path: Path) -> None:
     for stage, done in KILLS:
         kill_in(tmp_path, config, stage, done)
     finish(tmp_path, config)
