@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,7 +26,7 @@ EVENT_EVERY_S = 0.5
 def emit(**event: Any) -> None:
     """Append one event to the run's progress file, if there is one. One write per line: lines never interleave."""
     if path := os.environ.get(PROGRESS_FILE):
-        with open(path, "a") as file:
+        with suppress(OSError), open(path, "a") as file:  # a full disk is told by what needed it
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
 

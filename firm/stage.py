@@ -24,7 +24,7 @@ from firm.critics.rubrics import load_rubric
 from firm.presets import parse_config
 from firm.progress import emit
 from firm.records import ArtifactRef, Summary, UserError
-from firm.store import atomic_write, open_store
+from firm.store import atomic_write, disk_error, open_store
 
 SUMMARY = "summary.json"
 TIMING = "timing.json"
@@ -69,14 +69,11 @@ def execute(
         summary = read_summary(folder)
         for name, path in (copies or {}).items():
             Path(path).write_bytes((folder / name).read_bytes())
-    except UserError as error:
+    except (UserError, OSError) as problem:
+        error = disk_error(problem, problem.filename or output) if isinstance(problem, OSError) else problem
         emit(stage=stage, state="failed", message=str(error), exit_code=error.exit_code)
         sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(error.exit_code) from error
-    except OSError as error:
-        message = f"{error.strerror or error} ({error.filename})" if error.filename else str(error)
-        emit(stage=stage, state="failed", message=message, exit_code=1)
-        raise
+        raise SystemExit(error.exit_code) from problem
     except Exception:
         emit(stage=stage, state="failed", message=traceback.format_exc(limit=-3), exit_code=1)
         raise
@@ -119,13 +116,18 @@ def stage_key(stage: str, config: RunConfig, sections: tuple[str, ...], refs: Ma
     if "curation" in sections:
         files += [s.path for s in config.curation.sources if isinstance(s, FilesSource)]
     hashes = [sha256_file(Path(f)) for f in files if f and Path(f).is_file()]
-    rubrics = {name: load_rubric(name).version for name in _rubrics(config)}  # an edited template is another rubric
+    rubrics = {name: load_rubric(name).version for name in _rubrics(config, sections)}  # edited: another rubric
     return fingerprint([stage, __version__, parts, hashes, rubrics, {name: ref.sha256 for name, ref in refs.items()}])
 
 
-def _rubrics(config: RunConfig) -> list[str]:
-    teacher = [judged.rubric for judged in config.curation.dimensions.values()]
-    return [config.curation.planner_rubric, *teacher, *config.critic.rubrics.values(), *config.auditor.rubrics.values()]
+def _rubrics(config: RunConfig, sections: tuple[str, ...]) -> list[str]:
+    """Names of the rubrics in a stage's sections."""
+    names = {
+        "curation": [config.curation.planner_rubric, *(d.rubric for d in config.curation.dimensions.values())],
+        "critic": list(config.critic.rubrics.values()),
+        "auditor": list(config.auditor.rubrics.values()),
+    }
+    return [name for section in sections for name in names.get(section.partition(".")[0], [])]
 
 
 def _files(folder: Path) -> list[str]:

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from firm.critics.chat import Chat, ChatMessage, Reply
 from firm.records import UserError
+from firm.store import disk_error
 
 
 class Journal:
@@ -31,7 +32,7 @@ class Journal:
     """
 
     def __init__(self, chat: Chat, path: str | Path) -> None:
-        self.name = chat.name
+        self.name, self._path = chat.name, path
         self._chat, self._lock = chat, threading.Lock()
         self._offsets: dict[bytes, int] = {}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +94,11 @@ class Journal:
         line = json.dumps(entry).encode() + b"\n"
         with self._lock:
             written = 0
-            while written < len(line):  # a raw write may be short; append mode writes at the end
-                written += os.write(self._file.fileno(), line[written:])
+            try:
+                while written < len(line):  # a raw write may be short; append mode writes at the end
+                    written += os.write(self._file.fileno(), line[written:])
+            except OSError as error:
+                raise disk_error(error, self._path) from error
             self._offsets[key] = self._end
             self._end += len(line)
         return reply

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from firm.config import CurationConfig, EndpointChat
 from firm.critics.answers import final_analysis, parse_plan, write_answer
@@ -32,10 +33,14 @@ class PlanThenScore:
         self._plan_rubric = load_rubric(config.planner_rubric)
         self._versions = {"plan": self._plan_rubric.version, **self.critic.versions}
         self._plans: dict[str, list[str]] = {}
+        self._planners = config.planner.concurrency if isinstance(config.planner, EndpointChat) else 1
 
     def judge(self, candidates: Sequence[Candidate]) -> list[Judged]:
         """Plan each distinct prompt once, then judge every candidate on every dimension."""
-        items = [Item(c.prompt, c.images, self.plan(c.prompt)) for c in candidates]
+        prompts = dict.fromkeys(c.prompt for c in candidates)
+        with ThreadPoolExecutor(self._planners) as pool:
+            plans = dict(zip(prompts, pool.map(self.plan, prompts), strict=True))
+        items = [Item(c.prompt, c.images, plans[c.prompt]) for c in candidates]
         return [
             Judged(
                 **dict(candidate),

@@ -49,7 +49,8 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
                 Policy(config.policy, device) if which == "base" else load_policy(inputs["policy"] / "policy", device)
             )
             loaded = which
-        writer.write(_samples(config, policy, which, prompts, indices, critic, auditor))
+        written = writer.write(_samples(config, policy, which, prompts, indices, critic, auditor))
+        out.publish(*(f"samples/{name}" for name in written))
         task.advance(len(indices))
     writer.close()
     return _summary(config, list(iter_shards(out.folder / "samples", Sample)))

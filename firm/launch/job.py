@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,22 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
         signal.signal(signal.SIGTERM, previous)
 
 
-def worker_request() -> tuple[dict[str, Any], Path]:
-    """In a worker: the request and the job's folder."""
+def work(train: Callable[[dict[str, Any], Path], None]) -> None:
+    """Main function of a worker: ``train(request, folder)``, its UserError handed to the launcher.
+
+    Only the first rank to fail is heard, unless rank 0 fails too.
+    """
+    from firm import dist, lifeline  # torch: only workers pay for it
+
     path = Path(sys.argv[1])
-    return json.loads(path.read_text()), path.parent
-
-
-def report_failure(error: UserError, folder: Path) -> None:
-    """In a worker: leave the error where the launcher finds it. Only the first rank to fail is heard."""
-    if int(os.environ.get("RANK", "0")) == 0 or not (folder / ERROR_FILE).exists():
-        fields = {"what": error.what, "where": error.where, "fix": error.fix, "usage": error.usage}
-        (folder / ERROR_FILE).write_text(json.dumps(fields))
+    lifeline.hold()
+    try:
+        train(json.loads(path.read_text()), path.parent)
+    except UserError as error:
+        failure = path.parent / ERROR_FILE
+        if int(os.environ.get("RANK", "0")) == 0 or not failure.exists():
+            fields = {"what": error.what, "where": error.where, "fix": error.fix, "usage": error.usage}
+            failure.write_text(json.dumps(fields))
+        raise SystemExit(error.exit_code) from error
+    finally:
+        dist.stop()

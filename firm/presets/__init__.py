@@ -6,7 +6,7 @@ the path of its key. This package loads no torch.
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -42,7 +42,11 @@ def _read_source(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if name in preset_names():
         data = _read_yaml(resources.files("firm.presets").joinpath(f"{name}.yaml").read_text(), name)
     elif Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
-        data = _read_yaml(Path(name).read_text(), name)
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError("the configuration is not UTF-8 text", name, "save it as UTF-8", usage=True) from error
+        data = _read_yaml(text, name)
     else:
         known = ", ".join(preset_names())
         raise UserError(f"unknown preset {name!r}", "", f"use one of {known}, or the path of a YAML file", True)
@@ -72,7 +76,7 @@ def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"the value {text!r} is not valid YAML", f"--set {key}", "quote the value", True) from error
-    data = json.loads(json.dumps(data))
+    data = copy.deepcopy(data)
     node: Any = data
     *parents, last = key.split(".")
     try:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from firm import dist, lifeline
+from firm import dist
 from firm.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
 from firm.config import AuditorConfig, EndpointChat, RLConfig, RunConfig
 from firm.critics.chat import open_chat
 from firm.critics.critic import Critic, Item, load_critic, soft_scores
 from firm.critics.judge import ChatCritic
 from firm.dist import World
-from firm.launch.job import report_failure, worker_request
+from firm.launch.job import work
 from firm.policies.policy import Policy, save_policy
 from firm.policies.sampler import noise_for
 from firm.progress import MetricsLog, Task
@@ -176,18 +176,5 @@ def _note(stats: Mapping[str, float], history: Sequence[Audit]) -> str:
     return f"reward {stats['reward']:.3f}, auditor {history[-1].auditor:.2f} (base {history[0].auditor:.2f})"
 
 
-def main() -> None:
-    """Entry of a worker."""
-    request, folder = worker_request()
-    lifeline.hold()
-    try:
-        train(request, folder)
-    except UserError as error:
-        report_failure(error, folder)
-        raise SystemExit(error.exit_code) from error
-    finally:
-        dist.stop()
-
-
 if __name__ == "__main__":
-    main()
+    work(train)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
-from firm import dist, lifeline
 from firm.checkpoint import load_optimizer, optimizer_tensors
 from firm.config import CriticConfig, SFTConfig
 from firm.critics.local import Batch, Encoder, load_model, load_processor
-from firm.launch.job import report_failure, worker_request
+from firm.launch.job import work
 from firm.progress import Task
 from firm.records import UserError
 from firm.seeds import seed_for
@@ -176,19 +174,5 @@ def _save(trainer: Trainer, encoder: Encoder, sft: SFTConfig, out: Path) -> None
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
-def main() -> None:
-    """Entry of a worker."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    request, folder = worker_request()
-    lifeline.hold()
-    try:
-        train(request, folder)
-    except UserError as error:
-        report_failure(error, folder)
-        raise SystemExit(error.exit_code) from error
-    finally:
-        dist.stop()
-
-
 if __name__ == "__main__":
-    main()
+    work(train)

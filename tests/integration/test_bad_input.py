@@ -152,7 +152,6 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "gate on no source": ({}, ["bench.gate=[{metric: mae, source: x, at_most: 1}]"], ["bench.gate.0.source", "render"]),
     "store of no kind": ({}, ["store=ftp://host/x"], ["ftp://host/x"]),
 }  # fmt: skip
-PATCH_NEEDED = pytest.mark.xfail(strict=True, reason="firm.presets: reported to the lead with a patch")
 CASES_OF_PRESETS: dict[str, Case] = {
     "not UTF-8": ({"small.yaml": b"name: caf\xe9\n"}, [], ["small.yaml", "UTF-8"]),
     "a date, then more": ({}, ["name=2024-01-01", "seed=1"], ["name"]),
@@ -249,7 +248,6 @@ def test_a_disk_full_to_the_last_byte_is_named(folder: Path, disk: Callable[[str
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.xfail(strict=True, reason="firm.critics.journal names no file: reported to the lead with a patch")
 def test_a_journal_that_cannot_grow_is_named(folder: Path) -> None:
     limit = 6000  # bytes a file
 

@@ -18,7 +18,7 @@ from firm.config import EndpointChat, LaunchConfig, RewardConfig, RLConfig, RunC
 from firm.critics.critic import Item
 from firm.dist import World
 from firm.images import decode_image
-from firm.launch.job import TrainingJob, launch, worker_request
+from firm.launch.job import TrainingJob, launch, work
 from firm.presets import load_config
 from firm.records import Assessment, Judgement
 from firm.rl.train import Loop
@@ -176,17 +176,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert together == pytest.approx(alone, rel=1e-3, abs=1e-5)
 
 
-def main() -> None:
+def train(request: dict[str, Any], folder: Path) -> None:
     """The worker of the test above."""
-    request, folder = worker_request()
     world = dist.start()
     loop = make(RunConfig.model_validate(request["config"]), world)
     stats = [loop.run_epoch() for _ in range(request["epochs"])]
     save_file({k: t.contiguous() for k, t in all_tensors(loop).items()}, folder / f"rank{world.rank}.safetensors")
     if world.is_main:
         (folder / "stats.json").write_text(json.dumps(stats))
-    dist.stop()
 
 
 if __name__ == "__main__":
-    main()
+    work(train)

@@ -16,35 +16,33 @@ from firm.launch.job import TrainingJob, launch
 from firm.records import UserError
 
 WORKER = """
-import os, signal, sys, time
-from firm import dist, lifeline
-from firm.launch.job import report_failure, worker_request
+import os, signal, time
+from firm import dist
+from firm.launch.job import work
 from firm.records import UserError
 
-request, folder = worker_request()
-lifeline.hold()
-world = dist.start()
-rank = world.rank
-(folder / f"pid{rank}").write_text(str(os.getpid()))
-match request["do"]:
-    case "write":
-        ranks = dist.gather([rank], world)
-        (folder / f"out{rank}").write_text(f"{ranks} {request['x']}")
-    case "fail":
-        report_failure(UserError("no cats", f"rank {rank}", "bring cats", usage=True), folder)
-        raise SystemExit(2)
-    case "fail on 1":
-        if rank == 1:
-            report_failure(UserError("no dogs", "here"), folder)
-            raise SystemExit(1)
-        time.sleep(60)
-    case "crash":
-        raise RuntimeError("a bug")
-    case "die":
-        os.kill(os.getpid(), signal.SIGKILL)
-    case "sleep":
-        time.sleep(60)
-dist.stop()
+def train(request, folder):
+    world = dist.start()
+    rank = world.rank
+    (folder / f"pid{rank}").write_text(str(os.getpid()))
+    match request["do"]:
+        case "write":
+            ranks = dist.gather([rank], world)
+            (folder / f"out{rank}").write_text(f"{ranks} {request['x']}")
+        case "fail":
+            raise UserError("no cats", f"rank {rank}", "bring cats", usage=True)
+        case "fail on 1":
+            if rank == 1:
+                raise UserError("no dogs", "here")
+            time.sleep(60)
+        case "crash":
+            raise RuntimeError("a bug")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "sleep":
+            time.sleep(60)
+
+work(train)
 """
 
 
