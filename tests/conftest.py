@@ -6,7 +6,7 @@ from pathlib import Path
 
 # Before torch is imported anywhere, so that it holds in subprocesses too: CI machines have two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin make a busy machine four times slower
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # threads that spin for long make a busy machine four times slower
 
 import pytest
 from hypothesis import settings

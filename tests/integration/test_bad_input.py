@@ -151,16 +151,14 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "gate on no metric": ({}, ["bench.gate=[{metric: acc, at_least: 1}]"], ["bench.gate.0.metric", "'acc'"]),
     "gate on no source": ({}, ["bench.gate=[{metric: mae, source: x, at_most: 1}]"], ["bench.gate.0.source", "render"]),
     "store of no kind": ({}, ["store=ftp://host/x"], ["ftp://host/x"]),
-}  # fmt: skip
-CASES_OF_PRESETS: dict[str, Case] = {
     "not UTF-8": ({"small.yaml": b"name: caf\xe9\n"}, [], ["small.yaml", "UTF-8"]),
     "a date, then more": ({}, ["name=2024-01-01", "seed=1"], ["name"]),
 }
 
 
-@pytest.mark.parametrize("case", [*CASES, *(pytest.param(c, marks=PATCH_NEEDED) for c in CASES_OF_PRESETS)])
+@pytest.mark.parametrize("case", CASES)
 def test_a_slip_is_named_before_anything_starts(folder: Path, case: str) -> None:
-    files, assignments, words = (CASES | CASES_OF_PRESETS)[case]
+    files, assignments, words = CASES[case]
     for name, content in files.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     complains(firm(folder, *assignments), 2, *words)
