@@ -23,6 +23,7 @@ import httpx
 import tenacity
 
 from firm.config import EndpointChat, PythonChat
+from firm.critics.rubrics import IMAGE_MARK
 from firm.records import UserError
 
 ChatMessage = Mapping[str, Any]
@@ -64,18 +65,27 @@ class Chat(Protocol):
 
 
 def user_message(text: str, images: Sequence[bytes] = ()) -> dict[str, Any]:
-    """A chat message of PNG images (lossless, so that compression is not judged) followed by the text.
+    """A chat message of a text and PNG images (lossless, so that compression is not judged).
+
+    The images stand at the ``<image>`` marks of the text, or in front of a text without marks.
 
     Raises:
-        ValueError: An image is not PNG.
+        ValueError: An image is not PNG, or there are more or fewer marks than images.
     """
+    marked = text if IMAGE_MARK in text else IMAGE_MARK * len(images) + text
+    pieces = marked.split(IMAGE_MARK)
+    if len(pieces) != len(images) + 1:
+        raise ValueError(f"the text has {len(pieces) - 1} marks for {len(images)} images")
     parts: list[dict[str, Any]] = []
-    for image in images:
-        if not image.startswith(_PNG_SIGNATURE):
-            raise ValueError("images must be PNG bytes")
-        url = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
-        parts.append({"type": "image_url", "image_url": {"url": url}})
-    return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
+    for piece, image in zip(pieces, [None, *images], strict=True):
+        if image is not None:
+            if not image.startswith(_PNG_SIGNATURE):
+                raise ValueError("images must be PNG bytes")
+            url = "data:image/png;base64," + base64.b64encode(image).decode("ascii")
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+        if piece.strip():
+            parts.append({"type": "text", "text": piece})
+    return {"role": "user", "content": parts}
 
 
 def open_chat(config: PythonChat | EndpointChat) -> Chat:

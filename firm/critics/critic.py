@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from firm.config import CriticConfig
-from firm.critics.rubrics import Rubric
+from firm.critics.rubrics import IMAGE_MARK, Rubric
 from firm.records import Assessment, Invalid, Reason
 
 if TYPE_CHECKING:
     import torch
-
-IMAGE_MARK = "<image>"
 
 
 @dataclass(frozen=True)
@@ -42,14 +40,16 @@ class Critic(Protocol):
 
 
 def question(rubric: Rubric, prompt: str, plan: Sequence[str] = ()) -> str:
-    """Text of the user message that asks a critic, one ``<image>`` mark per image in front of it.
+    """Text of the user message that asks a judge, with one ``<image>`` mark per image.
 
-    Curation writes it into training examples and a local critic is asked with it, so the two are the same; a served
-    critic gets the images and then the same text. A mark inside the prompt is made harmless, as marks are counted.
+    The marks stand where the template has them, else in front. Curation writes this text into training examples and
+    critics are asked with it, in this process and at an endpoint, so training and judging are the same. A mark inside
+    the prompt is made harmless, as marks are counted.
     """
     used = rubric.placeholders
-    text = rubric.render(prompt if "prompt" in used else None, list(plan) if "plan" in used else None)
-    return IMAGE_MARK * rubric.images + text.replace(IMAGE_MARK, "< image >")
+    plain = prompt.replace(IMAGE_MARK, "< image >")
+    text = rubric.render(plain if "prompt" in used else None, list(plan) if "plan" in used else None)
+    return text if IMAGE_MARK in rubric.text else IMAGE_MARK * rubric.images + text
 
 
 def all_invalid(dimensions: Iterable[str], reason: Reason, detail: str = "") -> Assessment:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from firm.config import Dimension
 from firm.critics.answers import AnswerStyle, parse_answer, parse_score_first
 from firm.critics.chat import Chat, ChatMessage, Reply, RequestFailed, user_message
-from firm.critics.critic import Item
+from firm.critics.critic import Item, question
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.records import Assessment, Invalid, Judgement, UserError
 
@@ -115,9 +115,7 @@ class ChatCritic:
         if len(item.images) != rubric.images:
             what = f"the rubric judges {rubric.images} image(s), the item has {len(item.images)}"
             raise UserError(what, rubric.name, "choose another rubric for this dimension", usage=True)
-        used = rubric.placeholders
-        prompt, plan = (item.prompt if "prompt" in used else None), (item.plan if "plan" in used else None)
-        return user_message(rubric.render(prompt=prompt, plan=plan), item.images)
+        return user_message(question(rubric, item.prompt, item.plan), item.images)
 
     def _request(self, messages: Sequence[ChatMessage], attempt: int) -> Reply:
         # At temperature 0 the same question would get the same unreadable answer.

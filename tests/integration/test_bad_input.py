@@ -130,12 +130,18 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "policy is no pipeline": ({}, ["policy.model=./other"], ["policy.model", "model_index.json"]),
     "policy is a critic": ({}, ["policy.model=pkg://firm.shapes/weights/critic"], ["policy.model", "weights/critic"]),
     "policy is of another family": (
-        {"other/model_index.json": '{"_class_name": "Flux"}'}, ["policy.model=./other"], ["policy.model", "a Flux,"]
+        {"other/model_index.json": '{"_class_name": "Flux"}'},
+        ["policy.model=./other"],
+        ["policy.model", "a Flux,"],
     ),
     "policy of no package": ({}, ["policy.model=pkg://nowhere/x"], ["policy.model", "pkg://nowhere/x"]),
     "source of no pipeline": (
-        {}, ["curation.sources=[{kind: generated, name: x, num_images: 1, num_inference_steps: 1, policy: "
-             "{model: ./other, resolution: 32}}]"], ["curation.sources.0.policy.model", "./other"]
+        {},
+        [
+            "curation.sources=[{kind: generated, name: x, num_images: 1, num_inference_steps: 1, policy: "
+            "{model: ./other, resolution: 32}}]"
+        ],
+        ["curation.sources.0.policy.model", "./other"],
     ),
     "critic is a generator": ({}, ["critic.model=pkg://firm.shapes/weights/base"], ["critic.model", "config.json"]),
     "critic of another kind": ({}, ["critic.model=./other"], ["critic.model", "model_type"]),
@@ -145,7 +151,9 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "image missing": ({"mine.jsonl": '{"prompt": "a", "image": "a.png"}'}, [FILES], ["mine.jsonl, entry 0: a.png"]),
     "judge that is not there": ({}, ["auditor.judge.target=judges:Nobody"], ["auditor.judge.target", "judges:Nobody"]),
     "judge at no URL": (
-        {}, ["curation.evaluator={kind: endpoint, base_url: localhost, model: m}"], ["base_url", "localhost"]
+        {},
+        ["curation.evaluator={kind: endpoint, base_url: localhost, model: m}"],
+        ["base_url", "localhost"],
     ),
     "unknown rubric": ({}, ["critic.rubrics.quality=nice"], ["'nice'", "short_quality"]),
     "gate on no metric": ({}, ["bench.gate=[{metric: acc, at_least: 1}]"], ["bench.gate.0.metric", "'acc'"]),

@@ -46,7 +46,7 @@ class Echo:
         with self.lock:
             self.active += 1
             self.most = max(self.most, self.active)
-        text = messages[0]["content"][-1]["text"]
+        text = next(part["text"] for part in messages[0]["content"] if part["type"] == "text").strip()
         digit = 1 if "prompt :" not in text else int(text[-1])
         time.sleep(0.005 * (6 - digit))
         with self.lock:
@@ -131,8 +131,8 @@ def test_misuse() -> None:
 
 def test_a_question_has_exactly_one_mark_an_image() -> None:
     text = question(load_rubric("short_instruction_following"), "a <image> of a cat")
-    assert text == "<image>prompt : a < image > of a cat"
-    assert question(load_rubric("short_quality"), "a cat") == "<image>quality"
+    assert text == "prompt : a < image > of a cat <image>"
+    assert question(load_rubric("short_quality"), "a cat") == "quality <image>"
 
 
 def test_assessment_helpers() -> None:

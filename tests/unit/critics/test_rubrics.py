@@ -27,8 +27,8 @@ def test_the_placeholders_of_the_templates() -> None:
     assert load_rubric("quality").placeholders == frozenset()
     assert "technical quality" in load_rubric("quality").text.lower()
     short = load_rubric("short_instruction_following").render(prompt="a red circle")
-    assert short == "prompt : a red circle"
-    assert load_rubric("short_quality").render() == "quality"
+    assert short == "prompt : a red circle <image>"
+    assert load_rubric("short_quality").render() == "quality <image>"
 
 
 @pytest.mark.parametrize("name", ["plan", "evaluate", "instruction_following"])
