@@ -194,13 +194,13 @@ class Watcher:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for column in ("stage", "", "progress", "time", "left", ""):
-            table.add_column(column, overflow="ellipsis", no_wrap=True)
+        for column, width in (("stage", 9), ("", 1), ("progress", 20), ("time", 6), ("left", 6), ("", None)):
+            table.add_column(column, overflow="ellipsis", no_wrap=True, min_width=width)
         marks = {"waiting": "·", "started": "▶", "finished": "✔", "reused": "✔", "failed": "✘"}
         for name, state in self.stages.items():
             done, total = state.last.get("done", 0), state.last.get("total", 1)
             ended = state.state in ("finished", "reused")
-            bar = ProgressBar(total=1 if ended else total, completed=1 if ended else done, width=28)
+            bar = ProgressBar(total=1 if ended else total, completed=1 if ended else done, width=20)
             what = "already there" if state.state == "reused" else _what(state)
             spent = duration(state.elapsed_s) if state.started else ""
             left = "" if ended else duration(state.left_s)
