@@ -25,7 +25,7 @@ pipelines: build/pipelines/full.yaml $(STAGES:%=build/pipelines/%.yaml) ## Compi
 ##@ Check
 .PHONY: test lint bench
 test: lint ## Check and test everything that needs this machine only
-	$(BIN)/python -m pytest tests -q -m "not slow and not bench and not docker and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile -m "not slow and not bench and not docker and not cluster"
 
 lint: $(INSTALLED) ## Check format, style, types, imports and YAML
 	$(BIN)/ruff format --check .

@@ -37,12 +37,12 @@ def test_an_uneven_split_is_refused(groups: int, size: int) -> None:
 @given(PURPOSES, PURPOSES, st.integers(0, 9), st.integers(0, 9))
 def test_seeds_differ_by_seed_and_purpose(a: tuple[str | int, ...], b: tuple[str | int, ...], x: int, y: int) -> None:
     assert 0 <= seed_for(x, *a) < 2**63
-    same = (x, *map(str, a)) == (y, *map(str, b))
+    same = (x, a) == (y, b)
     assert (seed_for(x, *a) == seed_for(y, *b)) is same
 
 
 def test_seeds_do_not_change_between_processes_or_versions() -> None:
-    assert seed_for(0, "noise", 3, 1) == 1944017832763747053
+    assert seed_for(0, "noise", 3, 1) == 5686057590840057257
     code = "from firm.seeds import seed_for; print(seed_for(0, 'noise', 3, 1))"
     again = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(again.stdout) == seed_for(0, "noise", 3, 1)

@@ -171,7 +171,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert max(moved) > 1e-4
     for key, tensor in found[1].items():
         if key.startswith(("policy/", "old/", "ema/")):
-            torch.testing.assert_close(found[2][key], tensor, rtol=1e-4, atol=1e-5)
+            # Adam divides by the gradient's size: where that is rounding, so is the step (1.5% of it is let pass).
+            torch.testing.assert_close(found[2][key], tensor, rtol=1e-4, atol=3e-5)
     for alone, together in zip(stats[1], stats[2], strict=True):
         assert together == pytest.approx(alone, rel=1e-3, abs=1e-5)
 
