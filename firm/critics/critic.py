@@ -82,16 +82,7 @@ def load_critic(folder: Path, config: CriticConfig, device: torch.device) -> Cri
         from firm.critics.local import LocalCritic
 
         return LocalCritic(folder, config, device)
-    from firm.critics.chat import open_chat
-    from firm.critics.judge import ChatCritic
+    from firm.critics.judge import open_judge
 
-    endpoint = config.endpoint
-    assert endpoint is not None, "validated by CriticConfig"
-    return ChatCritic(
-        open_chat(endpoint),
-        config.rubrics,
-        concurrency=endpoint.concurrency,
-        temperature=endpoint.temperature,
-        max_tokens=endpoint.max_tokens,
-        answer_style=config.answer_style,
-    )
+    assert config.endpoint is not None, "validated by CriticConfig"
+    return open_judge(config.endpoint, config.rubrics, answer_style=config.answer_style)

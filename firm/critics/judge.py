@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from firm.config import Dimension
+from firm.config import Dimension, EndpointChat, PythonChat
 from firm.critics.answers import AnswerStyle, parse_answer, parse_score_first
-from firm.critics.chat import Chat, ChatMessage, Reply, RequestFailed, user_message
+from firm.critics.chat import Chat, ChatMessage, Reply, RequestFailed, open_chat, user_message
 from firm.critics.critic import Item, question
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.records import Assessment, Invalid, Judgement, UserError
@@ -126,3 +126,34 @@ class ChatCritic:
         if self._style == "score_first":
             return parse_score_first(reply.text, reply.truncated)
         return parse_answer(reply.text, "json" if rubric.answer == "json" else "boxed", reply.truncated)
+
+
+def open_judge(
+    config: PythonChat | EndpointChat,
+    rubrics: Mapping[Dimension, str],
+    *,
+    chat: Chat | None = None,
+    attempts: int = 3,
+    answer_style: AnswerStyle = "reason_first",
+) -> ChatCritic:
+    """The judge that a configuration names, with an endpoint's own limits.
+
+    Args:
+        config: The configured chat.
+        rubrics: Name of the template for each dimension.
+        chat: What is asked instead of a new connection, such as a journal around one.
+        attempts: Tries for an answer that does not parse.
+        answer_style: How the judge answers.
+    """
+    chat = chat or open_chat(config)
+    if isinstance(config, PythonChat):
+        return ChatCritic(chat, rubrics, attempts=attempts, answer_style=answer_style)
+    return ChatCritic(
+        chat,
+        rubrics,
+        attempts=attempts,
+        concurrency=config.concurrency,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        answer_style=answer_style,
+    )

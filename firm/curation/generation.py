@@ -9,7 +9,7 @@ from firm.config import CurationConfig, EndpointChat
 from firm.critics.answers import final_analysis, parse_plan, write_answer
 from firm.critics.chat import Chat, RequestFailed, user_message
 from firm.critics.critic import Item, question
-from firm.critics.judge import ChatCritic
+from firm.critics.judge import open_judge
 from firm.critics.rubrics import load_rubric
 from firm.records import Candidate, Example, Judged, Judgement, Message, Provenance
 
@@ -19,17 +19,9 @@ class PlanThenScore:
 
     def __init__(self, config: CurationConfig, planner: Chat, evaluator: Chat) -> None:
         """``planner`` and ``evaluator`` may be journals around the configured chats."""
-        endpoint = config.evaluator if isinstance(config.evaluator, EndpointChat) else None
         rubrics = {d: judged.rubric for d, judged in config.dimensions.items()}
         self.config, self.planner = config, planner
-        self.critic = ChatCritic(
-            evaluator,
-            rubrics,
-            attempts=config.attempts,
-            concurrency=endpoint.concurrency if endpoint else 1,
-            temperature=endpoint.temperature if endpoint else 0.0,
-            max_tokens=endpoint.max_tokens if endpoint else 4096,
-        )
+        self.critic = open_judge(config.evaluator, rubrics, chat=evaluator, attempts=config.attempts)
         self._plan_rubric = load_rubric(config.planner_rubric)
         self._versions = {"plan": self._plan_rubric.version, **self.critic.versions}
         self._plans: dict[str, list[str]] = {}

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 
 from firm.artifacts import Output
-from firm.config import EndpointChat, RunConfig
-from firm.critics.chat import open_chat
+from firm.config import RunConfig
 from firm.critics.critic import Critic, Item, load_critic, soft_scores
-from firm.critics.judge import ChatCritic
+from firm.critics.judge import open_judge
 from firm.dist import generator
 from firm.images import encode_image
 from firm.policies.policy import Policy, load_policy
@@ -33,9 +32,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     """Compare ``config.policy`` with the policy in ``inputs["policy"]``."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     critic = load_critic(inputs["critic"] / "critic", config.critic, device)
-    judge = config.auditor.judge
-    concurrency = judge.concurrency if isinstance(judge, EndpointChat) else 1
-    auditor = ChatCritic(open_chat(judge), config.auditor.rubrics, concurrency=concurrency)
+    auditor = open_judge(config.auditor.judge, config.auditor.rubrics)
     prompts = held_out(config)
     size = config.evaluate.batch_size
     batches = [(which, range(i, min(i + size, len(prompts)))) for which in _WHICH for i in range(0, len(prompts), size)]

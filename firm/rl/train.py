@@ -12,10 +12,9 @@ from torch import Tensor
 
 from firm import dist
 from firm.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
-from firm.config import AuditorConfig, EndpointChat, RLConfig, RunConfig
-from firm.critics.chat import open_chat
+from firm.config import RLConfig, RunConfig
 from firm.critics.critic import Critic, Item, load_critic, soft_scores
-from firm.critics.judge import ChatCritic
+from firm.critics.judge import open_judge
 from firm.dist import World
 from firm.launch.job import work
 from firm.policies.policy import Policy, save_policy
@@ -42,7 +41,7 @@ class Audits:
         number = config.auditor.num_images
         self.prompts = [prompts[i] for i in draw_prompts(prompts, number, config.seed, -1)]
         self.noise = noise_for(policy.latent_shape, config.seed, "audit", range(number))
-        self.auditor = open_auditor(config.auditor)
+        self.auditor = open_judge(config.auditor.judge, config.auditor.rubrics)
 
     def check(self, epoch: int) -> Audit:
         """Sample with the EMA parameters and judge."""
@@ -53,12 +52,6 @@ class Audits:
             latents = generate(policy, policy.encode(unique), rows, self.noise, rl)
         items = [Item(p, [png]) for p, png in zip(self.prompts, decode(policy, latents, rl.batch_size), strict=True)]
         return audit(epoch, self.critic.judge(items), self.auditor.judge(items), self.config)
-
-
-def open_auditor(config: AuditorConfig) -> ChatCritic:
-    """The auditor's judge."""
-    concurrency = config.judge.concurrency if isinstance(config.judge, EndpointChat) else 1
-    return ChatCritic(open_chat(config.judge), config.rubrics, concurrency=concurrency)
 
 
 def audit(epoch: int, critic: Sequence[Assessment], auditor: Sequence[Assessment], config: RunConfig) -> Audit:
