@@ -313,6 +313,14 @@ class RunConfig(Section):
     launch: LaunchConfig = LaunchConfig()
     expected_s: dict[str, Positive] = {}  # stage -> seconds on two cores, for the first estimate of the time left
 
+    @model_validator(mode="before")
+    @classmethod
+    def _any_order_is_one(cls, data: Any) -> Any:
+        """Sort the keys of mappings: KFP hands a dict over in any order, and results must not depend on it."""
+        if isinstance(data, dict):
+            return {key: cls._any_order_is_one(data[key]) for key in sorted(data, key=str)}
+        return [cls._any_order_is_one(item) for item in data] if isinstance(data, list) else data
+
     @model_validator(mode="after")
     def _reward_is_judged(self) -> RunConfig:
         needed = {self.reward.base, *(self.reward.bonuses if self.reward.formula != "base_only" else ())}

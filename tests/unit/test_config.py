@@ -194,3 +194,12 @@ def test_fingerprint_sees_every_difference(plain: dict[str, Any]) -> None:
 def test_a_configuration_survives_json(plain: dict[str, Any]) -> None:
     config = RunConfig.model_validate(plain)
     assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_the_order_of_keys_does_not_matter() -> None:
+    """KFP passes dicts through protobuf maps, which come back in any order."""
+    config = load_config("gen-shapes")
+    plain = config.model_dump(mode="json")
+    dimensions = plain["curation"]["dimensions"]
+    plain["curation"]["dimensions"] = dict(reversed(dimensions.items()))
+    assert list(RunConfig.model_validate(plain).curation.dimensions) == list(config.curation.dimensions)
