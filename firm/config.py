@@ -315,11 +315,8 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _any_order_is_one(cls, data: Any) -> Any:
-        """Sort the keys of mappings: KFP hands a dict over in any order, and results must not depend on it."""
-        if isinstance(data, dict):
-            return {key: cls._any_order_is_one(data[key]) for key in sorted(data, key=str)}
-        return [cls._any_order_is_one(item) for item in data] if isinstance(data, list) else data
+    def _in_one_order(cls, data: Any) -> Any:
+        return in_one_order(data)
 
     @model_validator(mode="after")
     def _reward_is_judged(self) -> RunConfig:
@@ -331,6 +328,13 @@ class RunConfig(Section):
         if self.critic.kind == "trained" and not needed <= set(self.curation.dimensions):
             raise ValueError("reward uses a dimension that curation.dimensions does not have")
         return self
+
+
+def in_one_order(data: Any) -> Any:
+    """Sort the keys of all mappings: KFP hands a dict over in any order, and results must not depend on it."""
+    if isinstance(data, dict):
+        return {key: in_one_order(data[key]) for key in sorted(data, key=str)}
+    return [in_one_order(item) for item in data] if isinstance(data, list) else data
 
 
 def fingerprint(value: Any) -> str:

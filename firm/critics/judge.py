@@ -145,7 +145,7 @@ def open_judge(
         attempts: Tries for an answer that does not parse.
         answer_style: How the judge answers.
     """
-    chat = chat or open_chat(config)
+    chat = open_chat(config) if chat is None else chat  # an empty journal is false
     if isinstance(config, PythonChat):
         return ChatCritic(chat, rubrics, attempts=attempts, answer_style=answer_style)
     return ChatCritic(
