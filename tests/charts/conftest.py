@@ -1,0 +1,109 @@
+"""Rendered charts: ``chart`` is each folder of charts/, ``scenario`` each chart with its defaults and each of its ci files."""
+
+import functools
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+CHARTS = Path(__file__).parents[2] / "charts"
+NAMESPACE = "team-a"
+Object = dict[str, Any]
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod template, and where it stands."""
+
+    owner: str
+    spec: Object
+
+    @property
+    def containers(self) -> list[Object]:
+        return [*self.spec.get("initContainers", []), *self.spec["containers"]]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What helm makes of a chart and its values; ``error`` where it refuses."""
+
+    objects: list[Object] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def names(self) -> set[str]:
+        return {f"{thing['kind']}/{thing['metadata']['name']}" for thing in self.objects}
+
+    def get(self, name: str) -> Object:
+        kind, _, name = name.partition("/")
+        (found,) = (thing for thing in self.objects if (thing["kind"], thing["metadata"]["name"]) == (kind, name))
+        return found
+
+    def of_kind(self, kind: str) -> list[Object]:
+        return [thing for thing in self.objects if thing["kind"] == kind]
+
+    @property
+    def pods(self) -> Iterator[Pod]:
+        for thing in self.objects:
+            spec = thing.get("spec", {})
+            spec = spec.get("jobTemplate", {}).get("spec", spec)
+            if thing["kind"] == "Pod" or "template" in spec:
+                yield Pod(f"{thing['kind']}/{thing['metadata']['name']}", spec.get("template", thing)["spec"])
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    charts = sorted(path.parent for path in CHARTS.glob("*/Chart.yaml"))
+    if "chart" in metafunc.fixturenames:
+        metafunc.parametrize("chart", charts, ids=lambda chart: chart.name)
+    if "scenario" in metafunc.fixturenames:
+        scenarios = [(chart, file) for chart in charts for file in (None, *sorted(chart.glob("ci/*-values.yaml")))]
+        ids = [f"{chart.name}-{file.name.removesuffix('-values.yaml') if file else 'default'}" for chart, file in scenarios]
+        metafunc.parametrize("scenario", scenarios, ids=ids)
+
+
+@pytest.fixture(scope="session")
+def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    if not shutil.which("helm"):
+        pytest.skip("helm is not on PATH")
+
+    def run(*arguments: str, values: Values | None = None) -> subprocess.CompletedProcess[str]:
+        more = ("-f", "-") if values else ()
+        text = yaml.safe_dump(values) if values else None
+        return subprocess.run(["helm", *arguments, *more], input=text, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def render(helm) -> Callable[..., Rendered]:
+    """render(chart, file=None, values=None): ``chart`` is a folder or a name. Do not change what it returns."""
+
+    @functools.cache
+    def template(chart: str, file: Path | None, values: str) -> Rendered:
+        files = ("-f", str(file)) if file else ()
+        done = helm("template", "release", str(CHARTS / chart), "-n", NAMESPACE, *files, values=yaml.safe_load(values))
+        if done.returncode:
+            return Rendered(error=done.stderr)
+        return Rendered([thing for thing in yaml.load_all(done.stdout, yaml.CSafeLoader) if thing])
+
+    return lambda chart, file=None, values=None: template(Path(chart).name, file, yaml.safe_dump(values))
+
+
+@pytest.fixture
+def rendered(scenario, render) -> Rendered:
+    result = render(*scenario)
+    assert not result.error, result.error
+    return result
+
+
+@pytest.fixture
+def pods(rendered) -> list[Pod]:
+    found = list(rendered.pods)
+    assert found, "no pod template was found: the tests of this scenario would check nothing"
+    return found
