@@ -1,6 +1,7 @@
 """Write each chart's ``values.schema.json`` and the values table of its ``README.md`` from its ``values.yaml``.
 
-Every key that stands on a line of its own has a comment that starts with ``# --``; more comment lines may follow:
+Every key that stands on a line of its own has a comment that starts with ``# --``; more comment lines may follow. An
+object may do without when its keys have theirs:
 
     # -- [debug|info|error] How much is logged.
     level: info
@@ -86,7 +87,8 @@ class Chart:
         assert isinstance(node, yaml.MappingNode)
         properties = {}
         for (key_node, value_node), (key, value) in zip(node.value, values.items(), strict=True):
-            properties[key] = self._key(value_node, value, prefix + key, self._comment(key_node, node, prefix + key))
+            comment = None if node.flow_style else self._comment(key_node, value_node, prefix + key)
+            properties[key] = self._key(value_node, value, prefix + key, comment)
         return {"type": "object", "properties": properties, "additionalProperties": False}
 
     def _key(self, node: yaml.Node, value: Any, path: str, comment: str | None) -> dict[str, Any]:
@@ -112,10 +114,8 @@ class Chart:
             self.rows.insert(first, Row(path, kind.removesuffix(", free-form"), default, text.replace("|", "\\|")))
         return schema
 
-    def _comment(self, key: yaml.Node, parent: yaml.MappingNode, path: str) -> str | None:
+    def _comment(self, key: yaml.Node, value: yaml.Node, path: str) -> str | None:
         """Return the text above a key; keys inside {braces} are described by the key that holds them."""
-        if parent.flow_style:
-            return None
         words: list[str] = []
         for line in reversed(self.lines[: key.start_mark.line]):
             stripped = line.strip()
@@ -124,6 +124,8 @@ class Chart:
             words.insert(0, stripped.lstrip("#").removeprefix(" --").strip())
             if stripped.startswith("# --"):
                 return " ".join(words)
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            return None
         sys.exit(f"{self.folder / 'values.yaml'}:{key.start_mark.line + 1}: {path} has no `# --` comment")
 
 

@@ -50,12 +50,12 @@ capabilities: {drop: [ALL]}
 {{- end }}
 
 {{- define "firm.objectStoreUrl" -}}
-{{ ternary "https" "http" .Values.objectStore.secure }}://{{ .Values.objectStore.endpoint }}
+{{ ternary "https" "http" .Values.objectStore.secure }}://{{ .Values.objectStore.endpoint | default "minio:9000" }}
 {{- end }}
 
 {{- define "firm.objectStorePort" -}}
-{{- $parts := splitList ":" .Values.objectStore.endpoint -}}
-{{ if gt (len $parts) 1 }}{{ last $parts }}{{ else }}{{ ternary 443 80 .Values.objectStore.secure }}{{ end }}
+{{- $url := urlParse (include "firm.objectStoreUrl" .) -}}
+{{ splitList ":" $url.host | rest | last | default (ternary 443 80 .Values.objectStore.secure) }}
 {{- end }}
 
 {{/* Claim of the model cache; empty where there is none. */}}
@@ -80,4 +80,6 @@ env:
     valueFrom: {secretKeyRef: {name: {{ include "firm.objectStoreSecret" . }}, key: secretkey}}
   - name: OPENAI_API_KEY
     valueFrom: {secretKeyRef: {name: firm-endpoints, key: api-key, optional: true}}
+  - name: HF_TOKEN
+    valueFrom: {secretKeyRef: {name: firm-endpoints, key: hf-token, optional: true}}
 {{- end }}
