@@ -1,6 +1,6 @@
 """Artifacts: a prefix in a store that exists once its ``manifest.json`` does, which is written last.
 
-A stage writes through `Output` and reads through `open_input`, which verifies every byte against the manifest.
+A stage writes through `Output` and reads through `firm.inputs`, which verifies every byte against the manifest.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from firm.records import ArtifactRef, Entry, Manifest, UserError
 from firm.store import TEMPORARY, LocalStore, Store, atomic_write, check_key, disk_error, open_store, sync
 
 MANIFEST = "manifest.json"
-SMALL_BYTES = 2**20
+TIMING = "timing.json"
+WORK = "work"
+"""Folder of a stage's work files (journals, checkpoints): kept until the artifact is complete, never part of it."""
+HANDED_OVER = f"{WORK}/entries.json"
+SMALL_BYTES = 2**22
 THREADS = 8
 A = TypeVar("A")
 B = TypeVar("B")
@@ -53,9 +57,10 @@ class Output:
         self.uri, self.folder, self._store = store.uri, folder, store
         self._remote = not isinstance(store, LocalStore)
         self._published: dict[str, tuple[int, int]] = {}  # name -> size and mtime_ns when it was made durable
+        self._handed_over: dict[str, Entry] = {}  # published by a job, perhaps on another machine
 
     @classmethod
-    def open(cls, uri: str, scratch: Path | None = None) -> Output:
+    def open(cls, uri: str, scratch: Path | None = None, small_only: bool = False) -> Output:
         """Open an artifact for writing, with all that earlier attempts have published.
 
         The cache of a remote store becomes an exact copy of what was published, so that a checkpoint and a journal
@@ -65,6 +70,7 @@ class Output:
         Args:
             uri: URI of the artifact, see `open_store`.
             scratch: Where caches of remote stores go, each in a folder of its own; default: the temporary folder.
+            small_only: Download small files only: a job works on the others, perhaps on another machine.
 
         Raises:
             UserError: The store cannot be read or the folder cannot be written.
@@ -74,10 +80,16 @@ class Output:
             output = cls(store, store.root)
             output._prepare_folder()
             return output
-        output = cls(store, _cache(scratch, store.uri, store.uri))
+        output = cls(store, cache_folder(scratch, store.uri, store.uri))
         output._prepare_folder()
-        output._mirror()
+        output._mirror(small_only)
         return output
+
+    @classmethod
+    def attach(cls, uri: str) -> Output:
+        """The output that another process of this machine has opened, for looking at its folder."""
+        store = open_store(uri)
+        return cls(store, store.root if isinstance(store, LocalStore) else cache_folder(None, store.uri, store.uri))
 
     def _prepare_folder(self) -> None:
         try:
@@ -87,13 +99,14 @@ class Output:
         except OSError as error:
             raise disk_error(error, self.folder) from error
 
-    def _mirror(self) -> None:
+    def _mirror(self, small_only: bool) -> None:
         sizes = {check_key(name): size for name, size in self._store.list()}
-        names = [name for name, size in sizes.items() if MANIFEST not in sizes or size <= SMALL_BYTES]
+        whole = MANIFEST not in sizes and not small_only
+        names = [name for name, size in sizes.items() if whole or size <= SMALL_BYTES]
         for path in _files_below(self.folder):
             if path.relative_to(self.folder).as_posix() not in sizes:
                 _remove(path)
-        _parallel(lambda name: self._store.fetch(name, self.folder / name), names)
+        parallel(lambda name: self._store.fetch(name, self.folder / name), names)
         self._published = {name: _state(self.folder / name) for name in names}
 
     def publish(self, *names: str) -> None:
@@ -107,7 +120,7 @@ class Output:
         Raises:
             UserError: A file is missing or cannot be stored.
         """
-        _parallel(self._publish_one, self._expand(names))
+        parallel(self._publish_one, self._expand(names))
 
     def _publish_one(self, name: str) -> None:
         path = self.folder / name
@@ -125,7 +138,7 @@ class Output:
 
     def manifest(self) -> Manifest | None:
         """Return the manifest, or None where the artifact is not complete."""
-        return _parse(self._store.get(MANIFEST), self.uri) if self._store.exists(MANIFEST) else None
+        return parse_manifest(self._store.get(MANIFEST), self.uri) if self._store.exists(MANIFEST) else None
 
     def ref(self) -> ArtifactRef:
         """Return the pointer to the complete artifact.
@@ -133,7 +146,7 @@ class Output:
         Raises:
             UserError: It is not complete.
         """
-        return ArtifactRef(uri=self.uri, sha256=_sha256(self._store.get(MANIFEST)))
+        return ArtifactRef(uri=self.uri, sha256=sha256(self._store.get(MANIFEST)))
 
     def commit(
         self, stage: str, key: str, inputs: dict[str, str], metadata: dict[str, Any], files: Sequence[str]
@@ -150,21 +163,53 @@ class Output:
         Raises:
             UserError: A file is missing or cannot be stored, or another content was committed here before.
         """
-        names = self._expand(files)
-        paths = [self.folder / name for name in names]
-        hashes = _parallel(sha256_file, paths)
-        entries = [
-            Entry(path=name, bytes=_state(path)[0], sha256=digest)
-            for name, path, digest in zip(names, paths, hashes, strict=True)
-        ]
+        names = [name for name in self._expand(files) if name not in self._handed_over]
+        entries = sorted([*self._entries(names), *self._handed_over.values()], key=lambda entry: entry.path)
         manifest = Manifest(stage=stage, key=key, entries=entries, inputs=inputs, metadata=metadata)
-        data = _canonical(manifest.model_dump(mode="json"))
-        ref = ArtifactRef(uri=self.uri, sha256=_sha256(data))
+        data = canonical(manifest.model_dump(mode="json"))
+        ref = ArtifactRef(uri=self.uri, sha256=sha256(data))
         if self._store.exists(MANIFEST) and self.ref() != ref:
             raise UserError("another artifact is there already", self.uri, "remove it, or use another run name")
         self.publish(*names)
         self._store.put(MANIFEST, data)
         return ref
+
+    def hand_over(self) -> None:
+        """Publish all files but work files, for another process, perhaps on another machine, that will commit them."""
+        names = self.files()
+        self.publish(*names)
+        entries = [entry.model_dump() for entry in self._entries(names)]
+        with atomic_write(self.folder / HANDED_OVER) as file:
+            file.write(canonical(entries))
+        self.publish(HANDED_OVER)
+
+    def was_handed_over(self) -> bool:
+        """Whether a job has ended its work here."""
+        return self._store.exists(HANDED_OVER)
+
+    def take_over(self) -> None:
+        """Take what a job has handed over; of a remote store only small files are downloaded.
+
+        Raises:
+            UserError: Nothing was handed over.
+        """
+        entries = [Entry.model_validate(entry) for entry in json.loads(self._store.get(HANDED_OVER))]
+        self._handed_over = {entry.path: entry for entry in entries}
+        if self._remote:
+            small = [entry.path for entry in entries if entry.bytes <= SMALL_BYTES]
+            parallel(lambda name: self._store.fetch(name, self.folder / name), small)
+
+    def files(self) -> list[str]:
+        """Names of the files in the folder that are to be part of the artifact, sorted."""
+        names = (path.relative_to(self.folder).as_posix() for path in _files_below(self.folder))
+        return sorted(name for name in names if not _is_within(name, WORK) and name not in (MANIFEST, TIMING))
+
+    def _entries(self, names: Sequence[str]) -> list[Entry]:
+        paths = [self.folder / name for name in names]
+        return [
+            Entry(path=name, bytes=_state(path)[0], sha256=digest)
+            for name, path, digest in zip(names, paths, parallel(sha256_file, paths), strict=True)
+        ]
 
     def discard(self, *names: str) -> None:
         """Remove work files or subfolders, in the folder and in the store; absent ones are fine.
@@ -181,7 +226,7 @@ class Output:
             if any(_is_within(path, name) for path in kept):
                 raise ValueError(f"{name} is part of the artifact {self.uri}")
             if self._remote:
-                _parallel(self._store.delete, [key for key, _ in self._store.list(name) if _is_within(key, name)])
+                parallel(self._store.delete, [key for key, _ in self._store.list(name) if _is_within(key, name)])
             _remove(self.folder / name)
             self._published = {key: state for key, state in self._published.items() if not _is_within(key, name)}
 
@@ -197,78 +242,8 @@ class Output:
         return sorted(found)
 
 
-def open_input(ref: ArtifactRef, scratch: Path | None = None) -> Path:
-    """Return a local folder with the artifact, every file verified by size and SHA-256.
-
-    A local artifact is read in place, a remote one downloaded in parallel; files of an earlier download are used
-    again where their content is right.
-
-    Args:
-        ref: The artifact.
-        scratch: Where caches of remote stores go, each in a folder of its own; default: the temporary folder.
-
-    Raises:
-        UserError: The artifact or one of its files is missing, incomplete or not what it was; the file is named.
-    """
-    store, manifest = open_store(ref.uri), read_manifest(ref)
-    remote = not isinstance(store, LocalStore)
-    folder = store.root if isinstance(store, LocalStore) else _cache(scratch, ref.uri, ref.sha256)
-
-    def check(entry: Entry) -> None:
-        path = folder / check_key(entry.path)
-        if remote and (not path.is_file() or _fault(path, entry)):
-            store.fetch(entry.path, path)
-        if fault := _fault(path, entry):
-            fix = "restore the file, or delete the artifact and run its stage again"
-            raise UserError(f"corrupt artifact: {fault}", f"{ref.uri}/{entry.path}", fix)
-
-    _parallel(check, manifest.entries)
-    return folder
-
-
-def read_manifest(ref: ArtifactRef) -> Manifest:
-    """Return the verified manifest of an artifact.
-
-    Raises:
-        UserError: It is missing or is not the one that `ref` points to.
-    """
-    store = open_store(ref.uri)
-    if not store.exists(MANIFEST):
-        fix = "check the URI, or let the stage that writes it finish"
-        raise UserError("no complete artifact: manifest.json is missing", ref.uri, fix)
-    data = store.get(MANIFEST)
-    if (found := _sha256(data)) != ref.sha256:
-        what = f"the artifact is another one: its manifest has SHA-256 {found[:12]}, expected {ref.sha256[:12]}"
-        raise UserError(what, f"{ref.uri}/{MANIFEST}", "it was replaced or damaged: run the stages again from there")
-    return _parse(data, ref.uri)
-
-
-def write_ref(ref: ArtifactRef, path: Path) -> None:
-    """Write a pointer to an artifact as a JSON file.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    with atomic_write(path) as file:
-        file.write(_canonical(ref.model_dump()))
-
-
-def read_ref(path: Path) -> ArtifactRef:
-    """Read a pointer written by `write_ref`.
-
-    Raises:
-        UserError: The file is missing or is not such a pointer.
-    """
-    try:
-        return ArtifactRef.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise disk_error(error, path) from error
-    except ValidationError as error:
-        fix = "give the file that a stage wrote, with keys uri and sha256"
-        raise UserError("not a pointer to an artifact", str(path), fix) from error
-
-
-def _parse(data: bytes, uri: str) -> Manifest:
+def parse_manifest(data: bytes, uri: str) -> Manifest:
+    """Read a manifest; raises `UserError` where it is malformed."""
     try:
         return Manifest.model_validate_json(data)
     except ValidationError as error:
@@ -277,19 +252,10 @@ def _parse(data: bytes, uri: str) -> Manifest:
         raise UserError(f"malformed manifest: {first['msg']}", f"{uri}/{MANIFEST}", fix) from error
 
 
-def _fault(path: Path, entry: Entry) -> str:
-    """What is wrong with a file of an artifact; empty where it is right."""
-    if not path.is_file():
-        return "file is missing"
-    if (size := path.stat().st_size) != entry.bytes:
-        return f"file has {size} bytes, expected {entry.bytes}"
-    return "" if sha256_file(path) == entry.sha256 else "SHA-256 of the file differs"
-
-
-def _cache(scratch: Path | None, uri: str, identity: str) -> Path:
+def cache_folder(scratch: Path | None, uri: str, identity: str) -> Path:
     """A folder of its own for each content, as old files of another artifact must not mix in."""
     root = scratch or Path(tempfile.gettempdir()) / f"firm-{_user()}"
-    return root / f"{uri.rsplit('/', 1)[-1]}-{_sha256(identity.encode())[:16]}"
+    return root / f"{uri.rsplit('/', 1)[-1]}-{sha256(identity.encode())[:16]}"
 
 
 def _user() -> str:
@@ -299,11 +265,13 @@ def _user() -> str:
         return "user"
 
 
-def _canonical(value: Any) -> bytes:
+def canonical(value: Any) -> bytes:
+    """JSON of which equal values have equal bytes."""
     return json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
-def _sha256(data: bytes) -> str:
+def sha256(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -333,7 +301,7 @@ def _remove(path: Path) -> None:
         raise disk_error(error, path) from error
 
 
-def _parallel(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+def parallel(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
     """Map with threads (hashing and network release the GIL); the first failure cancels what has not begun."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(function, items))

@@ -1,10 +1,8 @@
-"""Atomic checkpoints without pickle: tensors as safetensors, the rest as JSON."""
+"""Checkpoints without pickle: tensors as safetensors, the rest as JSON; the last complete one named by a pointer."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,58 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from firm.records import UserError
+from firm.artifacts import WORK, Output
+from firm.store import atomic_write, disk_error
+
+FOLDER = f"{WORK}/checkpoints"
+POINTER = f"{WORK}/checkpoint.json"
+
+
+class Checkpoints:
+    """The checkpoints of a job, each a folder in ``work/checkpoints`` of its output.
+
+    The pointer to the last one is written when its folder is durable: a reader sees the old checkpoint or the new one,
+    on a disk and in a remote store alike.
+    """
+
+    def __init__(self, out: Output) -> None:
+        self._out, self.folder = out, out.folder / FOLDER
+
+    def last(self) -> Path | None:
+        """The last complete checkpoint."""
+        pointer = self._out.folder / POINTER
+        return self.folder / json.loads(pointer.read_text())["name"] if pointer.is_file() else None
+
+    def keep(self, name: str, *others: str) -> None:
+        """Make the checkpoint ``name`` the last one, with ``others`` of the output's files; the one before goes."""
+        before = self.last()
+        self._out.publish(*others, f"{FOLDER}/{name}")
+        with atomic_write(self._out.folder / POINTER) as file:
+            file.write(json.dumps({"name": name}).encode())
+        self._out.publish(POINTER)
+        if before and before.name != name:
+            self._out.discard(f"{FOLDER}/{before.name}")
+
+
+def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write all state of a job into a new folder.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, folder / "tensors.safetensors"
+        )
+        (folder / "state.json").write_text(json.dumps(state, sort_keys=True))
+    except OSError as error:
+        raise disk_error(error, folder) from error
+
+
+def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Inverse of :func:`save_state`."""
+    return load_file(folder / "tensors.safetensors"), json.loads((folder / "state.json").read_text())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> dict[str, Tensor]:
@@ -36,33 +85,3 @@ def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tenso
             target = by_name[name]
             device = "cpu" if key == "step" else target.device
             optimizer.state[target][key] = value.clone().to(device)
-
-
-def save_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Replace the checkpoint at ``folder``; a reader sees the old one or the new one, never half of either."""
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir(parents=True)
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, new / "tensors.safetensors")
-        (new / "state.json").write_text(json.dumps(state, sort_keys=True))
-    except OSError as error:
-        raise UserError(f"cannot write a checkpoint: {error.strerror or error}", str(folder), "free space") from error
-    for file in new.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
-    old = folder.with_name(folder.name + ".old")
-    if folder.exists():  # otherwise a save was killed between its renames, and the old one is all there is
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """The last complete checkpoint at ``folder``, or None. Survives a kill between the two renames of a save."""
-    old = folder.with_name(folder.name + ".old")
-    for place in (folder, old):
-        if (place / "state.json").is_file():
-            return load_file(place / "tensors.safetensors"), json.loads((place / "state.json").read_text())
-    return None

@@ -58,6 +58,12 @@ def stop() -> None:
         torch_dist.destroy_process_group()
 
 
+def barrier() -> None:
+    """Wait for all processes."""
+    if torch_dist.is_initialized():
+        torch_dist.barrier()
+
+
 def gather(items: Sequence[T], world: World) -> list[T]:
     """Concatenate the ranks' plain-data lists in rank order, on every rank."""
     if world.size == 1:

@@ -18,26 +18,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from firm import __version__, lifeline
-from firm.artifacts import Output, open_input, read_ref, sha256_file, write_ref
+from firm.artifacts import TIMING, WORK, Output, sha256_file
 from firm.config import FilesSource, RunConfig, fingerprint
 from firm.critics.rubrics import load_rubric
+from firm.inputs import Inputs, open_input, read_ref, write_ref
 from firm.presets import parse_config
 from firm.progress import emit
 from firm.records import ArtifactRef, Summary, UserError
 from firm.store import atomic_write, disk_error, open_store
 
 SUMMARY = "summary.json"
-TIMING = "timing.json"
-WORK = "work"
-"""Folder of a stage's work files (journals, checkpoints): kept until the artifact is complete, never part of it."""
 
 
 class Run(Protocol):
-    """What ``firm.<stage>.run`` provides: ``SECTIONS``, the keys of RunConfig it depends on, and ``run``."""
+    """What ``firm.<stage>.run`` provides: ``SECTIONS``, the keys of RunConfig it depends on, and ``run``.
+
+    A stage that launches a job names its worker in ``JOB``; one that reads only parts of its inputs says so in
+    ``READS`` (see `firm.inputs.Inputs`).
+    """
 
     SECTIONS: tuple[str, ...]
 
-    def run(self, config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+    def run(self, config: RunConfig, inputs: Inputs, out: Output) -> Summary:
         """Do the stage's work: read input folders, write into ``out.folder``."""
 
 
@@ -89,18 +91,17 @@ def _execute(stage: str, config: RunConfig, inputs: Mapping[str, str], output: P
     refs = {name: read_ref(Path(path)) for name, path in inputs.items()}
     key = stage_key(stage, config, module.SECTIONS, refs)
     uri = f"{config.store.rstrip('/')}/{config.name}/{stage}-{key[:12]}"
-    out = Output.open(uri)
+    out = Output.open(uri, small_only=hasattr(module, "JOB"))
     if out.manifest() is not None:
         out.discard(WORK)
         write_ref(out.ref(), output)
-        return open_input(out.ref()), "reused"
-    folders = {name: _open(ref) for name, ref in refs.items()}
+        return out.folder if hasattr(module, "JOB") else open_input(out.ref()), "reused"
     start = time.monotonic()
-    summary = module.run(config, folders, out)
+    summary = module.run(config, Inputs(refs, getattr(module, "READS", {})), out)
     with atomic_write(out.folder / SUMMARY) as file:
         file.write(summary.model_dump_json(indent=1).encode())
     hashes = {name: ref.sha256 for name, ref in refs.items()}
-    ref = out.commit(stage, key, hashes, {"version": __version__}, _files(out.folder))
+    ref = out.commit(stage, key, hashes, {"version": __version__}, out.files())
     seconds = round(time.monotonic() - start, 1)
     open_store(uri).put(TIMING, json.dumps({"seconds": seconds}).encode())
     out.discard(WORK)
@@ -128,19 +129,6 @@ def _rubrics(config: RunConfig, sections: tuple[str, ...]) -> list[str]:
         "auditor": list(config.auditor.rubrics.values()),
     }
     return [name for section in sections for name in names.get(section.partition(".")[0], [])]
-
-
-def _files(folder: Path) -> list[str]:
-    found = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
-    return sorted(str(p) for p in found if p.parts[0] not in (WORK, TIMING, "manifest.json"))
-
-
-def _open(ref: ArtifactRef) -> Path:
-    folder = open_input(ref)
-    store = open_store(ref.uri)
-    if not (folder / TIMING).exists() and store.exists(TIMING):
-        store.fetch(TIMING, folder / TIMING)
-    return folder
 
 
 def read_summary(folder: Path) -> Summary:

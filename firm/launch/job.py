@@ -1,7 +1,7 @@
-"""Training jobs and the launcher for this machine.
+"""Training jobs: what a stage asks for, and how a worker gets it.
 
-sft and rl do not train in their own process: they describe a job, and a launcher runs ``python -m <module>`` on one or
-more workers. A worker gets one argument, the path of a JSON file with its request.
+sft and rl do not train in their own process: they describe a job, and a launcher runs ``python -m <module> <uri>`` on
+one or more workers, here or on a cluster. The URI is that of the stage's output; ``work/job.json`` there has the rest.
 """
 
 from __future__ import annotations
@@ -9,85 +9,114 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firm.config import LaunchConfig
-from firm.records import UserError
+from firm.artifacts import WORK, Output
+from firm.config.launch import LaunchConfig, LocalLaunch
+from firm.inputs import Inputs
+from firm.records import ArtifactRef, UserError
+from firm.store import atomic_write, open_store
 
-ERROR_FILE = "error.json"
+JOB = f"{WORK}/job.json"
+ERROR = f"{WORK}/error.json"
+TERMINATED = 143
+Train = Callable[[dict[str, Any], Mapping[str, Path], Output], None]
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A job: ``module`` is the worker, ``request`` what it reads, ``folder`` where it works and writes."""
+    """A job of one stage of a run.
 
-    name: str
+    Attributes:
+        run: Name of the run.
+        stage: "sft" or "rl".
+        module: The worker, run with ``python -m``.
+        request: What it is asked to do, plain JSON.
+        inputs: Name -> artifact, fetched where the job runs.
+    """
+
+    run: str
+    stage: str
     module: str
     request: dict[str, Any]
-    folder: Path
+    inputs: Mapping[str, ArtifactRef]
 
 
-def launch(job: TrainingJob, config: LaunchConfig) -> None:
-    """Run a job to its end.
+def launch(job: TrainingJob, out: Output, config: LaunchConfig) -> None:
+    """Run a job to its end, unless it ended already; its files are part of ``out`` then.
 
     Raises:
         UserError: The job failed; says what the worker said, or how it died.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
-    error_file = job.folder / ERROR_FILE
-    error_file.unlink(missing_ok=True)
-    request = job.folder / "request.json"
-    request.write_text(json.dumps(job.request, indent=1, sort_keys=True))
-    process = subprocess.Popen(_command(job.module, request, config.num_workers))
-    code = _wait(process)
-    if error_file.exists():
-        raise UserError(**json.loads(error_file.read_text()))
-    if code:
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        raise UserError(f"the {job.name} job {how}", job.module, "see the log above; run again to resume")
+    if not out.was_handed_over():
+        out.discard(ERROR)
+        inputs = {name: ref.model_dump() for name, ref in job.inputs.items()}
+        with atomic_write(out.folder / JOB) as file:
+            file.write(json.dumps({"request": job.request, "inputs": inputs}, indent=1, sort_keys=True).encode())
+        out.publish(JOB)
+        try:
+            if isinstance(config, LocalLaunch):
+                from firm.launch import local
+
+                local.run(job, out.uri, config)
+            else:
+                from firm.launch import pytorchjob  # imports the Kubernetes client
+
+                pytorchjob.run(job, out.uri, config)
+        except UserError as error:
+            raise worker_error(out.uri) or error from None
+    out.take_over()
 
 
-def _command(module: str, request: Path, num_workers: int) -> Sequence[str]:
-    if num_workers == 1:
-        return [sys.executable, "-m", module, str(request)]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_workers}"]
-    return [sys.executable, *torchrun, "-m", module, str(request)]
+def worker_error(uri: str) -> UserError | None:
+    """What a worker of the job at ``uri`` said before it ended."""
+    store = open_store(uri)
+    return UserError(**json.loads(store.get(ERROR))) if store.exists(ERROR) else None
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait; pass a termination on to the job, so that none is left behind."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    try:
-        return process.wait()
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+def work(train: Train) -> None:
+    """Main function of a worker: ``train(request, inputs, out)``, its UserError told to the launcher.
 
-
-def work(train: Callable[[dict[str, Any], Path], None]) -> None:
-    """Main function of a worker: ``train(request, folder)``, its UserError handed to the launcher.
-
-    Only the first rank to fail is heard, unless rank 0 fails too.
+    One process of a machine opens the output and fetches the inputs, the others look at the same folders. Only the
+    first rank to fail is heard, unless rank 0 fails too.
     """
     from firm import dist, lifeline  # torch: only workers pay for it
 
-    path = Path(sys.argv[1])
+    uri = sys.argv[1]
     lifeline.hold()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # the first process of a container ignores it
     try:
-        train(json.loads(path.read_text()), path.parent)
+        world = dist.start()
+        out, request, inputs = _open(uri)
+        train(request, inputs, out)
+        if world.is_main:
+            out.hand_over()
     except UserError as error:
-        failure = path.parent / ERROR_FILE
-        if int(os.environ.get("RANK", "0")) == 0 or not failure.exists():
+        store = open_store(uri)
+        if int(os.environ.get("RANK", "0")) == 0 or not store.exists(ERROR):
             fields = {"what": error.what, "where": error.where, "fix": error.fix, "usage": error.usage}
-            failure.write_text(json.dumps(fields))
+            store.put(ERROR, json.dumps(fields).encode())
         raise SystemExit(error.exit_code) from error
     finally:
         dist.stop()
+
+
+def _open(uri: str) -> tuple[Output, dict[str, Any], Inputs]:
+    from firm import dist
+
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+
+    def open_here(out: Output) -> tuple[Output, dict[str, Any], Inputs]:
+        job = json.loads((out.folder / JOB).read_text())
+        inputs = Inputs({name: ArtifactRef(**ref) for name, ref in job["inputs"].items()}, {})
+        for name in inputs:
+            inputs[name]  # fetched and verified
+        return out, job["request"], inputs
+
+    opened = open_here(Output.open(uri)) if first else None
+    dist.barrier()
+    return opened or open_here(Output.attach(uri))

@@ -12,7 +12,7 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from pydantic import ValidationError
 
-from firm.artifacts import Output
+from firm.artifacts import TIMING, Output
 from firm.config import RunConfig
 from firm.records import Summary, UserError
 from firm.report import figures
@@ -22,8 +22,9 @@ from firm.report.pairs import choose, pictures
 from firm.store import atomic_write
 
 SECTIONS = tuple(name for name in RunConfig.model_fields if name != "store")
-PAGE, DATA = "report.html", "data.json"
+PAGE, DATA, SUMMARY = "report.html", "data.json", "summary.json"
 ARTIFACTS = ("data", "critic", "bench", "verdict", "policy", "samples")
+READS = {name: SUMMARY for name in ARTIFACTS if name != "samples"}
 NUM_PAIRS = 12
 Rows = list[dict[str, Any]]
 
@@ -62,7 +63,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
 
 def _summary(folder: Path) -> Summary:
-    path = folder / "summary.json"
+    path = folder / SUMMARY
     try:
         return Summary.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError) as error:
@@ -72,7 +73,7 @@ def _summary(folder: Path) -> Summary:
 
 def _seconds(folder: Path) -> float | None:
     """How long the stage took; not part of the artifact, so it may not be known."""
-    path = folder / "timing.json"
+    path = folder / TIMING
     return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from firm.artifacts import Output
 from firm.config import RunConfig
+from firm.inputs import Inputs
 from firm.launch.job import TrainingJob, launch
 from firm.progress import read_metrics
 from firm.records import Curve, Summary
 from firm.rl.auditor import Audit, best, over_optimised
 
 SECTIONS = ("seed", "prompts", "policy", "critic", "reward", "rl", "auditor")
+JOB = "firm.rl.train"
 
 
-def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
     """Train the policy with the critic in ``inputs["critic"]``; ``inputs["verdict"]`` is the gate's permission."""
-    request = {
-        "config": config.model_dump(mode="json"),
-        "critic": str(inputs["critic"] / "critic"),
-        "out": str(out.folder),
-    }
-    launch(TrainingJob("rl", "firm.rl.train", request, out.folder / "work"), config.launch)
+    request = {"config": config.model_dump(mode="json")}
+    launch(TrainingJob(config.name, "rl", JOB, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / "metrics.jsonl")
     audits = [Audit.model_validate(line) for line in read_metrics(out.folder / "audits.jsonl")]
     base, kept = audits[0], best(audits)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from firm import dist
-from firm.checkpoint import load_checkpoint, load_optimizer, optimizer_tensors, save_checkpoint
+from firm.artifacts import WORK, Output
+from firm.checkpoint import Checkpoints, load_optimizer, load_state, optimizer_tensors, save_state
 from firm.config import RLConfig, RunConfig
 from firm.critics.critic import Critic, Item, load_critic, soft_scores
 from firm.critics.judge import open_judge
@@ -136,19 +137,19 @@ class Loop:
         self.history = [Audit.model_validate(a) for a in state["history"]]
 
 
-def train(request: dict[str, Any], folder: Path) -> None:
+def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
     """Run epochs until the maximum or the auditor's stop; resume from a checkpoint; write the best audited policy."""
-    config, out = RunConfig.model_validate(request["config"]), Path(request["out"])
-    world = dist.start()
-    loop = Loop(config, Path(request["critic"]), world)
-    checkpoint = folder / "checkpoint"
-    if (saved := load_checkpoint(checkpoint)) is not None:
-        loop.restore(*saved)
-    log = MetricsLog(out / METRICS, folder / "tensorboard", loop.epoch) if world.is_main else None
+    config, world, checkpoints = RunConfig.model_validate(request["config"]), dist.start(), Checkpoints(out)
+    loop = Loop(config, inputs["critic"] / "critic", world)
+    saved = checkpoints.last()
+    if saved is not None:
+        loop.restore(*load_state(saved))
+    board = out.folder / WORK / "tensorboard"
+    log = MetricsLog(out.folder / METRICS, board, loop.epoch) if world.is_main else None
     task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", loop.epoch) if world.is_main else None
     every, save_every = config.auditor.every, config.rl.checkpoint_epochs
     # A checkpoint is taken after the check of its epoch, so a resumed run does not check twice.
-    stop = loop.check() if not saved else over_optimised(loop.history, config.auditor)
+    stop = over_optimised(loop.history, config.auditor) if saved else loop.check()
     while loop.epoch < config.rl.max_epochs and not stop:
         stats = loop.run_epoch()
         last = loop.epoch == config.rl.max_epochs
@@ -158,11 +159,13 @@ def train(request: dict[str, Any], folder: Path) -> None:
             log.write(loop.epoch, stats)
             task.advance(1, _note(stats, loop.history))
         if world.is_main and (loop.epoch % save_every == 0 or stop or last):
-            save_checkpoint(checkpoint, loop.tensors(), loop.state())
-    if world.is_main and log:
+            name = f"epoch-{loop.epoch}"
+            save_state(checkpoints.folder / name, loop.tensors(), loop.state())
+            checkpoints.keep(name, METRICS)
+    if log:
         log.close()
-        (out / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in loop.history))
-        save_policy(out / POLICY, loop.policy, loop.best)
+        (out.folder / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in loop.history))
+        save_policy(out.folder / POLICY, loop.policy, loop.best)
 
 
 def _note(stats: Mapping[str, float], history: Sequence[Audit]) -> str:

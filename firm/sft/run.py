@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from firm.artifacts import Output
 from firm.config import RunConfig
+from firm.inputs import Inputs
 from firm.launch.job import TrainingJob, launch
 from firm.progress import read_metrics
 from firm.records import Curve, Summary
 
 SECTIONS = ("seed", "critic", "sft")
+JOB = "firm.sft.train"
 CRITIC = "critic"
 METRICS = "metrics.jsonl"
 
 
-def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
     """Train the critic on ``inputs["data"]``; an endpoint critic needs no training."""
     if config.critic.kind == "endpoint":
         return Summary(stage="sft", notes=["The critic is served at an endpoint: nothing was trained."])
@@ -24,10 +23,8 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
         "seed": config.seed,
         "critic": config.critic.model_dump(mode="json"),
         "sft": config.sft.model_dump(mode="json"),
-        "data": str(inputs["data"]),
-        "out": str(out.folder),
     }
-    launch(TrainingJob("sft", "firm.sft.train", request, out.folder / "work"), config.launch)
+    launch(TrainingJob(config.name, "sft", JOB, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / METRICS)
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     curve = Curve(name="loss", x=[s for s, _ in losses], y=[loss for _, loss in losses])

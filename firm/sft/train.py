@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
-from firm.checkpoint import load_optimizer, optimizer_tensors
+from firm.artifacts import WORK, Output
+from firm.checkpoint import Checkpoints, load_optimizer, optimizer_tensors
 from firm.config import CriticConfig, SFTConfig
 from firm.critics.local import Batch, Encoder, load_model, load_processor
 from firm.launch.job import work
@@ -77,9 +77,13 @@ class PlainTrainer(Trainer):
 
 
 class Reporter(TrainerCallback):
-    """Progress while training."""
+    """Progress while training, and checkpoints that last."""
 
     task: Task | None = None
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        """``checkpoints`` takes each one that the Trainer has written."""
+        self.checkpoints = checkpoints
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Count the step."""
@@ -89,6 +93,11 @@ class Reporter(TrainerCallback):
             self.task = Task("sft", "training the critic", state.max_steps, "steps", done=state.global_step - 1)
         last = next((line["loss"] for line in reversed(state.log_history) if "loss" in line), None)
         self.task.advance(1, f"loss {last:.3f}" if last is not None else "")
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make the checkpoint durable; older ones go."""
+        if state.is_world_process_zero:
+            self.checkpoints.keep(f"checkpoint-{state.global_step}")
 
 
 def load_examples(folder: Path, cache: Path) -> Dataset:
@@ -114,10 +123,10 @@ def prepare(critic: CriticConfig, sft: SFTConfig, seed: int) -> PreTrainedModel:
 
 
 def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> TrainingArguments:
-    """Our settings in the Trainer's words."""
+    """Our settings in the Trainer's words; it writes its checkpoints into ``folder``."""
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and critic.dtype == "bfloat16"
     return TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
+        output_dir=str(folder),
         per_device_train_batch_size=sft.batch_size,
         gradient_accumulation_steps=sft.gradient_accumulation,
         num_train_epochs=sft.epochs,
@@ -135,7 +144,6 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
         data_seed=seed,
         save_strategy="steps",
         save_steps=sft.checkpoint_steps,
-        save_total_limit=1,
         logging_steps=1,
         report_to=["tensorboard"],
         remove_unused_columns=False,
@@ -145,24 +153,22 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
     )
 
 
-def train(request: dict[str, Any], folder: Path) -> None:
+def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
     """Train, resume where a checkpoint is, and save the critic as a plain model folder."""
     critic, sft = CriticConfig.model_validate(request["critic"]), SFTConfig.model_validate(request["sft"])
-    encoder = Encoder(load_processor(critic.model))
-    model = prepare(critic, sft, request["seed"])
-    args = arguments(critic, sft, request["seed"], folder)
+    encoder, checkpoints = Encoder(load_processor(critic.model)), Checkpoints(out)
     trainer = PlainTrainer(
-        model=model,
-        args=args,
+        model=prepare(critic, sft, request["seed"]),
+        args=arguments(critic, sft, request["seed"], checkpoints.folder),
         data_collator=Collator(encoder),
-        train_dataset=load_examples(Path(request["data"]), folder / "cache"),
-        callbacks=[Reporter()],
+        train_dataset=load_examples(inputs["data"], out.folder / WORK / "cache"),
+        callbacks=[Reporter(checkpoints)],
     )
     trainer.remove_callback(PrinterCallback)
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    last = checkpoints.last()
+    trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_world_process_zero():
-        _save(trainer, encoder, sft, Path(request["out"]))
+        _save(trainer, encoder, sft, out.folder)
 
 
 def _save(trainer: Trainer, encoder: Encoder, sft: SFTConfig, out: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from firm.artifacts import read_manifest, read_ref
+from firm.inputs import read_manifest, read_ref
 from firm.presets import load_config
 from firm.records import Judged, Manifest
-from firm.shapes.serve import running_server
+from firm.shapes.serve import teacher_server
 from firm.shards import iter_shards
 
 ROWS, DIMENSIONS, CONCURRENCY = 96, 2, 4
@@ -93,7 +93,7 @@ def until(done: Callable[[], bool], complaint: str) -> None:
 
 def settings(folder: Path, url: str | None, *assignments: str) -> dict[str, Any]:
     (folder / "small.yaml").write_text(SMALL)
-    chat = f"{{kind: endpoint, base_url: '{url}', model: teacher, concurrency: {CONCURRENCY}, deadline_s: 2}}"
+    chat = f"{{kind: endpoint, base_url: '{url}', model: pixel-teacher, concurrency: {CONCURRENCY}, deadline_s: 2}}"
     judges = [f"curation.{who}={chat}" for who in ("planner", "evaluator")] if url else []
     config = load_config(str(folder / "small.yaml"), [f"store={folder}", *judges, *assignments])
     return config.model_dump(mode="json", exclude_none=True)
@@ -148,14 +148,14 @@ def test_the_endpoint_judges_as_the_teacher_in_this_process(tmp_path: Path) -> N
     (tmp_path / "near").mkdir()
     (tmp_path / "far").mkdir()
     near, _ = curate(tmp_path / "near", None)
-    with running_server() as url:
+    with teacher_server().running() as url:
         far, _ = curate(tmp_path / "far", url)
     columns = [
         [j.model_dump(exclude={"provenance": {"teacher"}}) for j in iter_shards(f / "judged", Judged)]
         for f in (near, far)
     ]
     assert columns[0] == columns[1] and len(columns[0]) == ROWS
-    assert {j.provenance.teacher for j in iter_shards(far / "judged", Judged)} == {"teacher"}
+    assert {j.provenance.teacher for j in iter_shards(far / "judged", Judged)} == {"pixel-teacher"}
     for split in ("train", "test"):
         assert (near / split / "part-00000.parquet").read_bytes() == (far / split / "part-00000.parquet").read_bytes()
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from firm.artifacts import read_manifest, read_ref
 from firm.config import PromptsConfig
+from firm.inputs import read_manifest, read_ref
 from firm.presets import load_config
 from firm.prompts import load_prompts
 from firm.records import Example, Judged, Judgement

@@ -13,7 +13,8 @@ import pytest
 import urllib3
 
 from firm import s3
-from firm.artifacts import Output, open_input
+from firm.artifacts import Output
+from firm.inputs import open_input
 from firm.records import ArtifactRef, Candidate, UserError
 from firm.shards import ShardWriter, iter_shards
 from firm.store import open_store

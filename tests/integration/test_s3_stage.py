@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from firm.artifacts import open_input, read_manifest, read_ref
+from firm.inputs import open_input, read_manifest, read_ref
 from firm.presets import load_config
 from firm.records import ArtifactRef, Judged
 from firm.shards import count_rows, iter_shards

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from firm import dist
-from firm.checkpoint import load_checkpoint, save_checkpoint
-from firm.config import EndpointChat, LaunchConfig, RewardConfig, RLConfig, RunConfig
+from firm.artifacts import Output
+from firm.checkpoint import load_state, save_state
+from firm.config import EndpointChat, RewardConfig, RLConfig, RunConfig
+from firm.config.launch import LocalLaunch
 from firm.critics.critic import Item
 from firm.dist import World
 from firm.images import decode_image
@@ -114,11 +116,9 @@ def test_a_resumed_run_equals_the_uninterrupted_bit_for_bit(tmp_path: Path, chan
         first.run_epoch()
     whole.check()
     first.check()
-    save_checkpoint(tmp_path / "c", first.tensors(), first.state())
-    loaded = load_checkpoint(tmp_path / "c")
-    assert loaded is not None
+    save_state(tmp_path / "c", first.tensors(), first.state())
     torch.manual_seed(99)  # nothing may draw from the global generator
-    second.restore(*loaded)
+    second.restore(*load_state(tmp_path / "c"))
     assert second.epoch == 2 and second.history == first.history
     for _ in range(2):
         assert second.run_epoch() == whole.run_epoch()
@@ -160,7 +160,8 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         folder = tmp_path / str(workers)
         config = settings(group_size=4, weight_decay=0, learning_rate=1e-4, kl_weight=0.01)
         request = {"config": config.model_dump(mode="json"), "epochs": 2}
-        launch(TrainingJob("rl", Path(__file__).stem, request, folder), LaunchConfig(num_workers=workers))
+        job = TrainingJob("run", "rl", Path(__file__).stem, request, {})
+        launch(job, Output.open(str(folder)), LocalLaunch(num_workers=workers))
         ranks = [load_file(folder / f"rank{rank}.safetensors") for rank in range(workers)]
         assert all(torch.equal(t, ranks[-1][k]) for k, t in ranks[0].items())
         found[workers], stats[workers] = ranks[0], json.loads((folder / "stats.json").read_text())
@@ -177,14 +178,14 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert together == pytest.approx(alone, rel=1e-3, abs=1e-5)
 
 
-def train(request: dict[str, Any], folder: Path) -> None:
+def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
     """The worker of the test above."""
     world = dist.start()
     loop = make(RunConfig.model_validate(request["config"]), world)
     stats = [loop.run_epoch() for _ in range(request["epochs"])]
-    save_file({k: t.contiguous() for k, t in all_tensors(loop).items()}, folder / f"rank{world.rank}.safetensors")
+    save_file({k: t.contiguous() for k, t in all_tensors(loop).items()}, out.folder / f"rank{world.rank}.safetensors")
     if world.is_main:
-        (folder / "stats.json").write_text(json.dumps(stats))
+        (out.folder / "stats.json").write_text(json.dumps(stats))
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ import pytest
 import torch
 from datasets import disable_progress_bars
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
+from firm.artifacts import Output
+from firm.checkpoint import Checkpoints
 from firm.config import (
     CriticConfig,
     CurationConfig,
     FunctionSource,
     JudgedDimension,
-    LaunchConfig,
     PythonChat,
     SFTConfig,
 )
@@ -25,7 +25,6 @@ from firm.critics.critic import Item, soft_scores
 from firm.critics.local import Encoder, LocalCritic, load_processor
 from firm.curation.generation import PlanThenScore, student_example
 from firm.curation.sources import open_source
-from firm.launch.job import TrainingJob, launch
 from firm.progress import read_metrics
 from firm.records import Example, Judgement
 from firm.sft import train as worker
@@ -61,14 +60,18 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def request(data: Path, out: Path, **changes: Any) -> dict[str, Any]:
+def request(**changes: Any) -> dict[str, Any]:
     few: dict[str, Any] = {
         "learning_rate": 2e-3, "max_steps": 100, "batch_size": 32, "gradient_accumulation": 1, "adam_beta2": 0.98,
         "checkpoint_steps": 40,
     }  # fmt: skip
     sft = SFTConfig(**{**few, **changes})
     plain = {"critic": CRITIC.model_dump(mode="json"), "sft": sft.model_dump(mode="json")}
-    return {**plain, "seed": 0, "data": str(data), "out": str(out)}
+    return {**plain, "seed": 0}
+
+
+def train(data: Path, out: Path, **changes: Any) -> None:
+    worker.train(request(**changes), {"data": data}, Output.open(str(out)))
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -80,7 +83,7 @@ def losses(out: Path) -> list[float]:
 
 
 def test_the_critic_learns(data: Path, tmp_path: Path) -> None:
-    launch(TrainingJob("sft", "firm.sft.train", request(data, tmp_path / "out"), tmp_path / "work"), LaunchConfig())
+    train(data, tmp_path / "out")
     found = losses(tmp_path / "out")
     assert len(found) == 100 and found[-1] < found[0] / 2
     critic = LocalCritic(tmp_path / "out" / "critic", CRITIC, torch.device("cpu"))
@@ -96,7 +99,7 @@ def test_the_critic_learns(data: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_learning_rate_nothing_is_learnt(data: Path, tmp_path: Path) -> None:
-    worker.train(request(data, tmp_path / "out", max_steps=20, learning_rate=1e-12), tmp_path / "work")
+    train(data, tmp_path / "out", max_steps=20, learning_rate=1e-12)
     found = losses(tmp_path / "out")
     assert found[-1] == pytest.approx(found[0], rel=0.02)
 
@@ -115,10 +118,11 @@ def test_only_answers_are_in_the_loss(data: Path) -> None:
         assert encoder.tokenizer.decode(tokens[:start]).endswith("<|im_start|> assistant")
 
 
-class Killed(TrainerCallback):
+class Killed(worker.Reporter):
     """Stands for a kill -9 at a step."""
 
-    def __init__(self, at: int) -> None:
+    def __init__(self, checkpoints: Checkpoints, at: int) -> None:
+        super().__init__(checkpoints)
         self.at = at
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -135,10 +139,10 @@ Options = dict[str, Any]
 )  # fmt: skip
 def test_a_resumed_run_equals_the_uninterrupted(data: Path, tmp_path: Path, options: Options) -> None:
     options = {"max_steps": 20, "checkpoint_steps": 10, **options}  # the loss is logged every 10 steps
-    worker.train(request(data, tmp_path / "whole", **options), tmp_path / "work-whole")
+    train(data, tmp_path / "whole", **options)
     kill_at(data, tmp_path, 13, options)
-    assert not (tmp_path / "parts").exists()
-    worker.train(request(data, tmp_path / "parts", **options), tmp_path / "work-parts")
+    assert not (tmp_path / "parts" / "critic").exists()
+    train(data, tmp_path / "parts", **options)
     a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
@@ -148,15 +152,15 @@ def kill_at(data: Path, tmp_path: Path, step: int, options: Options) -> None:
     """Train and be killed; Reporter is where the worker looks for its callbacks."""
     real: Callable[..., Any] = worker.Reporter
     try:
-        worker.Reporter = lambda: Killed(step)  # type: ignore[assignment,misc]
+        worker.Reporter = lambda checkpoints: Killed(checkpoints, step)  # type: ignore[assignment,misc]
         with pytest.raises(KeyboardInterrupt):
-            worker.train(request(data, tmp_path / "parts", **options), tmp_path / "work-parts")
+            train(data, tmp_path / "parts", **options)
     finally:
         worker.Reporter = real  # type: ignore[assignment,misc]
 
 
 def test_checkpoints_hold_no_pickle(data: Path, tmp_path: Path) -> None:
-    worker.train(request(data, tmp_path / "out", max_steps=12, checkpoint_steps=10), tmp_path / "work")
+    train(data, tmp_path / "out", max_steps=12, checkpoint_steps=10)
     written = {p.name for p in tmp_path.rglob("*") if p.is_file() and not p.name.startswith("events.")}
     assert "optimizer.safetensors" in written
     pickled = {n for n in written if n.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle"))}
@@ -165,5 +169,5 @@ def test_checkpoints_hold_no_pickle(data: Path, tmp_path: Path) -> None:
 
 def test_few_steps_are_told_of(data: Path, tmp_path: Path) -> None:
     """The sft stage reads the last loss, however short the training."""
-    worker.train(request(data, tmp_path / "out", max_steps=3), tmp_path / "work")
+    train(data, tmp_path / "out", max_steps=3)
     assert losses(tmp_path / "out")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from firm.artifacts import MANIFEST, Output, open_input, read_manifest, read_ref, sha256_file, write_ref
+from firm.artifacts import MANIFEST, Output, sha256_file
+from firm.inputs import open_input, read_manifest, read_ref, write_ref
 from firm.records import ArtifactRef, UserError
 from firm.store import TEMPORARY
 

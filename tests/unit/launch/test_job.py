@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from firm.config import LaunchConfig
-from firm.launch.job import TrainingJob, launch
+from firm.artifacts import Output
+from firm.config.launch import LocalLaunch
+from firm.launch.job import ERROR, JOB, TrainingJob, launch
 from firm.records import UserError
 
 WORKER = """
@@ -21,9 +22,9 @@ from firm import dist
 from firm.launch.job import work
 from firm.records import UserError
 
-def train(request, folder):
+def train(request, inputs, out):
     world = dist.start()
-    rank = world.rank
+    rank, folder = world.rank, out.folder
     (folder / f"pid{rank}").write_text(str(os.getpid()))
     match request["do"]:
         case "write":
@@ -52,55 +53,67 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "jobworker.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
     monkeypatch.delenv("FIRM_LIFELINE_PID", raising=False)
-    return lambda do: TrainingJob("rl", "jobworker", {"do": do, "x": "日本"}, tmp_path / "work")
+    return lambda do: TrainingJob("run", "rl", "jobworker", {"do": do, "x": "日本"}, {})
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Output:
+    return Output.open(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_get_the_request(job: Any, workers: int) -> None:
-    made = job("write")
-    launch(made, LaunchConfig(num_workers=workers))
+def test_workers_get_the_request(job: Any, out: Output, workers: int) -> None:
+    launch(job("write"), out, LocalLaunch(num_workers=workers))
     ranks = list(range(workers))
-    assert [(made.folder / f"out{r}").read_text() for r in ranks] == [f"{ranks} 日本"] * workers
-    assert not (made.folder / "error.json").exists()
+    assert [(out.folder / f"out{r}").read_text() for r in ranks] == [f"{ranks} 日本"] * workers
+    assert not (out.folder / ERROR).exists()
+    assert out.files() == sorted(f"{name}{r}" for r in ranks for name in ("out", "pid"))
+
+
+def test_a_job_that_ended_is_not_run_again(job: Any, out: Output) -> None:
+    launch(job("write"), out, LocalLaunch())
+    launch(job("crash"), out, LocalLaunch())
+    assert json.loads((out.folder / JOB).read_text())["request"]["do"] == "write"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_what_a_worker_says_is_heard_and_forgotten_by_the_next_try(job: Any, workers: int) -> None:
+def test_what_a_worker_says_is_heard_and_forgotten_by_the_next_try(job: Any, out: Output, workers: int) -> None:
     with pytest.raises(UserError) as caught:
-        launch(job("fail"), LaunchConfig(num_workers=workers))
+        launch(job("fail"), out, LocalLaunch(num_workers=workers))
     error = caught.value
     assert (error.what, error.fix, error.exit_code) == ("no cats", "bring cats", 2) and error.where.startswith("rank")
-    launch(job("write"), LaunchConfig(num_workers=workers))
+    launch(job("write"), out, LocalLaunch(num_workers=workers))
 
 
-def test_a_failure_of_the_second_worker_ends_the_first(job: Any) -> None:
+def test_a_failure_of_the_second_worker_ends_the_first(job: Any, out: Output) -> None:
     start = time.monotonic()
     with pytest.raises(UserError, match="no dogs"):
-        launch(job("fail on 1"), LaunchConfig(num_workers=2))
+        launch(job("fail on 1"), out, LocalLaunch(num_workers=2))
     assert time.monotonic() - start < 50
 
 
 @pytest.mark.parametrize(("do", "how"), [("crash", "exit code 1"), ("die", "killed by signal 9")])
-def test_a_silent_end_is_told(job: Any, do: str, how: str) -> None:
+def test_a_silent_end_is_told(job: Any, out: Output, do: str, how: str) -> None:
     with pytest.raises(UserError, match=f"the rl job.*{how}") as caught:
-        launch(job(do), LaunchConfig())
+        launch(job(do), out, LocalLaunch())
     assert caught.value.exit_code == 1 and "run again to resume" in str(caught.value)
 
 
-def test_a_termination_is_passed_on(job: Any) -> None:
-    made = job("sleep")
+def test_a_termination_is_passed_on(job: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
     code = (
-        "import json, sys; from pathlib import Path\n"
-        "from firm.config import LaunchConfig; from firm.launch.job import TrainingJob, launch\n"
-        f"launch(TrainingJob('rl', 'jobworker', {json.dumps(made.request)}, Path(sys.argv[1])), LaunchConfig())"
+        "import sys; from firm.artifacts import Output; from firm.config.launch import LocalLaunch\n"
+        "from firm.launch.job import TrainingJob, launch\n"
+        "job = TrainingJob('run', 'rl', 'jobworker', {'do': 'sleep'}, {})\n"
+        "launch(job, Output.open(sys.argv[1]), LocalLaunch())"
     )
-    launcher = subprocess.Popen([sys.executable, "-c", code, str(made.folder)], stderr=subprocess.PIPE, text=True)
-    pid = made.folder / "pid0"
+    launcher = subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, text=True)
+    pid = folder / "pid0"
     end = time.monotonic() + 60
     while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
     launcher.send_signal(signal.SIGTERM)
     _, said = launcher.communicate(timeout=20)
-    assert launcher.returncode != 0 and "killed by signal 15" in said
+    assert launcher.returncode != 0 and "exit code 143" in said
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)

@@ -10,18 +10,12 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, Field, PositiveInt, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+from firm.config.launch import LaunchConfig, LocalLaunch
+from firm.config.section import NonNegative, Positive, Section, Share
+
 Dimension = Literal["instruction_following", "quality"]
-
-
-class Section(BaseModel):
-    """Base of every section: immutable, unknown keys rejected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class PromptsConfig(Section):
@@ -287,13 +281,6 @@ class EvaluateConfig(Section):
     num_bootstrap: PositiveInt = 1000
 
 
-class LaunchConfig(Section):
-    """Where training jobs run."""
-
-    kind: Literal["local"] = "local"
-    num_workers: PositiveInt = 1  # torchrun processes
-
-
 class RunConfig(Section):
     """Everything that defines a run. Stages receive the smallest section they need."""
 
@@ -310,7 +297,7 @@ class RunConfig(Section):
     rl: RLConfig
     auditor: AuditorConfig
     evaluate: EvaluateConfig = EvaluateConfig()
-    launch: LaunchConfig = LaunchConfig()
+    launch: LaunchConfig = LocalLaunch()
     expected_s: dict[str, Positive] = {}  # stage -> seconds on two cores, for the first estimate of the time left
 
     @model_validator(mode="before")

@@ -1,0 +1,59 @@
+"""Where training jobs run: this machine, or a Kubernetes cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+
+from firm.config.section import Section
+
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?$")]
+
+
+class LocalLaunch(Section):
+    """torchrun on this machine."""
+
+    kind: Literal["local"] = "local"
+    num_workers: PositiveInt = 1  # processes
+
+
+class PyTorchJobLaunch(Section):
+    """A PyTorchJob of the Kubeflow Training Operator (v1), in the namespace of the chart `firm`."""
+
+    kind: Literal["pytorchjob"] = "pytorchjob"
+    num_workers: PositiveInt = 1  # pods
+    min_workers: PositiveInt | None = None  # elastic: goes on with as few pods as this
+    gpus: NonNegativeInt = 0  # a pod; also its number of processes (one without GPUs)
+    cpu: Quantity = "4"  # a pod, request and limit
+    memory: Quantity = "16Gi"  # a pod, request and limit, /dev/shm included
+    shm: Quantity = "2Gi"  # /dev/shm
+    image: str | None = None  # none: FIRM_IMAGE of the ConfigMap
+    namespace: str | None = None  # none: that of the step, or of the current context
+    config_map: str = "firm"  # environment of the pods, made by the chart
+    secret: str = "object-store"  # with keys accesskey and secretkey
+    service_account: str = "firm-training"
+    node_selector: dict[str, str] = {}
+    tolerations: list[dict[str, Any]] = []
+    queue: str | None = None  # Kueue LocalQueue
+    priority_class: str | None = None  # none: FIRM_PRIORITY_CLASS of the ConfigMap
+    env: dict[str, str] = {}  # for example NCCL_SOCKET_IFNAME
+    deadline_s: PositiveInt = 604800  # the job is ended after this time
+    pending_s: PositiveInt = 900  # how long a pod may wait for a node or its image
+    ttl_s: NonNegativeInt = 3600  # how long a finished job is kept
+    backoff_limit: NonNegativeInt = 5  # restarts of pods before the job fails
+
+    @model_validator(mode="after")
+    def _elastic_shrinks(self) -> PyTorchJobLaunch:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError("min_workers must not exceed num_workers")
+        return self
+
+
+def _kind(value: Any) -> Any:
+    return value.get("kind", "local") if isinstance(value, dict) else getattr(value, "kind", None)
+
+
+LaunchConfig = Annotated[
+    Annotated[LocalLaunch, Tag("local")] | Annotated[PyTorchJobLaunch, Tag("pytorchjob")], Discriminator(_kind)
+]

@@ -1,0 +1,143 @@
+"""Checkpoints: exact continuation, and a kill at any moment leaves a whole one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from firm.artifacts import Output
+from firm.checkpoint import Checkpoints, load_optimizer, load_state, optimizer_tensors, save_state
+from firm.records import UserError
+
+
+class Killed(BaseException):
+    """Stands for a kill -9."""
+
+
+def step(module: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    optimizer.zero_grad()
+    module(torch.randn(4, 3, generator=torch.Generator().manual_seed(seed))).square().sum().backward()
+    optimizer.step()
+
+
+def made() -> tuple[nn.Module, torch.optim.AdamW, list[str]]:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    named = dict(module.named_parameters())
+    return module, torch.optim.AdamW(named.values(), lr=0.1), list(named)
+
+
+def test_training_continues_exactly(tmp_path: Path) -> None:
+    module, optimizer, names = made()
+    for seed in range(3):
+        step(module, optimizer, seed)
+    save_state(tmp_path / "c", {**module.state_dict(), **optimizer_tensors(optimizer, names)}, {"epoch": 3})
+    for seed in range(3, 6):
+        step(module, optimizer, seed)
+    again, other, _ = made()
+    tensors, state = load_state(tmp_path / "c")
+    assert state == {"epoch": 3}
+    again.load_state_dict({k: t for k, t in tensors.items() if not k.startswith("optimizer/")})
+    load_optimizer(other, names, tensors)
+    for seed in range(3, 6):
+        step(again, other, seed)
+    assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
+
+
+def test_tensors_that_share_memory_types_and_devices_survive(tmp_path: Path) -> None:
+    x = torch.randn(4, 4)
+    tensors = {"a": x, "b": x.t(), "c": x[0], "d": torch.tensor(3), "e": x.bfloat16(), "f": torch.zeros(0)}
+    save_state(tmp_path / "deep" / "c", tensors, {"history": [{"a": 0.1}], "none": None})
+    found, state = load_state(tmp_path / "deep" / "c")
+    assert state == {"history": [{"a": 0.1}], "none": None}
+    assert all(torch.equal(found[k], t) and found[k].dtype == t.dtype for k, t in tensors.items())
+    assert {p.name for p in tmp_path.rglob("*") if p.is_file()} == {"tensors.safetensors", "state.json"}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as caught:
+        save_state(tmp_path / "file" / "c", {}, {})
+    assert str(tmp_path / "file" / "c") in str(caught.value)
+
+
+# ---- the last one
+
+
+def save(out: Output, number: int) -> None:
+    checkpoints = Checkpoints(out)
+    name = f"step-{number}"
+    (out.folder / "metrics").write_text(str(number))
+    save_state(checkpoints.folder / name, {"x": torch.full((3,), float(number))}, {"number": number})
+    checkpoints.keep(name, "metrics")
+
+
+def read(out: Output) -> int | None:
+    folder = Checkpoints(out).last()
+    if folder is None:
+        return None
+    tensors, state = load_state(folder)
+    assert tensors["x"].tolist() == [state["number"]] * 3, "half of one and half of another"
+    return int(state["number"])
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A store in a folder and one in S3."""
+    return str(tmp_path / "out") if request.param == "folder" else request.getfixturevalue("s3_uri") + "/out"
+
+
+def test_the_last_checkpoint_is_found_and_the_one_before_is_gone(uri: str, tmp_path: Path) -> None:
+    out = Output.open(uri, tmp_path / "here")
+    assert read(out) is None
+    for number in (1, 2, 2, 3):
+        save(out, number)
+        assert read(out) == number
+    elsewhere = Output.open(uri, tmp_path / "elsewhere")
+    assert read(elsewhere) == 3 and (elsewhere.folder / "metrics").read_text() == "3"
+    assert [p.name for p in Checkpoints(elsewhere).folder.iterdir()] == ["step-3"]
+
+
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Output.open(uri, tmp_path / "here")
+    save(out, 1)
+    for count in range(50):
+        with monkeypatch.context() as patch:
+            killed = killed_at(count, patch, out, 2)
+        elsewhere = Output.open(uri, tmp_path / f"elsewhere-{count}")
+        assert read(elsewhere) in (1, 2) and int((elsewhere.folder / "metrics").read_text()) >= (read(elsewhere) or 0)
+        save(out, 1)
+        if not killed:
+            assert count > 3
+            return
+    raise AssertionError("saving never ended")
+
+
+def killed_at(count: int, patch: pytest.MonkeyPatch, out: Output, number: int) -> bool:
+    """Save and be killed in place of the ``count``-th operation; False if there were fewer."""
+    left = [count]
+
+    def deadly(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return real(*args, **kwargs)
+
+        patch.setattr(owner, name, call)
+
+    for name in ("mkdir", "replace", "write_text", "unlink"):
+        deadly(Path, name)
+    deadly(Output, "_publish_one")
+    deadly(Output, "discard")
+    try:
+        save(out, number)
+    except Killed:
+        return True
+    return False
