@@ -1,4 +1,4 @@
-"""Rendered charts: ``chart`` is each folder of charts/, ``scenario`` each chart with its defaults and each of its ci files."""
+"""Rendered charts: ``chart`` is each folder of charts/, ``scenario`` each chart alone and with each of its ci files."""
 
 import functools
 import shutil
@@ -63,7 +63,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("chart", charts, ids=lambda chart: chart.name)
     if "scenario" in metafunc.fixturenames:
         scenarios = [(chart, file) for chart in charts for file in (None, *sorted(chart.glob("ci/*-values.yaml")))]
-        ids = [f"{chart.name}-{file.name.removesuffix('-values.yaml') if file else 'default'}" for chart, file in scenarios]
+        ids = [f"{chart.name}-{file.stem.removesuffix('-values') if file else 'default'}" for chart, file in scenarios]
         metafunc.parametrize("scenario", scenarios, ids=ids)
 
 

@@ -61,7 +61,7 @@ def test_values_stay_readable(chart):
 def test_table_has_every_key_and_keeps_the_text_around(made):
     text = (made / "README.md").read_text()
     assert text.startswith("# x\n") and text.endswith("<!-- /values -->\nend\n")
-    assert "| `level` | string | `\"info\"` | How much is logged, in words. One of `debug`, `info`. |" in text
+    assert '| `level` | string | `"info"` | How much is logged, in words. One of `debug`, `info`. |' in text
     assert "| `server.deadline` | integer | `null` | Deadline. |" in text
     assert '| `server.image` | object | `{"tag": "1"}` | Image. |' in text
 
