@@ -107,6 +107,10 @@ class Encoder:
         ids: list[list[int]] = self.tokenizer([t.strip() for t in texts], add_special_tokens=False)["input_ids"]
         return [[*row, self.tokenizer.eos_token_id] for row in ids]
 
+    def read(self, tokens: Sequence[int]) -> tuple[str, bool]:
+        """Text of an answer, and whether it was cut off before its end."""
+        return self.tokenizer.decode(tokens, skip_special_tokens=True), self.tokenizer.eos_token_id not in tokens
+
     def append(self, batch: Batch, rows: Sequence[Sequence[int]]) -> Batch:
         """Append token rows (padded on the right) to encoded questions; sets ``labels`` on the appended part only."""
         width = max(map(len, rows))
@@ -159,29 +163,39 @@ class LocalCritic:
                     outcomes[i][dimension] = outcome
         return outcomes
 
-    @torch.inference_mode()
     def _score_first(self, inputs: Batch, rubric: Rubric) -> Iterator[Judgement | Invalid]:
+        for row in self.score(inputs):
+            yield _judgement(row, "")
+
+    def _reason_first(self, inputs: Batch, rubric: Rubric) -> Iterator[Judgement | Invalid]:
+        tokens, logits = self.write(inputs, self.config.max_new_tokens, output_logits=True)
+        for i, row in enumerate(tokens):
+            text, truncated = self.encoder.read(row)
+            outcome = parse_answer(text, "json" if rubric.answer == "json" else "boxed", truncated)
+            if isinstance(outcome, Judgement):
+                outcome = self._with_distribution(outcome, row, [step[i] for step in logits])
+            yield outcome
+
+    @torch.inference_mode()
+    def score(self, inputs: Batch) -> list[list[float]]:
+        """Probabilities of the five scores behind the forced prefix of a score-first answer, a row a question."""
         inputs = self.encoder.append(inputs, [self._prefix] * len(inputs["input_ids"]))
         del inputs["labels"]
         logits = self.model(**self._to_device(inputs), logits_to_keep=1).logits[:, -1, self._scores]
-        for row in logits.double().softmax(-1).tolist():
-            yield _judgement(row, "")
+        rows: list[list[float]] = logits.double().softmax(-1).tolist()
+        return rows
 
     @torch.inference_mode()
-    def _reason_first(self, inputs: Batch, rubric: Rubric) -> Iterator[Judgement | Invalid]:
-        width, limit = inputs["input_ids"].shape[1], self.config.max_new_tokens
+    def write(self, inputs: Batch, limit: int, **options: Any) -> tuple[list[list[int]], Sequence[Tensor]]:
+        """Tokens of an answer to each question, at most ``limit``, greedy unless ``options`` of generate say otherwise.
+
+        The second value are the logits of every step, where ``output_logits`` asks for them.
+        """
         output = self.model.generate(
-            **self._to_device(inputs), do_sample=False, max_new_tokens=limit, return_dict_in_generate=True,
-            output_logits=True, pad_token_id=self.encoder.pad,
+            **self._to_device(inputs), **{"do_sample": False, **options}, max_new_tokens=limit,
+            return_dict_in_generate=True, pad_token_id=self.encoder.pad,
         )  # fmt: skip
-        tokens = output.sequences[:, width:]
-        for i, row in enumerate(tokens.tolist()):
-            truncated = self.encoder.tokenizer.eos_token_id not in row
-            text = self.encoder.tokenizer.decode(row, skip_special_tokens=True)
-            outcome = parse_answer(text, "json" if rubric.answer == "json" else "boxed", truncated)
-            if isinstance(outcome, Judgement):
-                outcome = self._with_distribution(outcome, row, [step[i] for step in output.logits])
-            yield outcome
+        return output.sequences[:, inputs["input_ids"].shape[1] :].tolist(), output.logits or ()
 
     def _with_distribution(self, outcome: Judgement, row: Sequence[int], logits: Sequence[Tensor]) -> Judgement:
         """Attach the probabilities at the last token that wrote the score."""

@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from firm.critics.server import MAX_BODY_BYTES
 from firm.shapes import serve, teacher, world
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with serve.running_server() as base:
+    with serve.teacher_server().running() as base:
         yield base
 
 
@@ -39,7 +40,12 @@ def rating_request(prompt: str) -> tuple[dict, int]:
         {"type": "text", "text": f"<START OF PROMPT>\n{prompt}\n<END OF PROMPT>"},
         {"type": "image_url", "image_url": {"url": data}},
     ]
-    body = {"model": "any", "messages": [{"role": "user", "content": content}], "max_tokens": 512, "temperature": 0}
+    body = {
+        "model": "pixel-teacher",
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 512,
+        "temperature": 0,
+    }
     return body, teacher.instruction_following("a red circle", image)
 
 
@@ -54,7 +60,7 @@ def test_a_completion_has_the_standard_form(url: str) -> None:
     body, score = rating_request("a red circle")
     status, answer = request(url, "POST", "/v1/chat/completions", body)
     assert status == 200
-    assert (answer["object"], answer["model"]) == ("chat.completion", "any")
+    assert (answer["object"], answer["model"]) == ("chat.completion", "pixel-teacher")
     choice = answer["choices"][0]
     assert (choice["finish_reason"], choice["message"]["role"]) == ("stop", "assistant")
     assert choice["message"]["content"].endswith(f"\\boxed{{{score}}}")
@@ -68,8 +74,13 @@ def test_a_completion_has_the_standard_form(url: str) -> None:
         (b"{", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         ([], "not a JSON object"),
-        ({}, "no 'messages'"),
+        ({}, "messages must be"),
         ({"messages": "hello"}, "messages must be"),
+        ({"messages": ["hello"]}, "messages"),
+        ({"messages": [{}], "stream": True}, "stream=True is not supported"),
+        ({"messages": [{}], "n": 2}, "n=2 is not supported"),
+        ({"messages": [{}], "max_tokens": 0.5}, "max_tokens must be"),
+        ({"messages": [{}], "temperature": -1}, "temperature must be"),
         ({"messages": [{"role": "user", "content": [None]}]}, "content part"),
         (rating_request("a cat")[0], "does not know the prompt 'a cat'"),
     ],
@@ -89,17 +100,23 @@ def test_a_body_too_large_is_refused_unread(url: str) -> None:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=10)
     connection.putrequest("POST", "/v1/chat/completions")
-    connection.putheader("Content-Length", str(serve.MAX_BODY_BYTES + 1))
+    connection.putheader("Content-Length", str(MAX_BODY_BYTES + 1))
     connection.endheaders()
     assert connection.getresponse().status == 413
     connection.close()
 
 
-def test_with_a_token_only_its_bearer_is_served(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_model_is_not_found(url: str) -> None:
+    status, answer = request(url, "POST", "/v1/chat/completions", {"model": "gpt", "messages": []})
+    assert status == 404 and "only 'pixel-teacher'" in answer["error"]["message"]
+
+
+def test_with_a_token_only_its_bearer_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRM_TEACHER_TOKEN", "secret")
     body, _ = rating_request("a red circle")
-    for headers in ({}, {"Authorization": "Bearer wrong"}):
-        status, answer = request(url, "POST", "/v1/chat/completions", body, **headers)
-        assert (status, answer["error"]["type"]) == (401, "authentication_error")
-    assert request(url, "POST", "/v1/chat/completions", body, Authorization="Bearer secret")[0] == 200
-    assert request(url, "GET", "/health")[0] == 200
+    with serve.teacher_server().running() as url:
+        for headers in ({}, {"Authorization": "Bearer wrong"}):
+            status, answer = request(url, "POST", "/v1/chat/completions", body, **headers)
+            assert (status, answer["error"]["type"]) == (401, "authentication_error")
+        assert request(url, "POST", "/v1/chat/completions", body, Authorization="Bearer secret")[0] == 200
+        assert request(url, "GET", "/health")[0] == 200

@@ -1,0 +1,228 @@
+"""Serves a critic of this project over HTTP, so that many jobs share one: the other half of an endpoint critic.
+
+Requests that come at the same time are answered as one batch, because a batch of eight costs little more than one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from firm.artifacts import MANIFEST, sha256
+from firm.config import CriticConfig
+from firm.critics.answers import SCORE_PREFIX, AnswerStyle
+from firm.critics.chat import ChatMessage, Reply, RequestFailed
+from firm.critics.local import LocalCritic
+from firm.critics.rubrics import IMAGE_MARK
+from firm.critics.server import ChatServer
+from firm.images import decode_image
+from firm.inputs import open_input
+from firm.locate import model_path
+from firm.records import SCORES, ArtifactRef, UserError
+from firm.store import open_store
+
+TOKEN = "FIRM_SERVE_TOKEN"
+MAX_CHARS = 100_000
+"""Longest text of a request: a text without end would take the memory of all others."""
+CRITIC = "critic"  # the folder of an sft artifact that holds the model
+
+
+def model_folder(model: str) -> str:
+    """A model's local folder or hub id; an artifact of the sft stage, here or in S3, is fetched and verified first.
+
+    Raises:
+        UserError: There is no complete artifact at the URI.
+    """
+    remote = model.startswith(("s3://", "minio://"))
+    if not remote and not (Path(model) / MANIFEST).is_file():
+        return model_path(model, "critic.model")
+    store = open_store(model)
+    if not store.exists(MANIFEST):
+        fix = "give the prefix that holds manifest.json, such as s3://BUCKET/runs/NAME/sft-..."
+        raise UserError("there is no critic", store.uri, fix, usage=True)
+    return str(open_input(ArtifactRef(uri=store.uri, sha256=sha256(store.get(MANIFEST))), only=f"{CRITIC}/") / CRITIC)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question that waits for its answer."""
+
+    text: str
+    images: Sequence[bytes]
+    max_tokens: int
+    temperature: float
+    reply: Future[Reply] = field(default_factory=Future)
+
+
+class BatchingChat:
+    """A critic in this process as a `firm.critics.chat.Chat`: one thread answers what many ask.
+
+    Args:
+        name: Its name in the API.
+        critic: Who answers; its configuration says how and how many questions at once.
+        patience_s: How long a batch waits for more questions after its first.
+    """
+
+    def __init__(self, name: str, critic: LocalCritic, patience_s: float = 0.005) -> None:
+        self.name, self.batches = name, 0
+        self._critic, self._patience_s = critic, patience_s
+        self._waiting: queue.Queue[Asked] = queue.Queue()
+        threading.Thread(target=self._work, name="critic", daemon=True).start()
+
+    def complete(
+        self, messages: Sequence[ChatMessage], *, max_tokens: int, temperature: float, seed: int | None
+    ) -> Reply:
+        """Answer the messages; sampling is not seeded, as it would depend on the other questions of the batch.
+
+        Raises:
+            RequestFailed: The messages are not a question with images that a critic understands.
+        """
+        text, images = read_question(messages)
+        asked = Asked(text, images, max_tokens, temperature)
+        self._waiting.put(asked)
+        return asked.reply.result()
+
+    def waiting(self) -> int:
+        """How many questions no batch has taken yet."""
+        return self._waiting.qsize()
+
+    def _work(self) -> None:
+        while True:
+            groups: dict[tuple[int, float], list[Asked]] = defaultdict(list)
+            for asked in self._collect():
+                groups[asked.max_tokens, asked.temperature].append(asked)
+            for (max_tokens, temperature), group in groups.items():
+                self.batches += 1
+                try:
+                    replies = self._answer(group, max_tokens, temperature)
+                except Exception as error:  # those who asked are told; the thread goes on for the others
+                    for asked in group:
+                        asked.reply.set_exception(error)
+                else:
+                    for asked, reply in zip(group, replies, strict=True):
+                        asked.reply.set_result(reply)
+
+    def _collect(self) -> list[Asked]:
+        batch = [self._waiting.get()]
+        end = time.monotonic() + self._patience_s
+        while len(batch) < self._critic.config.batch_size:
+            try:
+                batch.append(self._waiting.get(timeout=max(0.0, end - time.monotonic())))
+            except queue.Empty:
+                break
+        return batch
+
+    def _answer(self, batch: Sequence[Asked], max_tokens: int, temperature: float) -> list[Reply]:
+        config, encoder = self._critic.config, self._critic.encoder
+        inputs = encoder.questions([asked.text for asked in batch], [asked.images for asked in batch])
+        if config.answer_style == "score_first":
+            return [Reply(f"{SCORE_PREFIX} {_best(row)}") for row in self._critic.score(inputs)]
+        sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
+        tokens, _ = self._critic.write(inputs, min(max_tokens, config.max_new_tokens), **sampling)
+        return [Reply(*encoder.read(row)) for row in tokens]
+
+
+def _best(probabilities: Sequence[float]) -> int | str:
+    """The likeliest score; a critic whose numbers have become NaN must not seem to have one."""
+    return max(SCORES, key=lambda s: probabilities[s - 1]) if all(map(math.isfinite, probabilities)) else "nan"
+
+
+def read_question(messages: Sequence[ChatMessage]) -> tuple[str, list[bytes]]:
+    """Text with ``<image>`` marks, and the images, of one user message: undoes `firm.critics.chat.user_message`.
+
+    Raises:
+        RequestFailed: It is something else, or an image can not be decoded.
+    """
+    if len(messages) != 1 or not isinstance(messages[0], Mapping) or messages[0].get("role") != "user":
+        raise RequestFailed("messages must be one message of the role user: a critic holds no conversation")
+    content = messages[0].get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if not isinstance(parts, list) or not parts:
+        raise RequestFailed("the message has no content")
+    texts, images = [], []
+    for i, part in enumerate(parts):
+        match part:
+            case {"type": "text", "text": str(text)}:
+                texts.append(text.replace(IMAGE_MARK, "< image >"))
+            case {"type": "image_url", "image_url": {"url": str(url)}}:
+                texts.append(IMAGE_MARK)
+                images.append(_image(url, f"content part {i}"))
+            case _:
+                raise RequestFailed(f"content part {i} is neither a text nor an image_url")
+    text = "".join(texts)
+    if not images:
+        raise RequestFailed("the message has no image: a critic judges images")
+    if len(text) > MAX_CHARS:
+        raise RequestFailed(f"the text has {len(text)} characters, more than {MAX_CHARS}")
+    return text, images
+
+
+def _image(url: str, where: str) -> bytes:
+    head, _, data = url.partition(",")
+    if not (head.startswith("data:image/") and head.endswith(";base64")):
+        raise RequestFailed(f"{where}: images must be data URIs such as data:image/png;base64,...")
+    try:
+        image = base64.b64decode(data, validate=True)
+        decode_image(image, where)  # here, so that it fails this request alone and not its batch
+    except (binascii.Error, UserError) as error:
+        raise RequestFailed(f"{where}: {error}") from error
+    return image
+
+
+def serve(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    served_model_name: str = "",
+    answer_style: AnswerStyle = "reason_first",
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    batch_size: int = 8,
+    max_new_tokens: int = 1024,
+    grace_s: float = 30.0,
+) -> None:
+    """Serve a critic until SIGTERM or Ctrl-C; what has been asked by then is answered.
+
+    With FIRM_SERVE_TOKEN in the environment, requests must carry it as bearer token.
+
+    Args:
+        model: A model's folder, an sft stage's artifact (a folder, or s3://bucket/prefix), or a hub id.
+        host: Address to listen on.
+        port: Port to listen on.
+        served_model_name: Name of the model in the API; default: ``model``.
+        answer_style: ``score_first`` answers with the likeliest score alone, for critics trained in that style.
+        dtype: Type of the weights.
+        batch_size: Most questions answered at once.
+        max_new_tokens: Limit of an answer, whatever the request says.
+        grace_s: How long a stop waits for answers.
+
+    Raises:
+        UserError: The model can not be loaded, or the port is taken.
+    """
+    config = CriticConfig(
+        model=model, answer_style=answer_style, rubrics={}, dtype=dtype, batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chat = BatchingChat(served_model_name or model, LocalCritic(Path(model_folder(model)), config, device))
+    token, gauges = os.environ.get(TOKEN, "").strip(), {"firm_queue_length": chat.waiting}
+    with ChatServer(chat, host, port, token=token, gauges=gauges) as server:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, server.stop)
+        sys.stderr.write(f"serving {chat.name} on {host}:{server.server_address[1]} ({device})\n")
+        server.serve(grace_s)

@@ -1,0 +1,264 @@
+"""The critic server over real HTTP: judges as the critic in this process does, in batches, and says what is wrong."""
+
+import base64
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import torch
+from PIL import Image
+
+from firm.artifacts import Output
+from firm.config import CriticConfig, EndpointChat
+from firm.critics.chat import Reply, RequestFailed, user_message
+from firm.critics.critic import Item
+from firm.critics.judge import open_judge
+from firm.critics.local import LocalCritic, load_model
+from firm.critics.serve import BatchingChat, model_folder
+from firm.critics.server import ChatServer
+from firm.images import encode_image
+from firm.records import Assessment, Invalid, UserError
+from firm.shapes.models import WEIGHTS, build_critic
+from firm.shapes.world import candidate
+
+RUBRICS = {"instruction_following": "short_instruction_following", "quality": "short_quality"}
+CPU = torch.device("cpu")
+PNG = encode_image(Image.new("RGB", (32, 32)))
+PIXEL = "data:image/png;base64," + base64.b64encode(PNG).decode()
+
+
+def config(**changes: object) -> CriticConfig:
+    plain = {
+        "model": str(WEIGHTS / "critic"), "answer_style": "score_first", "rubrics": RUBRICS, "dtype": "float32",
+        "batch_size": 4, "max_new_tokens": 8,
+    }  # fmt: skip
+    return CriticConfig.model_validate({**plain, **changes})
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the sft stage leaves: a critic with random weights, and the manifest."""
+    out = Output.open(str(tmp_path_factory.mktemp("sft")))
+    build_critic(out.folder / "critic")
+    load_model(config(), str(WEIGHTS / "critic"), seed=0).save_pretrained(out.folder / "critic")
+    out.commit("sft", "key", {}, {}, ["critic"])
+    return out.folder
+
+
+@pytest.fixture(scope="module")
+def items() -> list[Item]:
+    pairs = [candidate(i, 0, "train") for i in range(6)]
+    return [Item(prompt, [encode_image(image)]) for prompt, image in pairs]
+
+
+@pytest.fixture(scope="module")
+def url(artifact: Path) -> Iterator[str]:
+    with ChatServer(BatchingChat("tiny", LocalCritic(artifact / "critic", config(), CPU))).running() as url:
+        yield url
+
+
+def post(url: str, body: object, path: str = "/v1/chat/completions") -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+    connection.request("POST", path, json.dumps(body).encode())
+    response = connection.getresponse()
+    return response.status, json.loads(response.read())
+
+
+def get(url: str, path: str) -> str:
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=10)
+    connection.request("GET", path)
+    return connection.getresponse().read().decode()
+
+
+def ask(text: str, image: bytes = PNG, model: str = "tiny") -> dict[str, Any]:
+    return {"model": model, "messages": [user_message(text, [image])]}
+
+
+def outcomes(rows: list[Assessment]) -> list[list[object]]:
+    """All but the distribution, which the protocol does not carry."""
+    return [[o if isinstance(o, Invalid) else (o.score, o.rationale) for o in row.values()] for row in rows]
+
+
+@pytest.mark.parametrize("style", ["score_first", "reason_first"])
+def test_the_endpoint_judges_as_the_critic_in_this_process(artifact: Path, items: list[Item], style: Any) -> None:
+    critic = LocalCritic(artifact / "critic", config(answer_style=style), CPU)
+    with ChatServer(BatchingChat("tiny", critic)).running() as url:
+        endpoint = EndpointChat(base_url=url, model="tiny", concurrency=3, max_tokens=8)
+        served = open_judge(endpoint, critic.config.rubrics, attempts=1, answer_style=style).judge(items)
+    assert outcomes(served) == outcomes(critic.judge(items))
+    assert {type(o) for row in served for o in row.values()} != {Invalid} or style == "reason_first"
+
+
+class Slow:
+    """Stands for a LocalCritic whose first batch takes until `go`; a text of "bad" spoils its batch."""
+
+    def __init__(self) -> None:
+        self.config, self.encoder = config(), SimpleNamespace(questions=self._questions)
+        self.go, self.sizes = threading.Event(), list[int]()
+
+    def _questions(self, texts: list[str], images: list[list[bytes]]) -> list[str]:
+        self.sizes.append(len(texts))
+        return texts
+
+    def score(self, texts: list[str]) -> list[list[float]]:
+        assert self.go.wait(10)
+        texts = [text.removeprefix("<image>") for text in texts]
+        if "bad" in texts:
+            raise RuntimeError("out of memory")
+        return [[float(text == str(s)) for s in range(1, 6)] for text in texts]
+
+
+def test_requests_that_wait_are_answered_together() -> None:
+    critic = Slow()
+    chat = BatchingChat("slow", critic, patience_s=0)  # type: ignore[arg-type]
+    gauges = {"firm_queue_length": chat.waiting}
+    with ChatServer(chat, gauges=gauges).running() as url, ThreadPoolExecutor(16) as executor:
+        first = executor.submit(post, url, ask("5", model="slow"))
+        until(lambda: critic.sizes == [1])
+        rest = [executor.submit(post, url, ask(str(1 + i % 5), model="slow")) for i in range(6)]
+        until(lambda: "firm_queue_length 6" in get(url, "/metrics"))
+        critic.go.set()
+        texts = [f.result()[1]["choices"][0]["message"]["content"] for f in [first, *rest]]
+        assert texts == [f"Score: {n}" for n in (5, 1, 2, 3, 4, 5, 1)]
+        assert critic.sizes == [1, 4, 2]
+        metrics = get(url, "/metrics")
+    assert 'firm_requests_total{code="200"} 7\n' in metrics and "firm_request_seconds_count 7\n" in metrics
+    assert float(re.search(r"firm_request_seconds_sum (\S+)", metrics)[1]) > 0  # type: ignore[index]
+
+
+def until(done: Any) -> None:
+    end = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_failure_of_the_model_is_told_and_the_server_lives() -> None:
+    critic = Slow()
+    critic.go.set()
+    with ChatServer(BatchingChat("slow", critic)).running() as url:  # type: ignore[arg-type]
+        status, answer = post(url, ask("bad", model="slow"))
+        assert (status, answer["error"]) == (500, {"message": "RuntimeError: out of memory", "type": "server_error"})
+        assert post(url, ask("3", model="slow"))[0] == 200
+
+
+def image_part(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def message(*parts: object, role: str = "user") -> list[dict[str, Any]]:
+    return [{"role": role, "content": list(parts)}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "complaint"),
+    [
+        (message({"type": "text", "text": "hi"}, role="system"), "one message of the role user"),
+        ([*message({"type": "text", "text": "hi"})] * 2, "one message of the role user"),
+        (["hi"], "one message of the role user"),
+        (message(), "no content"),
+        (message({"type": "text", "text": "hi"}), "has no image"),
+        (message(None), "content part 0 is neither"),
+        (message({"type": "input_audio"}), "content part 0 is neither"),
+        (message(image_part("http://example.com/a.png")), "content part 0: images must be data URIs"),
+        (message(image_part("file:///etc/passwd")), "images must be data URIs"),
+        (message(image_part("data:image/png;base64,%%")), "content part 0"),
+        (message(image_part("data:image/png;base64," + base64.b64encode(b"no").decode())), "cannot decode image"),
+        (message(image_part(PIXEL), {"type": "text", "text": "x" * 100_001}), "more than 100000"),
+    ],
+)
+def test_bad_requests_are_refused_with_the_reason(url: str, messages: object, complaint: str) -> None:
+    status, answer = post(url, {"model": "tiny", "messages": messages})
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert complaint in answer["error"]["message"]
+
+
+def test_a_bad_request_does_not_spoil_its_batch(url: str) -> None:
+    good, bad = ask("quality"), ask("quality", b"\x89PNG\r\n\x1a\nnot really")
+    with ThreadPoolExecutor(4) as executor:
+        statuses = [status for status, _ in executor.map(lambda body: post(url, body), [good, bad, good, bad])]
+    assert statuses == [200, 400, 200, 400]
+
+
+def test_what_has_been_asked_is_answered_before_a_stop() -> None:
+    class Sleeper:
+        name = "sleeper"
+
+        def complete(self, *_: object, **__: object) -> Reply:
+            asked.set()
+            time.sleep(0.3)
+            return Reply("done")
+
+    asked, server = threading.Event(), ChatServer(Sleeper())
+    with server, ThreadPoolExecutor(2) as executor:
+        serving = executor.submit(server.serve, 10)
+        answer = executor.submit(post, server.url, {"messages": [{}]})
+        assert asked.wait(10)
+        server.stop()
+        serving.result(10)
+        assert server.in_progress() == 0
+    assert answer.result()[1]["choices"][0]["message"]["content"] == "done"
+
+
+def test_a_port_that_is_taken_is_named() -> None:
+    chat = SimpleNamespace(name="any")
+    with ChatServer(chat) as server, pytest.raises(UserError, match="can not listen"):  # type: ignore[arg-type]
+        ChatServer(chat, port=server.server_address[1])  # type: ignore[arg-type]
+
+
+def test_a_trained_critic_is_served_by_its_artifact(artifact: Path, tmp_path: Path) -> None:
+    assert model_folder(str(artifact)) == str(artifact / "critic")
+    assert model_folder("org/name") == "org/name"
+    with pytest.raises(UserError, match="there is no model folder"):
+        model_folder(str(tmp_path / "nothing"))
+
+
+def test_a_trained_critic_is_served_from_s3(artifact: Path, s3_uri: str) -> None:
+    with pytest.raises(UserError, match="there is no critic"):
+        model_folder(s3_uri)
+    out = Output.open(s3_uri)
+    for path in (artifact / "critic").iterdir():
+        (out.folder / "critic").mkdir(exist_ok=True)
+        (out.folder / "critic" / path.name).write_bytes(path.read_bytes())
+    out.commit("sft", "key", {}, {}, ["critic"])
+    folder = Path(model_folder(s3_uri))
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in (artifact / "critic").iterdir())
+
+
+def test_serve_stops_when_told(artifact: Path) -> None:
+    code = (
+        "import sys; from firm.critics.serve import serve\n"
+        "serve(sys.argv[1], port=0, served_model_name='m', answer_style='score_first', dtype='float32')"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(artifact)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    line = next(line for line in process.stderr if line.startswith("serving "))
+    url = f"http://127.0.0.1:{line.split()[3].split(':')[1]}/v1"
+    assert post(url, ask("quality", model="m"))[1]["choices"][0]["message"]["content"].startswith("Score: ")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0 and "Traceback" not in process.stderr.read()
+
+
+def test_a_chat_that_can_not_answer_is_the_callers_mistake() -> None:
+    class Refusing:
+        name = "refusing"
+
+        def complete(self, *_: object, **__: object) -> Reply:
+            raise RequestFailed("not like this")
+
+    with ChatServer(Refusing()).running() as url:
+        assert post(url, {"messages": [{}]}) == (
+            400, {"error": {"message": "not like this", "type": "invalid_request_error"}}
+        )  # fmt: skip
