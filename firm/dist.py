@@ -48,6 +48,7 @@ def start() -> World:
     if cuda:
         torch.cuda.set_device(device)
     if size > 1 and not torch_dist.is_initialized():
+        os.environ.setdefault("LOCAL_RANK", "0")  # without torchrun: one process a pod
         torch_dist.init_process_group("nccl" if cuda else "gloo")
     return World(rank, size, device)
 

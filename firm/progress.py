@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -81,6 +82,21 @@ def duration(seconds: float | None) -> str:
 def _line(stage: str, task: str, done: int, total: int, unit: str, note: str, left_s: float | None) -> str:
     left = f", {duration(left_s)} left" if left_s is not None and done < total else ""
     return f"[{stage}] {task}: {done}/{total} {unit}{left}{', ' + note if note else ''}"
+
+
+_TOLD = re.compile(
+    r"\[(?P<stage>\w+)\] (?P<task>[^:]+): (?P<done>\d+)/(?P<total>\d+) (?P<unit>\w+)"
+    r"(?:, (?:(?P<minutes>\d+)m)?(?P<seconds>\d+)s left)?(?:, (?P<note>.*))?"
+)
+
+
+def relay(line: str) -> None:
+    """Print a line that came from another machine; where it tells of a task, pass that on as an event too."""
+    print(line, flush=True)
+    if told := _TOLD.fullmatch(line):
+        stage, task, done, total, unit, minutes, seconds, note = told.groups()
+        left_s = None if seconds is None else int(minutes or 0) * 60 + int(seconds)
+        emit(stage=stage, task=task, done=int(done), total=int(total), unit=unit, note=note or "", left_s=left_s)
 
 
 # ---- the picture of a whole run ---------------------------------------------------------------------------------

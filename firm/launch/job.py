@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from firm.artifacts import WORK, Output
-from firm.config.launch import LaunchConfig, LocalLaunch
 from firm.inputs import Inputs
 from firm.records import ArtifactRef, UserError
-from firm.store import atomic_write, open_store
+from firm.store import open_store
 
 JOB = f"{WORK}/job.json"
 ERROR = f"{WORK}/error.json"
@@ -44,32 +43,6 @@ class TrainingJob:
     module: str
     request: dict[str, Any]
     inputs: Mapping[str, ArtifactRef]
-
-
-def launch(job: TrainingJob, out: Output, config: LaunchConfig) -> None:
-    """Run a job to its end, unless it ended already; its files are part of ``out`` then.
-
-    Raises:
-        UserError: The job failed; says what the worker said, or how it died.
-    """
-    if not out.was_handed_over():
-        out.discard(ERROR)
-        inputs = {name: ref.model_dump() for name, ref in job.inputs.items()}
-        with atomic_write(out.folder / JOB) as file:
-            file.write(json.dumps({"request": job.request, "inputs": inputs}, indent=1, sort_keys=True).encode())
-        out.publish(JOB)
-        try:
-            if isinstance(config, LocalLaunch):
-                from firm.launch import local
-
-                local.run(job, out.uri, config)
-            else:
-                from firm.launch import pytorchjob  # imports the Kubernetes client
-
-                pytorchjob.run(job, out.uri, config)
-        except UserError as error:
-            raise worker_error(out.uri) or error from None
-    out.take_over()
 
 
 def worker_error(uri: str) -> UserError | None:

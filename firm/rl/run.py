@@ -5,7 +5,8 @@ from __future__ import annotations
 from firm.artifacts import Output
 from firm.config import RunConfig
 from firm.inputs import Inputs
-from firm.launch.job import TrainingJob, launch
+from firm.launch.job import TrainingJob
+from firm.launch.launcher import launch
 from firm.progress import read_metrics
 from firm.records import Curve, Summary
 from firm.rl.auditor import Audit, best, over_optimised

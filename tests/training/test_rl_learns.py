@@ -20,7 +20,8 @@ from firm.config.launch import LocalLaunch
 from firm.critics.critic import Item
 from firm.dist import World
 from firm.images import decode_image
-from firm.launch.job import TrainingJob, launch, work
+from firm.launch.job import TrainingJob, work
+from firm.launch.launcher import launch
 from firm.presets import load_config
 from firm.records import Assessment, Judgement
 from firm.rl.train import Loop

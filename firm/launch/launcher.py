@@ -1,0 +1,36 @@
+"""Chooses where a training job runs, and runs it to its end."""
+
+from __future__ import annotations
+
+import json
+
+from firm.artifacts import Output
+from firm.config.launch import LaunchConfig, LocalLaunch
+from firm.launch import local
+from firm.launch.job import ERROR, JOB, TrainingJob, worker_error
+from firm.records import UserError
+from firm.store import atomic_write
+
+
+def launch(job: TrainingJob, out: Output, config: LaunchConfig) -> None:
+    """Run a job to its end, unless it ended already; its files are part of ``out`` then.
+
+    Raises:
+        UserError: The job failed; says what the worker said, or how it died.
+    """
+    if not out.was_handed_over():
+        out.discard(ERROR)
+        inputs = {name: ref.model_dump() for name, ref in job.inputs.items()}
+        with atomic_write(out.folder / JOB) as file:
+            file.write(json.dumps({"request": job.request, "inputs": inputs}, indent=1, sort_keys=True).encode())
+        out.publish(JOB)
+        try:
+            if isinstance(config, LocalLaunch):
+                local.run(job, out.uri, config)
+            else:
+                from firm.launch import pytorchjob  # imports the Kubernetes client
+
+                pytorchjob.run(job, out.uri, config)
+        except UserError as error:
+            raise worker_error(out.uri) or error from None
+    out.take_over()
