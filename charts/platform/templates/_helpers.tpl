@@ -93,11 +93,11 @@ securityContext:
     limits: {cpu: 100m, memory: 64Mi}
 {{- end }}
 
-{{/* Init container that waits for the database, so that what needs it starts once. */}}
+{{/* Init container that waits until the database greets, so that what needs it starts once. */}}
 {{- define "platform.waitForDatabase" -}}
 {{- $address := printf "%s %v" (include "platform.databaseHost" .root) .root.Values.database.port }}
 {{- include "platform.tool" (dict "root" .root "name" "wait-for-database" "script"
-  (printf "until nc -w 2 %s -e true; do sleep 1; done" $address)) }}
+  (printf "until timeout 3 nc %s </dev/null | grep -q .; do sleep 1; done" $address)) }}
 {{- end }}
 
 {{- define "platform.objectStoreSecret" -}}
@@ -147,7 +147,7 @@ spec:
 {{/* Init container that waits for KFP's API server: its controllers give up after a minute or two. */}}
 {{- define "platform.waitForApiServer" -}}
 {{- include "platform.tool" (dict "root" .root "name" "wait-for-api-server" "script"
-  "until nc -w 2 ml-pipeline 8887 -e true; do sleep 1; done") }}
+  "until printf 'GET /apis/v2beta1/healthz HTTP/1.0\\r\\n\\r\\n' | timeout 3 nc ml-pipeline 8888 | grep -q ' 200 '; do sleep 1; done") }}
 {{- end }}
 
 {{/* Volumes of a KFP controller: the token that it shows to the API server. Call with the token's file name. */}}
