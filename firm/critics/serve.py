@@ -36,7 +36,8 @@ from firm.locate import model_path
 from firm.records import SCORES, ArtifactRef, UserError
 from firm.store import open_store
 
-TOKEN = "FIRM_SERVE_TOKEN"
+TOKEN = "OPENAI_API_KEY"
+"""Environment variable of the key that requests must carry: the one that clients send by default."""
 MAX_CHARS = 100_000
 """Longest text of a request: a text without end would take the memory of all others."""
 CRITIC = "critic"  # the folder of an sft artifact that holds the model
@@ -198,7 +199,7 @@ def serve(
 ) -> None:
     """Serve a critic until SIGTERM or Ctrl-C; what has been asked by then is answered.
 
-    With FIRM_SERVE_TOKEN in the environment, requests must carry it as bearer token.
+    With OPENAI_API_KEY in the environment, requests must carry it as bearer token.
 
     Args:
         model: A model's folder, an sft stage's artifact (a folder, or s3://bucket/prefix), or a hub id.
