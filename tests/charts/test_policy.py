@@ -122,6 +122,11 @@ def test_roots_are_read_only(scenario, pods):
     assert all(c["securityContext"]["readOnlyRootFilesystem"] for pod in pods for c in pod.containers)
 
 
+def test_pods_without_an_account_have_no_token(pods):
+    for pod in pods:
+        assert "serviceAccountName" in pod.spec or pod.spec.get("automountServiceAccountToken") is False, pod.owner
+
+
 def test_roles_name_what_they_allow(scenario, rendered):
     for role in [*rendered.of_kind("Role"), *rendered.of_kind("ClusterRole")]:
         text = yaml.safe_dump(role["rules"])
