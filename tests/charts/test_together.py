@@ -10,6 +10,16 @@ import firm
 CHARTS = Path(__file__).parents[2] / "charts"
 SCENARIOS = [None, *sorted(f.name for f in (CHARTS / "firm").glob("ci/*-values.yaml") if f.name != "byo-values.yaml")]
 
+REFERENCES = {
+    "configMap": ("ConfigMap", "name"),
+    "configMapRef": ("ConfigMap", "name"),
+    "configMapKeyRef": ("ConfigMap", "name"),
+    "secret": ("Secret", "secretName"),
+    "secretRef": ("Secret", "name"),
+    "secretKeyRef": ("Secret", "name"),
+    "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
+}
+
 
 @pytest.fixture
 def both(request, render):
@@ -23,29 +33,21 @@ def both(request, render):
     return results
 
 
-def references(pod):
-    if "serviceAccountName" in pod.spec:
-        yield "ServiceAccount", pod.spec["serviceAccountName"]
-    for secret in pod.spec.get("imagePullSecrets", []):
-        yield "Secret", secret["name"]
-    for volume in pod.spec.get("volumes", []):
-        for source in [volume, *volume.get("projected", {}).get("sources", [])]:
-            if "configMap" in source:
-                yield "ConfigMap", source["configMap"]["name"]
-            if "secret" in source:
-                yield "Secret", source["secret"].get("secretName", source["secret"].get("name"))
-            if "persistentVolumeClaim" in source:
-                yield "PersistentVolumeClaim", source["persistentVolumeClaim"]["claimName"]
-    for container in pod.containers:
-        for source in container.get("envFrom", []):
-            yield ("ConfigMap", source["configMapRef"]["name"]) if "configMapRef" in source else (
-                "Secret", source["secretRef"]["name"],
-            )  # fmt: skip
-        for env in container.get("env", []):
-            for field, kind in (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret")):
-                reference = env.get("valueFrom", {}).get(field)
-                if reference and not reference.get("optional"):
-                    yield kind, reference["name"]
+def references(node):
+    """Kind and name of what a pod cannot start without."""
+    if isinstance(node, list):
+        for item in node:
+            yield from references(item)
+    elif isinstance(node, dict):
+        for key, value in node.items():
+            if key == "serviceAccountName":
+                yield "ServiceAccount", value
+            elif key in REFERENCES and isinstance(value, dict):
+                kind, name = REFERENCES[key]
+                if not value.get("optional"):
+                    yield kind, value.get(name) or value["name"]
+            else:
+                yield from references(value)
 
 
 @pytest.mark.parametrize("both", SCENARIOS, indirect=True)
@@ -55,7 +57,7 @@ def test_no_reference_dangles(both):
         f"{pod.owner} -> {kind}/{name}"
         for result in both
         for pod in result.pods
-        for kind, name in references(pod)
+        for kind, name in references(pod.spec)
         if f"{kind}/{name}" not in names
     }
     assert lacking == set()
