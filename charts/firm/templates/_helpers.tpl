@@ -50,7 +50,7 @@ capabilities: {drop: [ALL]}
 {{- end }}
 
 {{- define "firm.objectStoreUrl" -}}
-{{ ternary "https" "http" .Values.objectStore.secure }}://{{ .Values.objectStore.endpoint | default "minio:9000" }}
+{{ ternary "https" "http" .Values.objectStore.secure }}://{{ .Values.objectStore.endpoint }}
 {{- end }}
 
 {{- define "firm.objectStorePort" -}}
