@@ -5,7 +5,10 @@ import sys
 import time
 
 from kfp import Client, compiler, dsl
+from kfp_server_api import ApiException
+from urllib3.exceptions import HTTPError
 
+ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 step = dsl.component(base_image=os.environ["FIRM_TEST_IMAGE"], install_kfp_package=False)
 
 
@@ -31,6 +34,18 @@ def two_steps(text: str) -> None:
         task.set_cpu_request("50m").set_cpu_limit("500m").set_memory_request("128Mi").set_memory_limit("512Mi")
 
 
+def wait(client: Client, run_id: str, timeout_s: float) -> str:
+    """Return the state in which a run ends, or the one it is in when the time is up."""
+    state, end = "UNKNOWN", time.monotonic() + timeout_s
+    while state not in ENDED and time.monotonic() < end:
+        time.sleep(2)
+        try:
+            state = client.get_run(run_id).state or state
+        except (ApiException, HTTPError) as error:  # the API server or its database may be restarting
+            print(f"asking again: {error}")  # noqa: T201 (a log, not a library)
+    return state
+
+
 def main() -> None:
     """Submit the pipeline and wait for its end."""
     package = "/tmp/two_steps.yaml"
@@ -43,10 +58,10 @@ def main() -> None:
         experiment_name="helm test",
         enable_caching=False,
     )
-    ended = client.wait_for_run_completion(run.run_id, timeout=int(os.environ["TIMEOUT_SECONDS"]), sleep_duration=2)
-    print(f"run {run.run_id} {ended.state}")  # noqa: T201 (a log, not a library)
-    if ended.state != "SUCCEEDED":
-        sys.exit(f"see its steps: kubectl get pods -l pipeline/runid={run.run_id}\n{ended.error or ''}")
+    state = wait(client, run.run_id, float(os.environ["TIMEOUT_SECONDS"]))
+    print(f"run {run.run_id} {state}")  # noqa: T201
+    if state != "SUCCEEDED":
+        sys.exit(f"see its steps: kubectl get pods -l pipeline/runid={run.run_id}")
 
 
 if __name__ == "__main__":
