@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
 
 from firm.config.section import Section
 
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?$")]
+
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) else value
+
+
+Quantity = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?$")]
 
 
 class LocalLaunch(Section):
@@ -25,7 +30,8 @@ class PyTorchJobLaunch(Section):
     num_workers: PositiveInt = 1  # pods
     min_workers: PositiveInt | None = None  # elastic: goes on with as few pods as this
     gpus: NonNegativeInt = 0  # a pod; also its number of processes (one without GPUs)
-    cpu: Quantity = "4"  # a pod, request and limit
+    cpu: Quantity = "4"  # a pod, request
+    cpu_limit: Quantity | None = None  # none: as many as requested
     memory: Quantity = "16Gi"  # a pod, request and limit, /dev/shm included
     shm: Quantity = "2Gi"  # /dev/shm
     image: str | None = None  # none: FIRM_IMAGE of the ConfigMap

@@ -102,14 +102,15 @@ def _pod(job: TrainingJob, uri: str, config: PyTorchJobLaunch, defaults: Mapping
     if claim := defaults.get("FIRM_MODEL_CACHE"):
         source = client.V1PersistentVolumeClaimVolumeSource(claim_name=claim)
         volumes["/models"] = client.V1Volume(name="models", persistent_volume_claim=source)
-    amounts = {"cpu": config.cpu, "memory": config.memory} | ({GPU: str(config.gpus)} if config.gpus else {})
+    requests = {"cpu": config.cpu, "memory": config.memory} | ({GPU: str(config.gpus)} if config.gpus else {})
+    limits = requests | {"cpu": config.cpu_limit or config.cpu}
     container = client.V1Container(
         name=CONTAINER,
         image=config.image or defaults.get("FIRM_IMAGE") or IMAGE,
         command=_command(job, uri, config),
         env=_environment(config, "/models" in volumes),
         env_from=[client.V1EnvFromSource(config_map_ref=client.V1ConfigMapEnvSource(name=config.config_map))],
-        resources=client.V1ResourceRequirements(requests=amounts, limits=amounts),
+        resources=client.V1ResourceRequirements(requests=requests, limits=limits),
         volume_mounts=[client.V1VolumeMount(name=v.name, mount_path=path) for path, v in volumes.items()],
         security_context=client.V1SecurityContext(
             allow_privilege_escalation=False,
@@ -142,7 +143,7 @@ def _command(job: TrainingJob, uri: str, config: PyTorchJobLaunch) -> list[str]:
 
 
 def _environment(config: PyTorchJobLaunch, has_models: bool) -> list[client.V1EnvVar]:
-    threads = str(max(math.floor(parse_quantity(config.cpu)) // max(config.gpus, 1), 1))
+    threads = str(max(math.floor(parse_quantity(config.cpu_limit or config.cpu)) // max(config.gpus, 1), 1))
     plain = {"OMP_NUM_THREADS": threads, **({"HF_HOME": "/models"} if has_models else {}), **config.env}
     secret = {"AWS_ACCESS_KEY_ID": (config.secret, "accesskey"), "AWS_SECRET_ACCESS_KEY": (config.secret, "secretkey")}
     secret["OPENAI_API_KEY"] = ("firm-endpoints", "api-key")  # of judges behind endpoints, where there are any
