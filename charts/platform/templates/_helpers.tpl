@@ -34,7 +34,8 @@ annotations: {helm.sh/resource-policy: keep}
 {{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ $tag }}{{ end }}
 {{- end }}
 
-{{/* What every pod of this chart has in its spec, restricted Pod Security first. Call with (dict "root" $ "user" UID). */}}
+{{/* What every pod of this chart has in its spec, restricted Pod Security first. Call with (dict "root" $), and "user" UID,
+"account" SERVICEACCOUNT, "grace" SECONDS for programs that do not heed SIGTERM. */}}
 {{- define "platform.pod" -}}
 securityContext:
   runAsNonRoot: true
@@ -44,6 +45,9 @@ securityContext:
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
 enableServiceLinks: false
+{{- with .grace }}
+terminationGracePeriodSeconds: {{ . }}
+{{- end }}
 {{- with .account }}
 serviceAccountName: {{ . }}
 {{- else }}
