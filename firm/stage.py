@@ -20,11 +20,12 @@ from typing import Any, Protocol
 from firm import __version__, lifeline
 from firm.artifacts import TIMING, WORK, Output, sha256_file
 from firm.config import FilesSource, RunConfig, fingerprint
+from firm.config.launch import for_pod
 from firm.critics.rubrics import load_rubric
 from firm.inputs import Inputs, open_input, read_ref, write_ref
 from firm.presets import parse_config
 from firm.progress import emit
-from firm.records import ArtifactRef, Summary, UserError
+from firm.records import SCORES, ArtifactRef, Summary, UserError
 from firm.store import atomic_write, disk_error, open_store
 
 SUMMARY = "summary.json"
@@ -50,6 +51,8 @@ def execute(
     output: str,
     log_metric: Callable[[str, float], None] | None = None,
     copies: Mapping[str, str] | None = None,
+    log_matrix: Callable[[list[str], list[list[int]]], None] | None = None,
+    pod: Mapping[str, Any] | None = None,
 ) -> None:
     """Run ``firm.<stage>.run`` unless its artifact exists already. Body of every pipeline component.
 
@@ -60,6 +63,8 @@ def execute(
         output: Where to write the pointer file of this stage's artifact.
         log_metric: Called with each headline number, for the KFP UI.
         copies: File of the artifact -> path to copy it to, for the KFP UI.
+        log_matrix: Called with the categories and counts of the reward's confusion matrix, for the KFP UI.
+        pod: Resources and scheduling that KFP was asked for, for the pods of the stage's job (`kfp.dsl.TaskConfig`).
 
     Raises:
         SystemExit: With code 1 or 2 after a message for people; nothing already written is lost.
@@ -67,7 +72,9 @@ def execute(
     lifeline.hold()
     emit(stage=stage, state="started")
     try:
-        folder, state = _execute(stage, parse_config(config), inputs, Path(output))
+        run = parse_config(config)
+        run = run.model_copy(update={"launch": for_pod(run.launch, pod or {})})
+        folder, state = _execute(stage, run, inputs, Path(output))
         summary = read_summary(folder)
         for name, path in (copies or {}).items():
             Path(path).write_bytes((folder / name).read_bytes())
@@ -82,6 +89,8 @@ def execute(
     for name, value in summary.metrics.items():
         if log_metric:
             log_metric(name, value)
+    if log_matrix:
+        log_matrix(*confusion_matrix(summary, run.reward.base))
     emit(stage=stage, state=state, metrics=summary.metrics)
 
 
@@ -129,6 +138,12 @@ def _rubrics(config: RunConfig, sections: tuple[str, ...]) -> list[str]:
         "auditor": list(config.auditor.rubrics.values()),
     }
     return [name for section in sections for name in names.get(section.partition(".")[0], [])]
+
+
+def confusion_matrix(summary: Summary, dimension: str) -> tuple[list[str], list[list[int]]]:
+    """Categories (human scores) and counts [human][critic] of one dimension, from the bench's table."""
+    rows = [row for row in summary.tables["confusion"] if row["dimension"] == dimension]
+    return [str(row["human"]) for row in rows], [[int(row[f"predicted_{s}"]) for s in SCORES] for row in rows]
 
 
 def read_summary(folder: Path) -> Summary:

@@ -8,60 +8,79 @@ from kfp import dsl
 
 from firm import __version__
 
-IMAGE = f"firm-python:{__version__}"
-component = dsl.component(base_image=IMAGE, install_kfp_package=False)
+RUNTIME, SLIM = f"firm/runtime:{__version__}", f"firm/slim:{__version__}"
+runs_model = dsl.component(base_image=RUNTIME, install_kfp_package=False)
+runs_numbers = dsl.component(base_image=SLIM, install_kfp_package=False)
+launches = dsl.component(
+    base_image=SLIM,
+    install_kfp_package=False,
+    # What a user asks for with `task.set_memory_limit` and the like goes to the job's pods, not to the step's.
+    task_config_passthroughs=[
+        dsl.TaskConfigField.RESOURCES,
+        dsl.TaskConfigField.KUBERNETES_TOLERATIONS,
+        dsl.TaskConfigField.KUBERNETES_NODE_SELECTOR,
+    ],
+)
 
 
-@component
+@runs_model
 def curation(config: dict, data: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics]) -> None:  # noqa: D103
     from firm.stage import execute
 
     execute("curation", config, {}, data.path, metrics.log_metric)
 
 
-@component
+@launches
 def sft(  # noqa: D103
-    config: dict, data: dsl.Input[dsl.Dataset], critic: dsl.Output[dsl.Model], metrics: dsl.Output[dsl.Metrics]
+    config: dict,
+    data: dsl.Input[dsl.Dataset],
+    critic: dsl.Output[dsl.Model],
+    metrics: dsl.Output[dsl.Metrics],
+    task_config: dsl.TaskConfig,
 ) -> None:
     from firm.stage import execute
 
-    execute("sft", config, {"data": data.path}, critic.path, metrics.log_metric)
+    execute("sft", config, {"data": data.path}, critic.path, metrics.log_metric, pod=vars(task_config))
 
 
-@component
+@runs_model
 def bench(  # noqa: D103
     config: dict,
     data: dsl.Input[dsl.Dataset],
     critic: dsl.Input[dsl.Model],
     agreement: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
+    confusion: dsl.Output[dsl.ClassificationMetrics],
 ) -> None:
     from firm.stage import execute
 
-    execute("bench", config, {"data": data.path, "critic": critic.path}, agreement.path, metrics.log_metric)
+    inputs = {"data": data.path, "critic": critic.path}
+    execute("bench", config, inputs, agreement.path, metrics.log_metric, log_matrix=confusion.log_confusion_matrix)
 
 
-@component
+@runs_numbers
 def gate(config: dict, agreement: dsl.Input[dsl.Artifact], verdict: dsl.Output[dsl.Artifact]) -> None:  # noqa: D103
     from firm.stage import execute
 
     execute("gate", config, {"bench": agreement.path}, verdict.path)
 
 
-@component
+@launches
 def rl(  # noqa: D103
     config: dict,
     critic: dsl.Input[dsl.Model],
     verdict: dsl.Input[dsl.Artifact],
     policy: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
+    task_config: dsl.TaskConfig,
 ) -> None:
     from firm.stage import execute
 
-    execute("rl", config, {"critic": critic.path, "verdict": verdict.path}, policy.path, metrics.log_metric)
+    inputs = {"critic": critic.path, "verdict": verdict.path}
+    execute("rl", config, inputs, policy.path, metrics.log_metric, pod=vars(task_config))
 
 
-@component
+@runs_model
 def evaluate(  # noqa: D103
     config: dict,
     critic: dsl.Input[dsl.Model],
@@ -74,7 +93,7 @@ def evaluate(  # noqa: D103
     execute("evaluate", config, {"critic": critic.path, "policy": policy.path}, samples.path, metrics.log_metric)
 
 
-@component
+@runs_numbers
 def report(  # noqa: D103
     config: dict,
     data: dsl.Input[dsl.Dataset],

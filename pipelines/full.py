@@ -9,10 +9,11 @@ On a laptop: ``firm run gen-shapes``.
 from kfp import dsl
 
 from pipelines import components
+from pipelines.cluster import model_step, small_step, step
 
 
 @dsl.pipeline(name="firm", description="FIRM: curate, train a critic, prove it, let it steer RL, evaluate, report")
-def full(config: dict) -> None:
+def full(config: dict, gpus: int = 0, memory: str = "4Gi") -> None:
     """Run FIRM as one configuration (preset plus overrides) describes it.
 
     1. curate      prompts and images become scored examples (paper section 3.2)
@@ -22,30 +23,31 @@ def full(config: dict) -> None:
     5. rl          DiffusionNFT with the base-and-bonus reward (section 3.4), watched by the auditor
     6. evaluate    held-out prompts before and after, with the same seeds (section 5)
     7. report      one page for people
+
+    Args:
+        config: The run, as JSON.
+        gpus: GPUs of each step that runs a model itself (curate, bench, evaluate); jobs have `config.launch.gpus`.
+        memory: Memory of each of these steps.
     """
-    curated = components.curation(config=config).set_display_name("curate")
+    curated = model_step(components.curation(config=config), "curate", gpus, memory, cached=True)
     data = curated.outputs["data"]
 
-    trained = components.sft(config=config, data=data).set_display_name("sft")
+    trained = step(components.sft(config=config, data=data), "sft")
     critic = trained.outputs["critic"]
 
-    measured = components.bench(config=config, data=data, critic=critic).set_display_name("bench")
+    measured = model_step(components.bench(config=config, data=data, critic=critic), "bench", gpus, memory, cached=True)
     agreement = measured.outputs["agreement"]
 
-    trusted = components.gate(config=config, agreement=agreement).set_display_name("gate")
+    trusted = small_step(components.gate(config=config, agreement=agreement), "gate", retries=0)
     verdict = trusted.outputs["verdict"]
 
-    steered = components.rl(config=config, critic=critic, verdict=verdict).set_display_name("rl")
+    steered = step(components.rl(config=config, critic=critic, verdict=verdict), "rl")
     policy = steered.outputs["policy"]
 
-    evaluated = components.evaluate(config=config, critic=critic, policy=policy).set_display_name("evaluate")
+    evaluated = components.evaluate(config=config, critic=critic, policy=policy)
+    samples = model_step(evaluated, "evaluate", gpus, memory).outputs["samples"]
 
-    components.report(
-        config=config,
-        data=data,
-        critic=critic,
-        agreement=agreement,
-        verdict=verdict,
-        policy=policy,
-        samples=evaluated.outputs["samples"],
-    ).set_display_name("report")
+    page = components.report(
+        config=config, data=data, critic=critic, agreement=agreement, verdict=verdict, policy=policy, samples=samples
+    )
+    small_step(page, "report")

@@ -7,34 +7,37 @@ laptop's run folder).
 from kfp import dsl
 
 from pipelines import components
+from pipelines.cluster import model_step, small_step, step
 
 
 @dsl.pipeline(name="firm-curation", description="Plan-then-score curation of scored examples")
-def curation(config: dict) -> None:
+def curation(config: dict, gpus: int = 0, memory: str = "4Gi") -> None:
     """Curate only."""
-    components.curation(config=config).set_display_name("curate")
+    model_step(components.curation(config=config), "curate", gpus, memory, cached=True)
 
 
 @dsl.pipeline(name="firm-sft", description="Fine-tune a critic on curated examples")
 def sft(config: dict, data: str) -> None:
     """Train a critic on existing data."""
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
-    components.sft(config=config, data=examples.output)
+    step(components.sft(config=config, data=examples.output), "sft")
 
 
 @dsl.pipeline(name="firm-bench", description="Measure a critic against human scores and apply the gate")
-def bench(config: dict, data: str, critic: str) -> None:
+def bench(config: dict, data: str, critic: str, gpus: int = 0, memory: str = "4Gi") -> None:
     """Measure an existing critic."""
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
     measured = components.bench(config=config, data=examples.output, critic=model.output)
-    components.gate(config=config, agreement=measured.outputs["agreement"])
+    model_step(measured, "bench", gpus, memory, cached=True)
+    small_step(components.gate(config=config, agreement=measured.outputs["agreement"]), "gate", retries=0)
 
 
 @dsl.pipeline(name="firm-rl", description="DiffusionNFT RL with a trusted critic, then evaluation")
-def rl(config: dict, critic: str, verdict: str) -> None:
+def rl(config: dict, critic: str, verdict: str, gpus: int = 0, memory: str = "4Gi") -> None:
     """Steer a policy with an existing critic that has passed the gate, and evaluate it."""
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
     trusted = dsl.importer(artifact_uri=verdict, artifact_class=dsl.Artifact)
-    steered = components.rl(config=config, critic=model.output, verdict=trusted.output)
-    components.evaluate(config=config, critic=model.output, policy=steered.outputs["policy"])
+    steered = step(components.rl(config=config, critic=model.output, verdict=trusted.output), "rl")
+    evaluated = components.evaluate(config=config, critic=model.output, policy=steered.outputs["policy"])
+    model_step(evaluated, "evaluate", gpus, memory)

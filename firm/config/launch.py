@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
@@ -63,3 +64,25 @@ def _kind(value: Any) -> Any:
 LaunchConfig = Annotated[
     Annotated[LocalLaunch, Tag("local")] | Annotated[PyTorchJobLaunch, Tag("pytorchjob")], Discriminator(_kind)
 ]
+
+
+def for_pod(launch: LocalLaunch | PyTorchJobLaunch, pod: Mapping[str, Any]) -> LocalLaunch | PyTorchJobLaunch:
+    """A job's configuration with what KFP was asked for on the task (`kfp.dsl.TaskConfig`, all of it optional).
+
+    Args:
+        launch: The run's configuration.
+        pod: ``resources`` (limits and requests as in Kubernetes), ``node_selector``, ``tolerations``.
+    """
+    if isinstance(launch, LocalLaunch):
+        return launch
+    resources = pod.get("resources") or {}
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    found = {
+        "cpu": requests.get("cpu") or limits.get("cpu"),
+        "cpu_limit": limits.get("cpu"),
+        "memory": limits.get("memory"),
+        "gpus": next((int(n) for name, n in limits.items() if name.endswith("/gpu")), None),
+        "node_selector": pod.get("node_selector"),
+        "tolerations": pod.get("tolerations"),
+    }
+    return PyTorchJobLaunch.model_validate(launch.model_dump() | {k: v for k, v in found.items() if v})

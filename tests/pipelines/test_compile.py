@@ -24,11 +24,13 @@ def compiled(name: str, folder: Path) -> str:
 
 def structure(text: str) -> dict[str, Any]:
     """Tasks, edges, images and inputs: what a change of the pipeline means, without the SDK's boilerplate."""
-    spec = yaml.safe_load(text)
+    spec, *platform = yaml.safe_load_all(text)
     executors = spec["deploymentSpec"]["executors"]
+    kubernetes = platform[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platform else {}
     tasks = {}
     for name, task in spec["root"]["dag"]["tasks"].items():
-        executor = executors[spec["components"][task["componentRef"]["name"]]["executorLabel"]]
+        label = spec["components"][task["componentRef"]["name"]]["executorLabel"]
+        executor, pod = executors[label], kubernetes.get(label, {})
         inputs = task.get("inputs", {})
         artifacts = {k: v.get("taskOutputArtifact") for k, v in inputs.get("artifacts", {}).items()}
         tasks[name] = {
@@ -36,6 +38,15 @@ def structure(text: str) -> dict[str, Any]:
             "after": sorted(task.get("dependentTasks", [])),
             "artifacts": {k: f"{a['producerTask']}.{a['outputArtifactKey']}" for k, a in artifacts.items() if a},
             "parameters": sorted(inputs.get("parameters", {})),
+            "cached": task.get("cachingOptions", {}).get("enableCache", False),
+            "retries": task.get("retryPolicy", {}).get("maxRetryCount", 0),
+            "resources": sorted(executor.get("container", {}).get("resources", {})),
+            "environment": sorted(
+                entry["envVar"]
+                for kind, keys in (("secretAsEnv", "keyToEnv"), ("configMapAsEnv", "keyToEnv"))
+                for source in pod.get(kind, [])
+                for entry in source[keys]
+            ),
         }
     return {"inputs": sorted(spec["root"]["inputDefinitions"]["parameters"]), "tasks": tasks}
 
@@ -53,7 +64,8 @@ def test_structure(tmp_path: Path, golden: Callable[[str, str], None]) -> None:
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_component_bodies_are_an_import_and_one_call(name: str, tmp_path: Path) -> None:
-    for executor in yaml.safe_load(compiled(name, tmp_path))["deploymentSpec"]["executors"].values():
+    spec = next(yaml.safe_load_all(compiled(name, tmp_path)))
+    for executor in spec["deploymentSpec"]["executors"].values():
         if "container" not in executor:
             continue
         code = executor["container"]["command"][-1]
