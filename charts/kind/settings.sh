@@ -3,6 +3,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 REGISTRY=localhost:5001 # as in charts/firm/ci/kind-values.yaml
+VERSION=${VERSION:-$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' firm/__init__.py)}
 CLUSTER=${CLUSTER:-firm}     # name of the kind cluster
 NAMESPACE=${NAMESPACE:-firm} # where both charts are installed
 KFP=${KFP:-1}                # 0: without the KFP backend; the pipeline then runs on this machine and trains on the cluster
