@@ -33,23 +33,24 @@ curation:
 STAGE = (
     "import json, sys; from firm.stage import execute; execute('curation', json.loads(sys.argv[1]), {}, sys.argv[2])"
 )
-# The teacher's server, telling in a file of every request that it received: its kind and a hash of its body.
+# The teacher's server, telling in a file of every request that it received: its kind and a hash of what was asked.
 SERVER = """
 import hashlib, json, os, sys, time
-from firm.shapes import serve
+from firm.critics.chat import PythonClient
+from firm.critics.server import ChatServer
 log = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-class Telling(serve._Handler):
-    def _body(self):
-        body = super()._body()
-        text = json.dumps(body, sort_keys=True)
+class Telling(PythonClient):
+    def complete(self, messages, **options):
+        text = json.dumps([messages, options], sort_keys=True)
         kind = "rating" if "image_url" in text else "plan"
         os.write(log, f"{kind} {hashlib.sha256(text.encode()).hexdigest()}\\n".encode())
         time.sleep(0.01)
-        return body
+        return super().complete(messages, **options)
 
-serve._Handler = Telling
-serve.serve(port=int(sys.argv[1]))
+teacher = Telling("firm.shapes.teacher:PixelTeacher")
+teacher.name = "pixel-teacher"
+ChatServer(teacher, port=int(sys.argv[1])).serve()
 """
 
 
