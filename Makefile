@@ -7,6 +7,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 pytho
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STAGES := curation sft bench rl
+# With REGISTRY=host/path the compiled pipelines take the images from there.
+REGISTERED = $(if $(REGISTRY),sed -i 's#image: firm/#image: $(REGISTRY)/firm/#' $@)
 
 .DEFAULT_GOAL := help
 
@@ -22,26 +24,53 @@ demo: $(INSTALLED) ## Run the whole pipeline on this machine with tiny models
 pipelines: build/pipelines/full.yaml $(STAGES:%=build/pipelines/%.yaml) ## Compile the pipelines for Kubeflow to build/pipelines
 	@ls build/pipelines/*.yaml
 
+##@ Kubernetes (charts/kind/settings.sh has the settings, such as KFP=0)
+.PHONY: images kind-up kind-run kind-down
+images: ## Build the images firm/runtime and firm/slim; REGISTRY=host/path tags and pushes them
+	images/build
+
+kind-up: $(INSTALLED) ## A kind cluster with images and both charts
+	charts/kind/up
+
+kind-run: build/pipelines/full.yaml ## Submit the shapes run with the kfp command line and wait
+	charts/kind/run
+
+kind-down: ## Delete the kind cluster
+	charts/kind/down
+
 ##@ Check
-.PHONY: test lint bench
+.PHONY: test test-charts test-cluster test-kfp lint bench
 test: lint ## Check and test everything that needs this machine only
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile -m "not slow and not bench and not docker and not cluster"
+
+test-charts: $(INSTALLED) ## Test the Helm charts without a cluster (part of test)
+	$(BIN)/python -m pytest tests/charts -q
+
+test-cluster: $(INSTALLED) ## From nothing to a kind cluster with both charts, then the tests marked cluster
+	$(BIN)/python -m pytest tests/cluster -q -s -m cluster
+
+test-kfp: $(INSTALLED) ## The same with the KFP backend
+	$(BIN)/python -m pytest tests/cluster -q -s -m kfp
 
 lint: $(INSTALLED) ## Check format, style, types, imports and YAML
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/yamllint --strict firm .pre-commit-config.yaml .yamllint
+	$(BIN)/yamllint --strict firm .pre-commit-config.yaml .yamllint charts/*/Chart.yaml charts/*/values.yaml charts/*/ci
+	$(BIN)/python charts/generate.py --check
 
 bench: $(INSTALLED) ## Measure: ratios against the reference on this machine
 	$(BIN)/python -m pytest tests/benchmarks -q -s -m bench
 
 ##@ Change
-.PHONY: fix golden clean
+.PHONY: fix golden generate clean
 fix: $(INSTALLED) ## Format, and repair what can be repaired
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+generate: $(INSTALLED) ## Write the charts' schemas and tables of values anew from values.yaml
+	$(BIN)/python charts/generate.py
 
 golden: $(INSTALLED) ## Write the golden files anew; review them with git diff
 	$(BIN)/python -m pytest tests -q -m golden --golden
@@ -60,7 +89,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 build/pipelines/full.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
 	@mkdir -p $(@D)
 	$(BIN)/kfp dsl compile --py pipelines/full.py --output $@
+	$(REGISTERED)
 
 build/pipelines/%.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
 	@mkdir -p $(@D)
 	$(BIN)/kfp dsl compile --py pipelines/stages.py --function $* --output $@
+	$(REGISTERED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -50,6 +50,83 @@ def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer
         print("stopped; run the same command again to go on", file=sys.stderr)
         raise typer.Exit(130) from None
     print(f"The report is {page}")
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Argument(help="A model folder, an sft artifact (folder or s3://...), or a hub id.")],
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    served_model_name: str = "",
+    answer_style: str = "reason_first",
+    dtype: str = "bfloat16",
+    batch_size: int = 8,
+    max_new_tokens: int = 1024,
+) -> None:
+    """Serve a critic behind an OpenAI-compatible endpoint; clients send the key in OPENAI_API_KEY, where it is set."""
+    from firm.critics import serve as server
+
+    server.serve(
+        model,
+        host=host,
+        port=port,
+        served_model_name=served_model_name,
+        answer_style=cast(Any, answer_style),  # the server's configuration rejects what is none
+        dtype=cast(Any, dtype),
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+Namespace = Annotated[str, typer.Option("--namespace", "-n", help="Default: the pod's, or the current context's.")]
+Endpoint = Annotated[str, typer.Option(help="KFP API; default: KF_PIPELINES_ENDPOINT, or http://ml-pipeline:8888.")]
+
+
+@app.command()
+def doctor(
+    namespace: Namespace = "",
+    endpoint: Endpoint = "",
+    store: Annotated[str, typer.Option(help="Where runs keep their artifacts.")] = "s3://firm/runs",
+    gpus: Annotated[int, typer.Option(help="GPUs that the cluster must have.")] = 0,
+) -> None:
+    """Check a cluster, from inside or outside, and say how to mend what is wrong."""
+    from firm.config.launch import PyTorchJobLaunch
+    from firm.launch.backend import Backend
+    from firm.launch.cluster import Cluster
+    from firm.launch.doctor import examine
+
+    marks = {"ok": "✔", "warning": "!", "failed": "✘", "unknown": "?"}
+    launch = PyTorchJobLaunch(gpus=gpus)
+    failed = False
+    for found in examine(Cluster.connect(namespace or None), Backend(endpoint), store, launch):
+        failed |= found.state == "failed"
+        print(f"{marks[found.state]} {found.check}: {found.detail}")
+        if found.fix and found.state != "ok":
+            print(f"    -> {found.fix}")
+    raise typer.Exit(int(failed))
+
+
+@app.command()
+def cancel(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Id or name of a KFP run, or name of a run.")],
+    namespace: Namespace = "",
+    endpoint: Endpoint = "",
+) -> None:
+    """End a run on the cluster with its jobs; what it has written stays, and the next run resumes from it."""
+    from firm.launch.backend import Backend
+    from firm.launch.cancel import cancel as end
+    from firm.launch.cluster import Cluster
+
+    end(name, Cluster.connect(namespace or None), Backend(endpoint), print)
+
+
+@app.command()
+def reap(namespace: Namespace = "") -> None:
+    """Delete unfinished PyTorchJobs of KFP runs that are over (what the chart's CronJob does)."""
+    from firm.launch.cancel import reap as delete_orphans
+    from firm.launch.cluster import Cluster
+
+    delete_orphans(Cluster.connect(namespace or None), print)
 
 
 @config_app.command("list")

@@ -29,7 +29,8 @@ def step(task: dsl.PipelineTask, name: str, cached: bool = False, retries: int =
         task, CONFIG_MAP, {"FIRM_S3_ENDPOINT": "FIRM_S3_ENDPOINT", "AWS_REGION": "AWS_REGION"}
     )
     kubernetes.use_secret_as_env(task, "object-store", STORE_KEYS)
-    kubernetes.use_secret_as_env(task, "firm-endpoints", {"api-key": "OPENAI_API_KEY"}, optional=True)
+    for key, variable in (("api-key", "OPENAI_API_KEY"), ("hf-token", "HF_TOKEN")):
+        kubernetes.use_secret_as_env(task, "firm-endpoints", {key: variable}, optional=True)
     return task
 
 

@@ -146,16 +146,16 @@ def _environment(config: PyTorchJobLaunch, has_models: bool) -> list[client.V1En
     threads = str(max(math.floor(parse_quantity(config.cpu_limit or config.cpu)) // max(config.gpus, 1), 1))
     plain = {"OMP_NUM_THREADS": threads, **({"HF_HOME": "/models"} if has_models else {}), **config.env}
     secret = {"AWS_ACCESS_KEY_ID": (config.secret, "accesskey"), "AWS_SECRET_ACCESS_KEY": (config.secret, "secretkey")}
-    secret["OPENAI_API_KEY"] = ("firm-endpoints", "api-key")  # of judges behind endpoints, where there are any
+    optional = {"OPENAI_API_KEY": ("firm-endpoints", "api-key"), "HF_TOKEN": ("firm-endpoints", "hf-token")}
     return [
         *(client.V1EnvVar(name=name, value=value) for name, value in plain.items()),
         *(
             client.V1EnvVar(
                 name=name,
                 value_from=client.V1EnvVarSource(
-                    secret_key_ref=client.V1SecretKeySelector(name=of, key=key, optional=name == "OPENAI_API_KEY")
+                    secret_key_ref=client.V1SecretKeySelector(name=of, key=key, optional=name in optional)
                 ),
             )
-            for name, (of, key) in secret.items()
+            for name, (of, key) in {**secret, **optional}.items()
         ),
     ]
