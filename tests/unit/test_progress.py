@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from firm import progress
-from firm.progress import MetricsLog, StageState, Task, Watcher, duration, emit, read_metrics
+from firm.progress import MetricsLog, StageState, Task, Watcher, duration, emit, read_metrics, relay
 
 
 @pytest.fixture
@@ -143,3 +143,32 @@ def test_metrics_keep_what_is_not_redone(tmp_path: Path) -> None:
     again.write(3, {"loss": 9.0})
     again.close()
     assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 0.5), (3, 9.0)]
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "[sft] training the critic: 100/1500 steps, 2m05s left, loss 0.512",
+            ("sft", "training the critic", 100, 1500, 125, "loss 0.512"),
+        ),
+        (
+            "[rl] DiffusionNFT: 80/80 epochs, reward 0.6, auditor 3.5",
+            ("rl", "DiffusionNFT", 80, 80, None, "reward 0.6, auditor 3.5"),
+        ),
+        ("[rl] DiffusionNFT: 0/80 epochs", ("rl", "DiffusionNFT", 0, 80, None, "")),
+    ],
+)
+def test_a_line_from_another_machine_is_an_event_again(
+    line: str,
+    expected: tuple[object, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("FIRM_PROGRESS_FILE", str(tmp_path / "events"))
+    relay("anything else")
+    relay(line)
+    [event] = [json.loads(text) for text in (tmp_path / "events").read_text().splitlines()]
+    assert tuple(event[k] for k in ("stage", "task", "done", "total", "left_s", "note")) == expected
+    assert capsys.readouterr().out == f"anything else\n{line}\n"
