@@ -198,7 +198,9 @@ def test_critic_on_cpu(firm):
     assert pod["initContainers"][0]["command"][2:] == ["s3://firm/runs/first/critic", "/tmp/model"]
     assert spec["replicas"] == 1
     assert "nvidia.com/gpu" not in server["resources"]["limits"]
-    assert not any(name.startswith("AWS_") and name != "AWS_REGION" for name in environment(server))
+    assert not any(name.startswith("AWS_") for name in environment(server))
+    key = environment(server)["OPENAI_API_KEY"]["valueFrom"]["secretKeyRef"]  # firm.critics.serve.TOKEN
+    assert key == {"name": "firm-endpoints", "key": "api-key", "optional": True}
 
 
 def test_critic_on_gpus(firm):
