@@ -8,9 +8,10 @@ import yaml
 
 FIRM = Path(__file__).parents[2] / "charts" / "firm"
 CRITIC = {"critic": {"enabled": True, "model": "s3://firm/runs/first/critic"}}
+REAPER = {f"{kind}/firm-reaper" for kind in ("ServiceAccount", "CronJob", "Role", "RoleBinding")}
 # key -> values that it needs, and the objects that come and go with it
 TOGGLES = {
-    "kfp.enabled": ({}, {"ConfigMap/kfp-launcher", "ConfigMap/firm-test", "Pod/firm-test-pipeline"}),
+    "kfp.enabled": ({}, {"ConfigMap/kfp-launcher", "ConfigMap/firm-test", "Pod/firm-test-pipeline", *REAPER}),
     "kfp.launcherConfig": ({}, {"ConfigMap/kfp-launcher"}),
     "runner.create": ({}, {"ServiceAccount/pipeline-runner"}),
     "rbac.enabled": (
@@ -26,9 +27,7 @@ TOGGLES = {
     "quota.enabled": ({}, {"ResourceQuota/firm"}),
     "limitRange.enabled": ({}, {"LimitRange/firm"}),
     "priorityClass.create": ({}, {"PriorityClass/team-a-training"}),
-    "reaper.enabled": (
-        {}, {f"{kind}/firm-reaper" for kind in ("ServiceAccount", "CronJob", "Role", "RoleBinding")},
-    ),
+    "reaper.enabled": ({}, REAPER),
 }  # fmt: skip
 
 
@@ -100,6 +99,7 @@ def test_object_store_reaches_all_places(firm):
         }
     (secrets,) = (rule for rule in result.get("Role/firm-runner")["rules"] if rule["resources"] == ["secrets"])
     assert secrets["resourceNames"] == ["keys"]
+    assert "--store=s3://lab/runs" in result.get("Pod/firm-test-doctor")["spec"]["containers"][0]["command"]
     for policy in ("firm-training", "critic"):
         assert {"ports": [{"protocol": "TCP", "port": 8333}]} in result.get(f"NetworkPolicy/{policy}")["spec"]["egress"]
     for container in (
