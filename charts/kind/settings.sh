@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Read by the scripts beside it; the names in capitals can be set in the environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
