@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 
 from firm import __version__
 from firm.artifacts import Output
+from firm.config import CriticConfig
+from firm.critics.local import load_model
 from firm.inputs import read_ref, write_ref
 from firm.presets import load_config
+from firm.shapes.models import WEIGHTS, build_critic
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[2]
@@ -130,3 +134,34 @@ def test_curation_runs_in_runtime(docker: str, images: dict[str, str], data: Pat
     execute(docker, images["runtime"], data, "curation", config, {}, "/data/out")
     [summary] = data.glob("gen-shapes/curation-*/summary.json")
     assert json.loads(summary.read_text())["stage"] == "curation"
+
+
+def test_a_served_critic_gets_healthy_and_stops_at_once(docker: str, images: dict[str, str], tmp_path: Path) -> None:
+    build_critic(tmp_path / "model")
+    config = CriticConfig(model=str(WEIGHTS / "critic"), rubrics={}, dtype="float32")
+    load_model(config, config.model, seed=0).save_pretrained(tmp_path / "model")
+    for path in (tmp_path / "model").iterdir():
+        path.chmod(0o644)  # safetensors are written for their owner's eyes only
+    hard = ["--read-only", "--tmpfs", "/tmp", "-u", "1000", "--network", "none", "-v", f"{tmp_path}/model:/model:ro"]
+    quick = ["--health-interval", "1s", "--health-start-period", "60s"]
+    started = [docker, "run", "-d", *hard, *quick, images["critic"], "/model", "--dtype", "float32"]
+    container = subprocess.check_output(started, text=True).strip()
+    try:
+        health = "{{.State.Health.Status}} {{.State.Status}}"
+        end = time.monotonic() + 60
+        while (state := tell(docker, "inspect", "-f", health, container)) != "healthy running":
+            assert time.monotonic() < end and "exited" not in state, tell(docker, "logs", container)
+            time.sleep(0.5)
+        models = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8000/v1/models').read().decode())"
+        assert '"id": "/model"' in tell(docker, "exec", container, "python3", "-c", models)
+        start = time.monotonic()
+        tell(docker, "stop", "-t", "30", container)
+        assert time.monotonic() - start < 10
+        assert tell(docker, "inspect", "-f", "{{.State.ExitCode}}", container) == "0"
+    finally:
+        subprocess.run([docker, "rm", "-f", container], stdout=subprocess.DEVNULL, check=True)
+
+
+def tell(docker: str, *command: str) -> str:
+    result = subprocess.run([docker, *command], capture_output=True, text=True, check=False)
+    return (result.stdout + result.stderr).strip()
