@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from pydantic import ValidationError
 
 from firm.artifacts import MANIFEST, sha256
 from firm.config import CriticConfig
@@ -213,12 +214,20 @@ def serve(
         grace_s: How long a stop waits for answers.
 
     Raises:
-        UserError: The model can not be loaded, or the port is taken.
+        UserError: An option is wrong, the model can not be loaded, or the port is taken.
     """
-    config = CriticConfig(
-        model=model, answer_style=answer_style, rubrics={}, dtype=dtype, batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+    settings = {
+        "answer_style": answer_style,
+        "dtype": dtype,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+    }
+    try:
+        config = CriticConfig.model_validate({"model": model, "rubrics": {}, **settings})
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0] if first["loc"] else "model").replace("_", "-")
+        raise UserError(first["msg"], option, "see `firm serve --help`", usage=True) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chat = BatchingChat(served_model_name or model, LocalCritic(Path(model_folder(model)), config, device))
     token, gauges = os.environ.get(TOKEN, "").strip(), {"firm_queue_length": chat.waiting}

@@ -26,7 +26,7 @@ from firm.critics.chat import Reply, RequestFailed, user_message
 from firm.critics.critic import Item
 from firm.critics.judge import open_judge
 from firm.critics.local import LocalCritic, load_model
-from firm.critics.serve import BatchingChat, model_folder
+from firm.critics.serve import BatchingChat, model_folder, serve
 from firm.critics.server import ChatServer
 from firm.images import encode_image
 from firm.records import Assessment, Invalid, UserError
@@ -235,6 +235,13 @@ def test_a_trained_critic_is_served_from_s3(artifact: Path, s3_uri: str) -> None
     out.commit("sft", "key", {}, {}, ["critic"])
     folder = Path(model_folder(s3_uri))
     assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in (artifact / "critic").iterdir())
+
+
+@pytest.mark.parametrize(("options", "where"), [({"dtype": "float8"}, "--dtype"), ({"batch_size": 0}, "--batch-size")])
+def test_a_wrong_option_is_named(artifact: Path, options: dict[str, Any], where: str) -> None:
+    with pytest.raises(UserError, match=where) as error:
+        serve(str(artifact), **options)
+    assert error.value.exit_code == 2
 
 
 def test_serve_stops_when_told(artifact: Path) -> None:
