@@ -45,14 +45,14 @@ def examine(cluster: Cluster, backend: Backend, store: str, launch: PyTorchJobLa
     """Run all checks; one that fails does not keep others from being made."""
     checks: dict[str, Callable[[], Finding]] = {
         "Kubernetes API": lambda: _api(cluster),
-        "PyTorchJob CRD": lambda: _resource(cluster, GROUP, VERSION, PLURAL, "install the chart platform"),
+        "PyTorchJob CRD": lambda: _resource(cluster, GROUP, VERSION, PLURAL, "failed", "install the chart platform"),
         "rights": lambda: _rights(cluster),
         "chart firm": lambda: _chart(cluster, launch),
         "Training Operator": lambda: _operator(cluster, launch),
         "object store": lambda: _store(store),
         "Kubeflow Pipelines": lambda: _pipelines(backend),
         "Argo Workflows": lambda: _resource(
-            cluster, "argoproj.io", "v1alpha1", "workflows", "install the chart platform with argo.enabled=true"
+            cluster, "argoproj.io", "v1alpha1", "workflows", "unknown", "Kubeflow Pipelines needs it: argo.enabled=true"
         ),
         "images": lambda: _images(cluster),
         "GPU nodes": lambda: _gpus(cluster, launch),
@@ -80,7 +80,7 @@ def _api(cluster: Cluster) -> Finding:
     return _finding("ok", f"{server.git_version} at {cluster.host}, namespace {cluster.namespace}")
 
 
-def _resource(cluster: Cluster, group: str, api_version: str, plural: str, fix: str) -> Finding:
+def _resource(cluster: Cluster, group: str, api_version: str, plural: str, missing: State, fix: str) -> Finding:
     try:
         listed = cluster.custom.get_api_resources(group, api_version).resources
     except client.ApiException as error:
@@ -89,7 +89,7 @@ def _resource(cluster: Cluster, group: str, api_version: str, plural: str, fix: 
         listed = []
     if plural in [resource.name for resource in listed]:
         return _finding("ok", f"{plural}.{group}/{api_version}")
-    return _finding("failed", f"{plural}.{group}/{api_version} is not served", fix)
+    return _finding(missing, f"{plural}.{group}/{api_version} is not served", fix)
 
 
 def _rights(cluster: Cluster) -> Finding:

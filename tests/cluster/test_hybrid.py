@@ -1,0 +1,100 @@
+"""The hybrid run: orchestrated on this machine, sft and rl as PyTorchJobs, artifacts through MinIO; with faults."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+STAGES = {"curation", "sft", "bench", "gate", "rl", "evaluate", "report"}
+
+
+@pytest.fixture(scope="module")
+def whole(kind: Any, small: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Name of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    finish(kind, start(kind, small, folder, "whole"))
+    assert (folder / "runs" / "whole" / "report.html").stat().st_size > 10_000
+    return "whole"
+
+
+def start(kind: Any, small: Path, folder: Path, name: str) -> "subprocess.Popen[str]":
+    settings = (f"name={name}", f"launch.namespace={kind.namespace}")
+    return kind.start("run", str(small), *(x for s in settings for x in ("--set", s)), folder=folder)
+
+
+def finish(kind: Any, process: "subprocess.Popen[str]", code: int = 0) -> str:
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == code, said
+    return said
+
+
+def hashes(kind: Any, run: str, stage: str) -> dict[str, str]:
+    manifest = json.loads(kind.read(f"runs/{run}/{stage}-", "/manifest.json"))
+    return {entry["path"]: entry["sha256"] for entry in manifest["entries"]}
+
+
+def steps(kind: Any, run: str, stage: str) -> list[int]:
+    return [json.loads(line)["step"] for line in kind.read(f"runs/{run}/{stage}-", "/metrics.jsonl").splitlines()]
+
+
+def test_every_stage_is_in_the_store_and_no_work_is_left(kind: Any, whole: str) -> None:
+    found = {name.split("/")[2].rpartition("-")[0] for name in kind.objects(f"runs/{whole}/")}
+    assert found == STAGES
+    assert not [name for name in kind.objects(f"runs/{whole}/") if "/work/" in name]
+    assert steps(kind, whole, "sft") == list(range(1, 61)) and steps(kind, whole, "rl") == list(range(1, 13))
+
+
+def test_jobs_were_of_two_pods(kind: Any, whole: str) -> None:
+    for stage in ("sft", "rl"):
+        [job] = kind.get("pytorchjobs", "-l", f"firm/run={whole},firm/stage={stage}")
+        specs = job["spec"]["pytorchReplicaSpecs"]
+        assert specs["Master"]["replicas"] == specs["Worker"]["replicas"] == 1
+
+
+def in_the_middle(kind: Any, process: Any, run: str, stage: str) -> None:
+    """Wait until a stage's job has left a checkpoint and goes on."""
+
+    def reached() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        return any(n.endswith("work/checkpoint.json") for n in kind.objects(f"runs/{run}/{stage}-"))
+
+    kind.wait_for(f"a checkpoint of {stage}", reached, 300)
+
+
+def test_pods_deleted_in_the_middle_and_a_restart_of_the_store_change_nothing(
+    kind: Any, small: Path, whole: str, tmp_path: Path
+) -> None:
+    process = start(kind, small, tmp_path, "disturbed")
+    in_the_middle(kind, process, "disturbed", "sft")
+    kind.kubectl("delete", "pod", "-l", "firm/run=disturbed,firm/stage=sft,training.kubeflow.org/replica-type=worker")
+    in_the_middle(kind, process, "disturbed", "rl")
+    kind.kubectl("delete", "pod", "-l", "firm/run=disturbed,firm/stage=rl,training.kubeflow.org/replica-type=master")
+    kind.kubectl("delete", "pod", "-l", "app.kubernetes.io/component=minio")
+    finish(kind, process)
+    for stage in ("sft", "rl"):
+        assert hashes(kind, "disturbed", stage) == hashes(kind, whole, stage), stage
+        assert steps(kind, "disturbed", stage) == steps(kind, whole, stage)
+
+
+def test_a_killed_run_finds_its_job_again(kind: Any, small: Path, whole: str, tmp_path: Path) -> None:
+    first = start(kind, small, tmp_path, "killed")
+    in_the_middle(kind, first, "killed", "sft")
+    [before] = kind.get("pytorchjobs", "-l", "firm/run=killed,firm/stage=sft")
+    first.kill()
+    first.wait()
+    finish(kind, start(kind, small, tmp_path, "killed"))
+    [after] = kind.get("pytorchjobs", "-l", "firm/run=killed,firm/stage=sft")
+    assert after["metadata"]["uid"] == before["metadata"]["uid"], "another job was made"
+    assert hashes(kind, "killed", "rl") == hashes(kind, whole, "rl")
+
+
+def test_cancel_leaves_no_pod(kind: Any, small: Path, tmp_path: Path) -> None:
+    process = start(kind, small, tmp_path, "cancelled")
+    in_the_middle(kind, process, "cancelled", "sft")
+    said = kind.run("firm", "cancel", "cancelled", "-n", kind.namespace)
+    assert "deleted PyTorchJob" in said
+    assert "was deleted while it ran" in finish(kind, process, code=1)
+    assert not kind.get("pods", "-l", "firm/run=cancelled")
