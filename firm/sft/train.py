@@ -19,7 +19,7 @@ from firm.launch.job import work
 from firm.progress import Task
 from firm.records import UserError
 from firm.seeds import seed_for
-from firm.sft.optimizer import MuonAdamW
+from firm.sft.optimizer import Muon
 
 OPTIMIZER = "optimizer.safetensors"
 SCHEDULER = "scheduler.json"
@@ -165,7 +165,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
         data_collator=Collator(encoder),
         train_dataset=load_examples(inputs["data"], out.folder / WORK / "cache"),
         callbacks=[Reporter(checkpoints)],
-        optimizers=(MuonAdamW(model, sft) if sft.optimizer == "muon" else None, None),
+        optimizers=(Muon(model, sft) if sft.optimizer == "muon" else None, None),
     )
     trainer.remove_callback(PrinterCallback)
     last = checkpoints.last()
