@@ -1,4 +1,4 @@
-"""Muon (https://kellerjordan.github.io/posts/muon): it learns from scratch in far fewer steps than AdamW."""
+"""Muon (https://kellerjordan.github.io/posts/muon): it learns from scratch in fewer steps than AdamW."""
 
 from __future__ import annotations
 
