@@ -19,6 +19,7 @@ from firm.launch.job import work
 from firm.progress import Task
 from firm.records import UserError
 from firm.seeds import seed_for
+from firm.sft.optimizer import Muon
 
 OPTIMIZER = "optimizer.safetensors"
 SCHEDULER = "scheduler.json"
@@ -157,12 +158,14 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     """Train, resume where a checkpoint is, and save the critic as a plain model folder."""
     critic, sft = CriticConfig.model_validate(request["critic"]), SFTConfig.model_validate(request["sft"])
     encoder, checkpoints = Encoder(load_processor(critic.model)), Checkpoints(out)
+    model = prepare(critic, sft, request["seed"])
     trainer = PlainTrainer(
-        model=prepare(critic, sft, request["seed"]),
+        model=model,
         args=arguments(critic, sft, request["seed"], checkpoints.folder),
         data_collator=Collator(encoder),
         train_dataset=load_examples(inputs["data"], out.folder / WORK / "cache"),
         callbacks=[Reporter(checkpoints)],
+        optimizers=(Muon(model, sft) if sft.optimizer == "muon" else None, None),
     )
     trainer.remove_callback(PrinterCallback)
     last = checkpoints.last()

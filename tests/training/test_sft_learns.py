@@ -134,8 +134,9 @@ Options = dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"gradient_accumulation": 2, "batch_size": 16}, {"lora": {"rank": 4, "alpha": 8}}],
-    ids=["whole", "accumulated", "lora"],
+    "options",
+    [{}, {"gradient_accumulation": 2, "batch_size": 16}, {"lora": {"rank": 4, "alpha": 8}}, {"optimizer": "muon"}],
+    ids=["whole", "accumulated", "lora", "muon"],
 )  # fmt: skip
 def test_a_resumed_run_equals_the_uninterrupted(data: Path, tmp_path: Path, options: Options) -> None:
     options = {"max_steps": 20, "checkpoint_steps": 10, **options}  # the loss is logged every 10 steps
