@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import time
 import traceback
@@ -99,6 +100,9 @@ def _execute(stage: str, config: RunConfig, inputs: Mapping[str, str], output: P
     module: Run = importlib.import_module(f"firm.{stage}.run")
     refs = {name: read_ref(Path(path)) for name, path in inputs.items()}
     key = stage_key(stage, config, module.SECTIONS, refs)
+    if "KFP_POD_NAME" in os.environ and "://" not in config.store:
+        fix = "set it to s3://bucket/prefix, as the preset gen-shapes-kind does"
+        raise UserError("steps on a cluster do not share a folder", f"store: {config.store}", fix, usage=True)
     uri = f"{config.store.rstrip('/')}/{config.name}/{stage}-{key[:12]}"
     out = Output.open(uri, small_only=hasattr(module, "JOB"))
     if out.manifest() is not None:

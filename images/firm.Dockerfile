@@ -76,6 +76,8 @@ RUN --mount=from=tools,source=/opt/tools,target=/opt/tools \
 RUN --mount=from=tools,source=/opt/tools,target=/opt/tools --mount=from=wheel,source=/wheel,target=/wheel \
     /opt/tools/bin/pip install -q --no-cache-dir --no-deps --no-index /wheel/*.whl
 WORKDIR /tmp
+# glibc would give large tensors back to the system after each training step.
+ENV MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1073741824
 USER 65532:65532
 ENTRYPOINT ["firm"]
 ARG VERSION

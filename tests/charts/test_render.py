@@ -9,6 +9,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from firm.config.launch import PyTorchJobLaunch
+from firm.launch.job import TrainingJob
+from firm.launch.manifest import manifest
+
 CHARTS = Path(__file__).parents[2] / "charts"
 NEWEST = "1.34"
 FOREIGN = {"monitoring.coreos.com/v1"}  # groups whose CRDs come from elsewhere
@@ -47,6 +51,17 @@ def test_lint(scenario, helm):
 
 def test_every_chart_has_the_scenarios(chart):
     assert {"kind", "gpu", "byo", "restricted"} <= {file.name.split("-")[0] for file in chart.glob("ci/*-values.yaml")}
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_workers": 3, "gpus": 8, "queue": "team"}, {"min_workers": 1}])
+def test_the_jobs_that_firm_launches_are_valid(settings):
+    job = TrainingJob("run", "rl", "firm.rl.train", {}, {})
+    defaults = {"FIRM_MODEL_CACHE": "cache", "FIRM_PRIORITY_CLASS": "low"}
+    body = manifest(job, "s3://firm/runs/run/rl-0123456789ab", PyTorchJobLaunch(**settings), defaults, {})
+    assert fault(json.dumps(body), NEWEST) == ""
+    for replica in body["spec"]["pytorchReplicaSpecs"].values():
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": replica["template"]["spec"]}
+        assert fault(json.dumps(pod), NEWEST) == ""
 
 
 @pytest.mark.parametrize("age", ["oldest", "newest"])

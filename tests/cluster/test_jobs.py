@@ -45,7 +45,7 @@ def gone(kind: Any, name: str) -> bool:
         ({"image": "localhost:5001/firm/none:1", "pending_s": 30}, "cannot be pulled", "launch.image"),
         ({"memory": "9000Gi", "pending_s": 20}, "no node can take the pod", "launch.memory"),
         ({"gpus": 1, "pending_s": 20}, "Insufficient nvidia.com/gpu", "launch.gpus"),
-        ({"secret": "wrong", "pending_s": 20}, 'secret "wrong" not found', "the chart"),
+        ({"secret": "wrong", "pending_s": 90}, 'secret "wrong" not found', "the chart"),
         ({"deadline_s": 5, "env": {"PYTHONSTARTUP": "x"}}, "deadline", "launch.deadline_s"),
     ],
     ids=["image", "memory", "gpu", "secret", "deadline"],
@@ -69,13 +69,14 @@ def test_a_worker_out_of_memory_is_told(attempt: Any) -> None:
 
 
 def test_gpus_are_scheduled_where_they_are(kind: Any) -> None:
-    """A node that pretends: `what asks for its GPUs is put there, what asks for more waits."""
+    """A node that pretends: what asks for its GPUs is put there, what asks for more waits."""
     from firm.launch.cluster import Cluster
     from firm.launch.manifest import manifest
 
     [node] = [n["metadata"]["name"] for n in kind.get("nodes")]
     patch = '[{"op":"%s","path":"/status/capacity/nvidia.com~1gpu"%s}]'
     kind.kubectl("patch", "node", node, "--subresource=status", "--type=json", "-p", patch % ("add", ',"value":"4"'))
+    kind.wait_for("the kubelet", lambda: kind.get("nodes")[0]["status"]["allocatable"].get("nvidia.com/gpu") == "4")
     cluster, names = Cluster.connect(kind.namespace), []
     try:
         for gpus, taken in ((4, True), (1, False)):
