@@ -50,7 +50,7 @@ test-cluster: $(INSTALLED) ## From nothing to a kind cluster with both charts, t
 	$(BIN)/python -m pytest tests/cluster -q -s -m cluster
 
 test-kfp: $(INSTALLED) ## The same with the KFP backend
-	$(BIN)/python -m pytest tests/cluster -q -s -m kfp
+	$(BIN)/python -m pytest tests/cluster -q -s -m "kfp and not bench"
 
 lint: $(INSTALLED) ## Check format, style, types, imports and YAML
 	$(BIN)/ruff format --check .

@@ -65,6 +65,7 @@ def _active_pods(cluster: Cluster, selector: str) -> list[str]:
 
 def reap(cluster: Cluster, say: Callable[[str], None]) -> None:
     """Delete unfinished jobs of KFP runs whose workflow has ended or is gone."""
+    jobs = cluster.jobs(f"{PART_OF}=firm,{KFP_RUN}")  # first: the run of each has begun by now
     arguments = ("argoproj.io", "v1alpha1", cluster.namespace, "workflows")
     workflows = cluster.call(lambda: cluster.custom.list_namespaced_custom_object(*arguments))["items"]
     alive = {
@@ -72,7 +73,7 @@ def reap(cluster: Cluster, say: Callable[[str], None]) -> None:
         for w in workflows
         if (w.get("status") or {}).get("phase") not in _WORKFLOW_ENDED
     }
-    for job in cluster.jobs(f"{PART_OF}=firm,{KFP_RUN}"):
+    for job in jobs:
         name, run_id = job["metadata"]["name"], job["metadata"]["labels"][KFP_RUN]
         if run_id not in alive and phase(job) not in _ENDED:
             cluster.delete_job(name)

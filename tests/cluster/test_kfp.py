@@ -51,12 +51,12 @@ def package(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def submit(kind: Any, api: str, package: Path, small: Path) -> Any:
     """submit(name, *settings): id of a run that the kfp command line has started."""
 
-    def start(name: str, *settings: str) -> str:
+    def start(name: str, *settings: str, parameters: tuple[str, ...] = ()) -> str:
         overrides = [x for s in (f"name={name}", *settings) for x in ("--set", s)]
         config = kind.run("firm", "config", "show", str(small), "--json", *overrides)
         said = kind.run(
             "kfp", "--endpoint", api, "--output", "json", "run", "create", "-e", "firm", "-r", name,
-            "-f", str(package), f"config={config}",
+            "-f", str(package), f"config={config}", *parameters,
         )  # fmt: skip
         found = re.search(r"runs/details/([0-9a-f-]{36})", said)
         assert found, said
@@ -172,3 +172,48 @@ def test_a_step_that_can_not_succeed_fails_the_run_and_says_why(kind: Any, api: 
     finish(kind, api, run_id, "FAILED")
     logs = [name for name in kind.objects(f"kfp/firm/{run_id}/gate/") if "executor-logs" in name]
     assert any(b"the critic is not trusted" in kind.store.get_object("firm", n).read() for n in logs)
+
+
+def test_gpus_are_asked_for_where_a_step_runs_a_model(kind: Any, api: str, submit: Any) -> None:
+    run_id = submit("kfp-gpus", parameters=("gpus=1", "memory=1Gi"))
+    label = f"pipeline/runid={run_id}"
+
+    def asks() -> list[dict[str, Any]]:
+        pods = kind.get("pods", "-l", label)
+        return [p for p in pods if "nvidia.com/gpu" in str(p["spec"]["containers"])]
+
+    [pod] = kind.wait_for("the curate step", asks, 120)
+    [main] = [c for c in pod["spec"]["containers"] if c["name"] == "main"]
+    assert main["resources"]["limits"]["nvidia.com/gpu"] == "1" and main["resources"]["limits"]["memory"] == "1Gi"
+    assert "nvidia.com/gpu" in [t.get("key") for t in pod["spec"]["tolerations"]]
+    kind.run("firm", "cancel", run_id, "-n", kind.namespace, "--endpoint", api)
+
+
+def ready(kind: Any) -> None:
+    kind.kubectl("wait", "--for=condition=Available", "deployment", "--all", "--timeout=300s")
+
+
+def secrets_of(kind: Any) -> dict[str, Any]:
+    return {s["metadata"]["name"]: s["data"] for s in kind.get("secrets") if s["type"] == "Opaque"}
+
+
+def test_an_upgrade_and_a_new_installation_keep_runs_and_artifacts(
+    kind: Any, api: str, whole: str, tmp_path: Path
+) -> None:
+    """From the chart of the commit before to this one; then uninstalled, which leaves volumes, and installed again."""
+    values = tmp_path / "values.yaml"
+    values.write_text(kind.run("helm", "get", "values", "platform", "-n", kind.namespace, "-o", "yaml"))
+    before = secrets_of(kind)
+    kind.run("bash", "-c", f"git archive HEAD~1 charts/platform | tar -x -C {tmp_path}")
+    for chart in (tmp_path / "charts" / "platform", "charts/platform"):
+        kind.run("helm", "upgrade", "platform", str(chart), "-n", kind.namespace, "-f", str(values))
+        ready(kind)
+    assert secrets_of(kind) == before
+    assert kind.wait_for("the run", lambda: state(api, whole) == "SUCCEEDED", 60)
+    kind.run("helm", "uninstall", "platform", "-n", kind.namespace, "--wait")
+    claims = {c["metadata"]["name"] for c in kind.get("pvc")}
+    assert {"minio", "mysql"} <= claims, claims
+    kind.run("helm", "install", "platform", "charts/platform", "-n", kind.namespace, "-f", str(values))
+    ready(kind)
+    assert kind.wait_for("the run", lambda: state(api, whole) == "SUCCEEDED", 120)
+    kind.wait_for("its artifacts", lambda: kind.objects("runs/kfp-whole/report-"), 60)

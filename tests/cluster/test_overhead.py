@@ -1,0 +1,82 @@
+"""What a step of Kubeflow Pipelines costs beside its own work, with the chart's settings and with KFP's defaults."""
+
+import json
+import re
+import sys
+import urllib.request
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from kfp import compiler, dsl
+
+pytestmark = [pytest.mark.kfp, pytest.mark.bench]
+DEFAULTS = ("argo.requeueTime=10s", "argo.informerWriteBack=false", "argo.workflow.podSpecPatch=")
+TASKS = 4
+
+
+def compile_chain(image: str, path: Path) -> Path:
+    """A pipeline of small tasks, one after the other, each with a new result."""
+
+    @dsl.component(base_image=image, install_kfp_package=False)
+    def step(text: str) -> str:
+        return text + "."
+
+    @dsl.pipeline(name="overhead")
+    def chain(text: str) -> None:
+        for _ in range(TASKS):
+            task = step(text=text).set_caching_options(False)
+            task.set_cpu_request("50m").set_cpu_limit("1").set_memory_request("128Mi").set_memory_limit("512Mi")
+            text = task.output
+
+    compiler.Compiler().compile(chain, str(path))
+    return path
+
+
+def seconds_a_step(kind: Any, package: Path) -> list[float]:
+    """From the start of a task's driver to that of the next one's."""
+    with kind.forward("ml-pipeline", 8888) as api:
+        kind.wait_for("the API", lambda: _get(f"{api}/apis/v2beta1/healthz"), 120)
+        said = kind.run(
+            "kfp", "--endpoint", api, "--output", "json", "run", "create", "-e", "firm", "-f", str(package), "text=a"
+        )  # fmt: skip
+        found = re.search(r"runs/details/([0-9a-f-]{36})", said)
+        assert found, said
+        url = f"{api}/apis/v2beta1/runs/{found[1]}"
+        kind.wait_for("the run's end", lambda: _get(url).get("state") == "SUCCEEDED", 400)
+    [workflow] = kind.get("workflows", "-l", f"pipeline/runid={found[1]}")
+    nodes = [n for n in workflow["status"]["nodes"].values() if n["type"] == "Pod"]
+    drivers = sorted(_time(n["startedAt"]) for n in nodes if "container-driver" in n["displayName"] + n["templateName"])
+    ends = [*drivers[1:], _time(workflow["status"]["finishedAt"])]
+    return [round(end - start, 1) for start, end in zip(drivers, ends, strict=True)]
+
+
+def _get(url: str) -> dict[str, Any]:
+    try:
+        with urllib.request.urlopen(url, timeout=20) as answer:
+            return dict(json.load(answer))
+    except OSError:
+        return {}
+
+
+def _time(stamp: str) -> float:
+    return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+
+
+def test_a_step_costs_less_than_with_the_defaults(kind: Any, tmp_path: Path) -> None:
+    if not kind.kfp:
+        pytest.skip("the images of the KFP backend are not here")
+    slim = kind.get("cronjobs")[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["image"]
+    package = compile_chain(slim, tmp_path / "chain.yaml")
+    values = tmp_path / "values.yaml"
+    values.write_text(kind.run("helm", "get", "values", "platform", "-n", kind.namespace, "-o", "yaml"))
+    found: dict[str, list[float]] = {}
+    for name, settings in (("defaults", DEFAULTS), ("ours", ())):
+        flags = [x for s in settings for x in ("--set", s)]
+        kind.run("helm", "upgrade", "platform", "charts/platform", "-n", kind.namespace, "-f", str(values), *flags)
+        kind.kubectl("rollout", "status", "deployment/workflow-controller", "--timeout=120s")
+        found[name] = seconds_a_step(kind, package)
+        sys.stderr.write(f"\n{name}: seconds a step {found[name]}, median {median(found[name]):.1f}\n")
+    assert median(found["ours"]) < 0.75 * median(found["defaults"])
