@@ -41,19 +41,22 @@ def cancel(run: str, cluster: Cluster, backend: Backend, say: Callable[[str], No
     if run_id:
         backend.terminate(run_id)
         say(f"terminated run {run_id}")
+    names: set[str] = set()
     end = time.monotonic() + WAIT_S
     while time.monotonic() < end:
-        for job in cluster.jobs(selector):  # again and again: a step that is ending may have created one meanwhile
+        jobs = cluster.jobs(selector)  # again and again: a step that is ending may have created one meanwhile
+        for job in jobs:
+            name = job["metadata"]["name"]
             if not job["metadata"].get("deletionTimestamp"):
-                cluster.delete_job(job["metadata"]["name"])
-                say(f"deleted PyTorchJob {job['metadata']['name']}")
-        active = _active_pods(cluster, selector) + (_active_pods(cluster, f"{RUN_ID}={run_id}") if run_id else [])
-        if not active and not cluster.jobs(selector):
+                cluster.delete_job(name)
+                say(f"deleted PyTorchJob {name}")
+            names.add(name)
+        left = [pod.metadata.name for name in names for pod in cluster.pods(name)]
+        left += _active_pods(cluster, f"{RUN_ID}={run_id}") if run_id else []
+        if not left and not jobs:
             return
         time.sleep(2)
-    raise UserError(
-        f"pods are still there: {', '.join(active)}", f"namespace {cluster.namespace}", "look at their node"
-    )
+    raise UserError(f"pods are still there: {', '.join(left)}", f"namespace {cluster.namespace}", "look at their node")
 
 
 def _active_pods(cluster: Cluster, selector: str) -> list[str]:

@@ -265,7 +265,7 @@ def test_notes_fit_the_values(helm):
         return helm("install", "x", str(FIRM), "-n", "team-a", "--dry-run=client", values=values or None).stdout
 
     assert "kfp --endpoint" in notes() and "-n team-a" in notes()
-    assert "launch.kind=pytorchjob" in notes(kfp={"enabled": False})
+    assert "gen-shapes-kind" in notes(kfp={"enabled": False})
     assert "critic loads s3://firm/runs/first/critic" in notes(**CRITIC)
 
 
