@@ -1,6 +1,7 @@
 """The hybrid run: orchestrated on this machine, sft and rl as PyTorchJobs, artifacts through MinIO; with faults."""
 
 import json
+import secrets
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.cluster
+TOKEN = secrets.token_hex(2)  # runs of an earlier session are in the store: theirs would be found complete
 STAGES = {"curation", "sft", "bench", "gate", "rl", "evaluate", "report"}
 
 
@@ -15,9 +17,10 @@ STAGES = {"curation", "sft", "bench", "gate", "rl", "evaluate", "report"}
 def whole(kind: Any, small: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Name of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    finish(kind, start(kind, small, folder, "whole"))
-    assert (folder / "runs" / "whole" / "report.html").stat().st_size > 10_000
-    return "whole"
+    name = f"whole-{TOKEN}"
+    finish(kind, start(kind, small, folder, name))
+    assert (folder / "runs" / name / "report.html").stat().st_size > 10_000
+    return name
 
 
 def start(kind: Any, small: Path, folder: Path, name: str) -> "subprocess.Popen[str]":
@@ -67,34 +70,37 @@ def in_the_middle(kind: Any, process: Any, run: str, stage: str) -> None:
 def test_pods_deleted_in_the_middle_and_a_restart_of_the_store_change_nothing(
     kind: Any, small: Path, whole: str, tmp_path: Path
 ) -> None:
-    process = start(kind, small, tmp_path, "disturbed")
-    in_the_middle(kind, process, "disturbed", "sft")
-    kind.kubectl("delete", "pod", "-l", "firm/run=disturbed,firm/stage=sft,training.kubeflow.org/replica-type=worker")
-    in_the_middle(kind, process, "disturbed", "rl")
-    kind.kubectl("delete", "pod", "-l", "firm/run=disturbed,firm/stage=rl,training.kubeflow.org/replica-type=master")
+    name = f"disturbed-{TOKEN}"
+    process = start(kind, small, tmp_path, name)
+    in_the_middle(kind, process, name, "sft")
+    kind.kubectl("delete", "pod", "-l", f"firm/run={name},firm/stage=sft,training.kubeflow.org/replica-type=worker")
+    in_the_middle(kind, process, name, "rl")
+    kind.kubectl("delete", "pod", "-l", f"firm/run={name},firm/stage=rl,training.kubeflow.org/replica-type=master")
     kind.kubectl("delete", "pod", "-l", "app.kubernetes.io/component=minio")
     finish(kind, process)
     for stage in ("sft", "rl"):
-        assert hashes(kind, "disturbed", stage) == hashes(kind, whole, stage), stage
-        assert steps(kind, "disturbed", stage) == steps(kind, whole, stage)
+        assert hashes(kind, name, stage) == hashes(kind, whole, stage), stage
+        assert steps(kind, name, stage) == steps(kind, whole, stage)
 
 
 def test_a_killed_run_finds_its_job_again(kind: Any, small: Path, whole: str, tmp_path: Path) -> None:
-    first = start(kind, small, tmp_path, "killed")
-    in_the_middle(kind, first, "killed", "sft")
-    [before] = kind.get("pytorchjobs", "-l", "firm/run=killed,firm/stage=sft")
+    name = f"killed-{TOKEN}"
+    first = start(kind, small, tmp_path, name)
+    in_the_middle(kind, first, name, "sft")
+    [before] = kind.get("pytorchjobs", "-l", f"firm/run={name},firm/stage=sft")
     first.kill()
     first.wait()
-    finish(kind, start(kind, small, tmp_path, "killed"))
-    [after] = kind.get("pytorchjobs", "-l", "firm/run=killed,firm/stage=sft")
+    finish(kind, start(kind, small, tmp_path, name))
+    [after] = kind.get("pytorchjobs", "-l", f"firm/run={name},firm/stage=sft")
     assert after["metadata"]["uid"] == before["metadata"]["uid"], "another job was made"
-    assert hashes(kind, "killed", "rl") == hashes(kind, whole, "rl")
+    assert hashes(kind, name, "rl") == hashes(kind, whole, "rl")
 
 
 def test_cancel_leaves_no_pod(kind: Any, small: Path, tmp_path: Path) -> None:
-    process = start(kind, small, tmp_path, "cancelled")
-    in_the_middle(kind, process, "cancelled", "sft")
-    said = kind.run("firm", "cancel", "cancelled", "-n", kind.namespace)
+    name = f"cancelled-{TOKEN}"
+    process = start(kind, small, tmp_path, name)
+    in_the_middle(kind, process, name, "sft")
+    said = kind.run("firm", "cancel", name, "-n", kind.namespace)
     assert "deleted PyTorchJob" in said
     assert "was deleted while it ran" in finish(kind, process, code=1)
-    assert not kind.get("pods", "-l", "firm/run=cancelled")
+    assert not kind.get("pods", "-l", f"firm/run={name}")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import sys
 import urllib.request
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 
 pytestmark = pytest.mark.kfp
-STAGES = ("curate", "sft", "bench", "gate", "rl", "evaluate", "report")
+TOKEN = secrets.token_hex(2)  # runs of an earlier session are in the store: theirs would be found complete
+WHOLE = f"kfp-whole-{TOKEN}"
+STAGES = ("curation", "sft", "bench", "gate", "rl", "evaluate", "report")
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +84,8 @@ def hashes(kind: Any, run: str, stage: str) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def whole(kind: Any, api: str, submit: Any) -> str:
-    """Id of a run that nothing disturbed, named kfp-whole."""
-    run_id = str(submit("kfp-whole"))
+    """Id of a run that nothing disturbed, named `WHOLE`."""
+    run_id = str(submit(WHOLE))
     finish(kind, api, run_id)
     return run_id
 
@@ -94,8 +97,8 @@ def test_helm_test_of_both_charts(kind: Any, api: str) -> None:
 
 
 def test_the_run_leaves_its_artifacts_and_a_page(kind: Any, whole: str) -> None:
-    found = {name.split("/")[2].rpartition("-")[0] for name in kind.objects("runs/kfp-whole/")}
-    assert found == {"curation", *STAGES[1:]}
+    found = {name.split("/")[2].rpartition("-")[0] for name in kind.objects(f"runs/{WHOLE}/")}
+    assert found == set(STAGES)
     page = kind.read(f"kfp/firm/{whole}/report/", "/page")
     assert page.lower().startswith(b"<!doctype html") and len(page) > 10_000
 
@@ -111,10 +114,7 @@ def test_the_overhead_of_a_step(kind: Any, api: str, whole: str) -> None:
     [workflow] = kind.get("workflows", "-l", f"pipeline/runid={whole}")
     pods = [n for n in workflow["status"]["nodes"].values() if n["type"] == "Pod"]
     start, end = (seconds(workflow["status"][key]) for key in ("startedAt", "finishedAt"))
-    own = {
-        stage: json.loads(kind.read(f"runs/kfp-whole/{stage}-", "/timing.json"))["seconds"]
-        for stage in ("curation", *STAGES[1:])
-    }
+    own = {stage: json.loads(kind.read(f"runs/{WHOLE}/{stage}-", "/timing.json"))["seconds"] for stage in STAGES}
     overhead = (end - start - sum(own.values())) / len(own)
     lines = [f"{n['displayName'][:60]}: {seconds(n['finishedAt']) - seconds(n['startedAt']):.0f} s" for n in pods]
     sys.stderr.write(f"\nrun {end - start:.0f} s, own {own}, {len(pods)} pods, {overhead:.1f} s a step\n")
@@ -143,7 +143,8 @@ def step_pod(kind: Any, job: dict[str, Any]) -> str:
 
 def test_faults_end_well_and_change_nothing(kind: Any, api: str, submit: Any, whole: str) -> None:
     """A worker of sft, the API server and the store are restarted, then the step pod of rl is deleted."""
-    name, run_id = "kfp-disturbed", submit("kfp-disturbed")
+    name = f"kfp-disturbed-{TOKEN}"
+    run_id = submit(name)
     in_the_middle(kind, api, run_id, name, "sft")
     kind.kubectl("delete", "pod", "-l", f"firm/run={name},firm/stage=sft,training.kubeflow.org/replica-type=worker")
     kind.kubectl("delete", "pod", "-l", "app.kubernetes.io/component=ml-pipeline", "--wait=false")
@@ -153,22 +154,23 @@ def test_faults_end_well_and_change_nothing(kind: Any, api: str, submit: Any, wh
     kind.kubectl("delete", "pod", step_pod(kind, job), "--wait=false")
     finish(kind, api, run_id)
     for stage in ("sft", "rl"):
-        assert hashes(kind, name, stage) == hashes(kind, "kfp-whole", stage), stage
+        assert hashes(kind, name, stage) == hashes(kind, WHOLE, stage), stage
 
 
 def test_cancel_leaves_no_pod_behind(kind: Any, api: str, submit: Any) -> None:
-    run_id = submit("kfp-cancelled", "seed=7")
-    kind.wait_for("the job", lambda: kind.get("pods", "-l", "firm/run=kfp-cancelled,firm/stage=sft"), 300)
-    said = kind.run("firm", "cancel", "kfp-cancelled", "-n", kind.namespace, "--endpoint", api)
+    name = f"kfp-cancelled-{TOKEN}"
+    run_id = submit(name, "seed=7")
+    kind.wait_for("the job", lambda: kind.get("pods", "-l", f"firm/run={name},firm/stage=sft"), 300)
+    said = kind.run("firm", "cancel", name, "-n", kind.namespace, "--endpoint", api)
     assert f"terminated run {run_id}" in said and "deleted PyTorchJob" in said
-    assert not kind.get("pods", "-l", "firm/run=kfp-cancelled")
+    assert not kind.get("pods", "-l", f"firm/run={name}")
     active = [p for p in kind.get("pods", "-l", f"pipeline/runid={run_id}") if p["status"]["phase"] == "Running"]
     assert not active
     assert kind.wait_for("the end", lambda: state(api, run_id) in ("CANCELED", "FAILED"), 60)  # FAILED where it retries
 
 
 def test_a_step_that_can_not_succeed_fails_the_run_and_says_why(kind: Any, api: str, submit: Any) -> None:
-    run_id = submit("kfp-refused", "bench.gate=[{metric: mae, at_most: 0.0001}]")
+    run_id = submit(f"kfp-refused-{TOKEN}", "bench.gate=[{metric: mae, at_most: 0.0001}]")
     finish(kind, api, run_id, "FAILED")
     logs = [name for name in kind.objects(f"kfp/firm/{run_id}/gate/") if "executor-logs" in name]
     assert any(b"the critic is not trusted" in kind.store.get_object("firm", n).read() for n in logs)
@@ -179,14 +181,14 @@ def main_of(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_gpus_are_asked_for_where_a_step_runs_a_model(kind: Any, api: str, submit: Any) -> None:
-    run_id = submit("kfp-gpus", parameters=("gpus=1", "memory=1Gi"))
+    run_id = submit(f"kfp-gpus-{TOKEN}", parameters=("gpus=1", "memory=1Gi"))
     label = f"pipeline/runid={run_id}"
 
     def asks() -> list[dict[str, Any]]:
         pods = kind.get("pods", "-l", label)
         return [p for p in pods if "nvidia.com/gpu" in main_of(p)["resources"].get("limits", {})]
 
-    [pod] = kind.wait_for("the curate step", asks, 120)
+    [pod] = kind.wait_for("the curation step", asks, 120)
     limits = main_of(pod)["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == "1" and limits["memory"] == "1Gi"
     assert "nvidia.com/gpu" in [t.get("key") for t in pod["spec"]["tolerations"]]
@@ -220,4 +222,4 @@ def test_an_upgrade_and_a_new_installation_keep_runs_and_artifacts(
     kind.run("helm", "install", "platform", "charts/platform", "-n", kind.namespace, "-f", str(values))
     ready(kind)
     assert kind.wait_for("the run", lambda: state(api, whole) == "SUCCEEDED", 120)
-    kind.wait_for("its artifacts", lambda: kind.objects("runs/kfp-whole/report-"), 60)
+    kind.wait_for("its artifacts", lambda: kind.objects(f"runs/{WHOLE}/report-"), 60)
