@@ -34,7 +34,7 @@ def step(task: dsl.PipelineTask, name: str, cached: bool = False, retries: int =
     return task
 
 
-def model_step(task: dsl.PipelineTask, name: str, gpus: int, memory: str, cached: bool = False) -> dsl.PipelineTask:
+def model_step(task: dsl.PipelineTask, name: str, gpus: str, memory: str, cached: bool = False) -> dsl.PipelineTask:
     """A task that runs a model itself: memory as given, and GPUs where there are any."""
     task.set_cpu_request("250m").set_cpu_limit("8").set_memory_request(memory).set_memory_limit(memory)
     task.set_accelerator_type(GPU).set_accelerator_limit(gpus)

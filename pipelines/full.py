@@ -13,7 +13,7 @@ from pipelines.cluster import model_step, small_step, step
 
 
 @dsl.pipeline(name="firm", description="FIRM: curate, train a critic, prove it, let it steer RL, evaluate, report")
-def full(config: dict, gpus: int = 0, memory: str = "4Gi") -> None:
+def full(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
     """Run FIRM as one configuration (preset plus overrides) describes it.
 
     1. curate      prompts and images become scored examples (paper section 3.2)
@@ -26,7 +26,8 @@ def full(config: dict, gpus: int = 0, memory: str = "4Gi") -> None:
 
     Args:
         config: The run, as JSON.
-        gpus: GPUs of each step that runs a model itself (curate, bench, evaluate); jobs have `config.launch.gpus`.
+        gpus: GPUs of each step that runs a model itself (curate, bench, evaluate); jobs have `config.launch.gpus`. Text,
+            because the driver of KFP 2.17 passes over numbers in silence.
         memory: Memory of each of these steps.
     """
     curated = model_step(components.curation(config=config), "curate", gpus, memory, cached=True)

@@ -11,7 +11,7 @@ from pipelines.cluster import model_step, small_step, step
 
 
 @dsl.pipeline(name="firm-curation", description="Plan-then-score curation of scored examples")
-def curation(config: dict, gpus: int = 0, memory: str = "4Gi") -> None:
+def curation(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
     """Curate only."""
     model_step(components.curation(config=config), "curate", gpus, memory, cached=True)
 
@@ -24,7 +24,7 @@ def sft(config: dict, data: str) -> None:
 
 
 @dsl.pipeline(name="firm-bench", description="Measure a critic against human scores and apply the gate")
-def bench(config: dict, data: str, critic: str, gpus: int = 0, memory: str = "4Gi") -> None:
+def bench(config: dict, data: str, critic: str, gpus: str = "0", memory: str = "4Gi") -> None:
     """Measure an existing critic."""
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
@@ -34,7 +34,7 @@ def bench(config: dict, data: str, critic: str, gpus: int = 0, memory: str = "4G
 
 
 @dsl.pipeline(name="firm-rl", description="DiffusionNFT RL with a trusted critic, then evaluation")
-def rl(config: dict, critic: str, verdict: str, gpus: int = 0, memory: str = "4Gi") -> None:
+def rl(config: dict, critic: str, verdict: str, gpus: str = "0", memory: str = "4Gi") -> None:
     """Steer a policy with an existing critic that has passed the gate, and evaluate it."""
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
     trusted = dsl.importer(artifact_uri=verdict, artifact_class=dsl.Artifact)
