@@ -27,7 +27,7 @@ def full(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
     Args:
         config: The run, as JSON.
         gpus: GPUs of each step that runs a model itself (curate, bench, evaluate); jobs have `config.launch.gpus`.
-            Text, because the driver of KFP 2.17 passes over numbers in silence.
+            Text (on the command line: gpus='"1"'), because KFP 2.17's driver passes over numbers in silence.
         memory: Memory of each of these steps.
     """
     curated = model_step(components.curation(config=config), "curate", gpus, memory, cached=True)

@@ -181,7 +181,7 @@ def main_of(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_gpus_are_asked_for_where_a_step_runs_a_model(kind: Any, api: str, submit: Any) -> None:
-    run_id = submit(f"kfp-gpus-{TOKEN}", parameters=("gpus=1", "memory=1Gi"))
+    run_id = submit(f"kfp-gpus-{TOKEN}", parameters=('gpus="1"', "memory=1Gi"))
     label = f"pipeline/runid={run_id}"
 
     def asks() -> list[dict[str, Any]]:
