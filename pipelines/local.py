@@ -45,6 +45,10 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
     try:
         with watcher, _output_to(log):
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(kfp_root))
+            for task in full.pipeline_spec.root.dag.tasks.values():
+                task.ClearField(
+                    "retry_policy"
+                )  # it is for pods that get lost; here the user hears at once, and resumes
             full(config=config.model_dump(mode="json", exclude_none=True))  # KFP has no null
     except RuntimeError as error:
         failed = str(error)

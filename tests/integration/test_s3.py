@@ -13,7 +13,7 @@ import pytest
 import urllib3
 
 from firm import s3
-from firm.artifacts import Output
+from firm.artifacts import SMALL_BYTES, Output
 from firm.inputs import open_input
 from firm.records import ArtifactRef, Candidate, UserError
 from firm.shards import ShardWriter, iter_shards
@@ -128,7 +128,7 @@ def test_changed_files_are_published_again(s3_uri, tmp_path):
 
 def test_of_a_complete_artifact_only_small_files_are_downloaded(s3_uri, tmp_path):
     output = Output.open(s3_uri, tmp_path / "a")
-    (output.folder / "weights").write_bytes(b"w" * (2**20 + 1))
+    (output.folder / "weights").write_bytes(b"w" * (SMALL_BYTES + 1))
     (output.folder / "summary.json").write_text("{}")
     ref = output.commit("s", "k", {}, {}, ["weights", "summary.json"])
     again = Output.open(s3_uri, tmp_path / "b")

@@ -166,15 +166,14 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         ranks = [load_file(folder / f"rank{rank}.safetensors") for rank in range(workers)]
         assert all(torch.equal(t, ranks[-1][k]) for k, t in ranks[0].items())
         found[workers], stats[workers] = ranks[0], json.loads((folder / "stats.json").read_text())
-    one = found[1]
-    moved = [
-        (t - one[k.replace("policy/", "reference/")]).abs().max() for k, t in one.items() if k.startswith("policy/")
-    ]
-    assert max(moved) > 1e-4
-    for key, tensor in found[1].items():
+    one, two, moves = found[1], found[2], []
+    for key, tensor in one.items():
         if key.startswith(("policy/", "old/", "ema/")):
-            # Adam divides by the gradient's size: where that is rounding, so is the step (1.5% of it is let pass).
-            torch.testing.assert_close(found[2][key], tensor, rtol=1e-4, atol=3e-5)
+            # Adam divides by the gradient's size: where that is rounding, so is the step. Hence whole tensors.
+            moves.append((tensor - one["reference/" + key.partition("/")[2]]).norm().item())
+            apart = (two[key] - tensor).norm().item()
+            assert apart <= 0.02 * moves[-1], f"{key}: {apart} apart after a way of {moves[-1]}"
+    assert max(moves) > 1e-3
     for alone, together in zip(stats[1], stats[2], strict=True):
         assert together == pytest.approx(alone, rel=1e-3, abs=1e-5)
 
