@@ -39,6 +39,11 @@ def test_nobody_may_do_more_than_it_needs(kind: Any, account: str, verb: str, re
     assert kind.kubectl("auth", "can-i", verb, resource, who, check=False).split()[-1] == allowed
 
 
+def test_helm_test_is_green(kind: Any) -> None:
+    said = kind.run("helm", "test", "firm", "-n", kind.namespace, "--timeout", "10m")
+    assert "Phase:" in said and "Failed" not in said, said
+
+
 def test_an_upgrade_keeps_passwords_and_data(kind: Any) -> None:
     kind.store.put_object("firm", "kept", io.BytesIO(b"x"), 1)
     before = json.loads(kind.kubectl("get", "secret", "object-store", "-o", "json"))["data"]
