@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Literal
 
@@ -164,8 +165,6 @@ def _pipelines(backend: Backend) -> Finding:
 
 
 def _images(cluster: Cluster) -> Finding:
-    from datetime import UTC, datetime
-
     pods = cluster.call(lambda: cluster.core.list_namespaced_pod(cluster.namespace)).items
     found = trouble(pods, float("inf"), datetime.now(UTC))
     if found is not None:
