@@ -46,7 +46,7 @@ def gone(kind: Any, name: str) -> bool:
         ({"memory": "9000Gi", "pending_s": 20}, "no node can take the pod", "launch.memory"),
         ({"gpus": 1, "pending_s": 20}, "Insufficient nvidia.com/gpu", "launch.gpus"),
         ({"secret": "wrong", "pending_s": 90}, 'secret "wrong" not found', "the chart"),
-        ({"deadline_s": 5, "env": {"PYTHONSTARTUP": "x"}}, "deadline", "launch.deadline_s"),
+        ({"deadline_s": 5}, "deadline", "launch.deadline_s"),
     ],
     ids=["image", "memory", "gpu", "secret", "deadline"],
 )
