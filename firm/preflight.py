@@ -9,8 +9,8 @@ from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSour
 from firm.critics.chat import open_chat
 from firm.critics.rubrics import load_rubric
 from firm.locate import load_object, model_path
-from firm.prompts import load_prompts
-from firm.records import UserError
+from firm.prompts import Splits, load_prompts
+from firm.records import SPLITS, UserError
 
 
 def check(config: RunConfig) -> None:
@@ -19,8 +19,8 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: With exit code 2, naming the key.
     """
-    load_prompts(config.prompts, "train")
-    load_prompts(config.prompts, "test")
+    for split in SPLITS:
+        load_prompts(config.prompts, split)
     _check_generator(config.policy.model, "policy.model")
     if config.critic.kind == "trained":
         _kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
@@ -46,6 +46,8 @@ def check(config: RunConfig) -> None:
 
 
 def _check_sources(config: RunConfig) -> None:
+    from firm.curation.sources import Files, count, no_candidates  # imports torch
+
     for i, source in enumerate(config.curation.sources):
         key = f"curation.sources.{i}"
         if isinstance(source, GeneratedSource):
@@ -53,9 +55,10 @@ def _check_sources(config: RunConfig) -> None:
         elif isinstance(source, FunctionSource):
             load_object(source.function, f"{key}.function")
         elif isinstance(source, FilesSource):
-            from firm.curation.sources import Files  # imports torch
-
-            Files(source).check()
+            Files(source, Splits(config.prompts)).check()
+    for split in SPLITS:
+        if not any(count(source, config.curation, config.prompts, split) for source in config.curation.sources):
+            raise no_candidates(split)
 
 
 def _check_gate(config: RunConfig) -> None:

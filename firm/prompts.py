@@ -1,4 +1,4 @@
-"""Prompts of a run: a user's file or a function, split into training and held-out prompts."""
+"""Prompts of a run: a user's file or a function, and to which split a prompt belongs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,40 @@ from pathlib import Path
 
 from firm.config import PromptsConfig
 from firm.locate import load_object
-from firm.records import Split, UserError
+from firm.records import SPLITS, Split, UserError
 from firm.seeds import seed_for
+
+
+class Splits:
+    """Says to which split a prompt belongs: one answer for prompts, candidates of every source and so the bench.
+
+    Prompts of ``prompts.function`` are where the function puts them, all others where the hash of their text does.
+    Case and white space do not count: a held-out prompt written otherwise is held out as well.
+    """
+
+    def __init__(self, config: PromptsConfig) -> None:
+        """Ask the function, where there is one.
+
+        Raises:
+            UserError: It fails, or puts a prompt into both splits.
+        """
+        self._share = config.test_share
+        self._given: dict[str, Split] = {}
+        for split in SPLITS if config.function is not None else ():
+            for prompt in _call(str(config.function), split):
+                if self._given.setdefault(_normalised(prompt), split) != split:
+                    what = f"{config.function} gives a prompt for both splits: {prompt[:200]!r}"
+                    raise UserError(what, "prompts.function", "give each prompt for one split only", usage=True)
+
+    def of(self, prompt: str) -> Split:
+        """The split of any prompt, whether or not it is one of the run's."""
+        text = _normalised(prompt)
+        by_hash: Split = "test" if seed_for(0, "split", text) / 2**63 < self._share else "train"
+        return self._given.get(text, by_hash)
+
+
+def _normalised(prompt: str) -> str:
+    return " ".join(prompt.split()).casefold()
 
 
 def load_prompts(config: PromptsConfig, split: Split) -> list[str]:
@@ -25,7 +57,8 @@ def load_prompts(config: PromptsConfig, split: Split) -> list[str]:
     else:
         assert config.path is not None, "validated by PromptsConfig"
         everything = dict.fromkeys(_read(Path(config.path)))
-        prompts = [p for p in everything if _is_test(p, config.test_share) == (split == "test")]
+        splits = Splits(config)
+        prompts = [p for p in everything if splits.of(p) == split]
         if not prompts:
             what = f"no prompt falls into the {split} split of {len(everything)} prompts"
             raise UserError(what, config.path, "give more prompts or change prompts.test_share", usage=True)
@@ -42,10 +75,6 @@ def _call(name: str, split: Split) -> list[str]:
     if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
         raise UserError(f"{name}({split!r}) gives no list of prompts", "prompts.function", fix, usage=True)
     return prompts
-
-
-def _is_test(prompt: str, share: float) -> bool:
-    return seed_for(0, "split", prompt) / 2**63 < share
 
 
 def _read(path: Path) -> list[str]:

@@ -112,6 +112,7 @@ class Provenance(Record):
 
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 class Candidate(Record):

@@ -23,7 +23,7 @@ class PromptsConfig(Section):
 
     path: str | None = None  # a user's file: text, JSONL or a JSON list of {"input_prompt": ...}
     function: str | None = None  # dotted name "module:function" of function(split) -> list[str]
-    test_share: Share = 0.1  # only for `path`: split by the hash of the prompt
+    test_share: Share = 0.1  # held out by the hash of the prompt, where `function` does not say
     limit: PositiveInt | None = None
 
     @model_validator(mode="after")
@@ -119,7 +119,9 @@ class CurationConfig(Section):
     attempts: PositiveInt = 3  # tries for an answer that does not parse
     shard_size: PositiveInt = 1024
     batch_size: PositiveInt = 128
-    test_share: Share = 0.1  # of each source, judged on held-out prompts
+    test_share: Share = (
+        0.1  # of each source, on held-out prompts; files are where prompts.test_share puts their prompts
+    )
     target: dict[int, NonNegative] = {1: 1, 2: 1, 3: 1, 4: 1, 5: 1}  # wanted ratio of the scores
     oversample: Positive = 1.0  # a scarce score may be repeated up to this factor in the training data
 

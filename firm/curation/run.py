@@ -15,13 +15,12 @@ from firm.critics.chat import open_chat
 from firm.critics.journal import Journal
 from firm.curation.balance import balance, histogram
 from firm.curation.generation import PlanThenScore, student_example
-from firm.curation.sources import Source, count, open_source
+from firm.curation.sources import Source, count, no_candidates, open_source
 from firm.progress import Task
-from firm.records import Candidate, Example, Invalid, Judged, Judgement, Split, Summary, UserError
+from firm.records import SPLITS, Candidate, Example, Invalid, Judged, Judgement, Split, Summary, UserError
 from firm.shards import ShardWriter, iter_shards
 
 SECTIONS = ("seed", "prompts", "curation", "critic.rubrics", "critic.answer_style")
-SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 class Batch(NamedTuple):
@@ -72,7 +71,7 @@ def _batches(config: RunConfig) -> Iterator[Batch]:
     size = config.curation.batch_size
     for source in config.curation.sources:
         for split in SPLITS:
-            number = count(source, config.curation, split)
+            number = count(source, config.curation, config.prompts, split)
             for start in range(0, number, size):
                 yield Batch(source, split, range(start, min(start + size, number)))
 
@@ -131,8 +130,7 @@ class _Scores:
 
     def _nothing(self, split: Split) -> UserError:
         if split not in self.splits:
-            fix = "give more candidates, or change the share"
-            return UserError(f"there are no candidates in the {split} split", "curation.test_share", fix, usage=True)
+            return no_candidates(split)
         what = f"curation has no valid judgement for the {split} split"
         if self.invalid:
             [(reason, number)] = Counter(i.reason for i in self.invalid).most_common(1)

@@ -17,8 +17,8 @@ from firm.config import CandidateSource, CurationConfig, FilesSource, FunctionSo
 from firm.dist import generator
 from firm.images import decode_image, encode_image
 from firm.locate import load_object
-from firm.prompts import load_prompts
-from firm.records import Candidate, Split, UserError
+from firm.prompts import Splits, load_prompts
+from firm.records import SPLITS, Candidate, Split, UserError
 from firm.seeds import seed_for
 
 
@@ -33,16 +33,22 @@ def open_source(config: CandidateSource, prompts: PromptsConfig, seed: int) -> S
     """Open a source; generators are loaded here and freed with the source."""
     if isinstance(config, GeneratedSource):
         return Generated(config, prompts, seed)
-    return Function(config, seed) if isinstance(config, FunctionSource) else Files(config)
+    splits = Splits(prompts)
+    return Function(config, splits, seed) if isinstance(config, FunctionSource) else Files(config, splits)
 
 
-def count(config: CandidateSource, curation: CurationConfig, split: Split) -> int:
-    """Number of candidates of a split; a user's files are counted as they are."""
+def count(config: CandidateSource, curation: CurationConfig, prompts: PromptsConfig, split: Split) -> int:
+    """Number of candidates of a split; a user's files are where their prompts belong."""
     if isinstance(config, FilesSource):
-        total, test = Files(config).sizes(curation.test_share)
-    else:
-        total, test = config.num_images, round(config.num_images * curation.test_share)
-    return test if split == "test" else total - test
+        return len(Files(config, Splits(prompts)).rows[split])
+    test = round(config.num_images * curation.test_share)
+    return test if split == "test" else config.num_images - test
+
+
+def no_candidates(split: Split) -> UserError:
+    """What is said where no source has a candidate of a split."""
+    fix = "give more candidates, or change the share (prompts.test_share for a source of files)"
+    return UserError(f"there are no candidates in the {split} split", "curation.test_share", fix, usage=True)
 
 
 class Generated:
@@ -54,10 +60,7 @@ class Generated:
         self.config, self.seed = config, seed
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.policy = Policy(config.policy, device)
-        self.prompts: dict[Split, list[str]] = {
-            "train": load_prompts(prompts, "train"),
-            "test": load_prompts(prompts, "test"),
-        }
+        self.prompts = {split: load_prompts(prompts, split) for split in SPLITS}
         self.negative = self.policy.encode([""]) if config.guidance_scale != 1 else None
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
@@ -96,33 +99,40 @@ class Generated:
 class Function:
     """Candidates made by a function(index, seed, split) -> (prompt, image)."""
 
-    def __init__(self, config: FunctionSource, seed: int) -> None:
-        self.config, self.seed = config, seed_for(seed, "source", config.name) % 2**31
+    def __init__(self, config: FunctionSource, splits: Splits, seed: int) -> None:
+        self.config, self.splits, self.seed = config, splits, seed_for(seed, "source", config.name) % 2**31
         self.function = load_object(config.function, "curation.sources.function")
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
-        """Call the function for each index."""
-        pairs = [(i, *self.function(i, self.seed, split)) for i in indices]
-        name = self.config.name
-        return [
-            Candidate(index=i, prompt=prompt, source=name, split=split, images=[encode_image(image)])
-            for i, prompt, image in pairs
-        ]
+        """Call the function for each index.
+
+        Raises:
+            UserError: It gives a prompt of the other split: a held-out prompt must not train the critic.
+        """
+        made = []
+        for i in indices:
+            prompt, image = self.function(i, self.seed, split)
+            if self.splits.of(prompt) != split:
+                what = f"{self.config.function} gives a prompt of the other split when asked for {split}: {prompt!r}"
+                fix = "give prompts of the split that is asked for, see firm.prompts.Splits"
+                raise UserError(what, "curation.sources.function", fix, usage=True)
+            png = encode_image(image)
+            made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=[png]))
+        return made
 
 
 class Files:
-    """A user's images: JSONL rows of {"prompt": ..., "image": path relative to the file}."""
+    """A user's images: JSONL rows of {"prompt": ..., "image": path relative to the file}.
 
-    def __init__(self, config: FilesSource) -> None:
+    Attributes:
+        rows: Split -> (number of the entry, prompt, image), in the order of the file.
+    """
+
+    def __init__(self, config: FilesSource, splits: Splits) -> None:
         self.config, self.path = config, Path(config.path)
-        self.rows = rows = _read_rows(self.path)
-        self.order = sorted(range(len(rows)), key=lambda i: (seed_for(0, "split", rows[i][0]), i))
-
-    def sizes(self, test_share: float) -> tuple[int, int]:
-        """Number of rows, and of those for testing: near ``test_share``, with all images of a prompt in one split."""
-        prompts, total = [self.rows[i][0] for i in self.order], len(self.order)
-        edges = [n for n in range(total + 1) if n in (0, total) or prompts[-n] != prompts[-n - 1]]
-        return total, min(edges, key=lambda n: abs(n - total * test_share))
+        self.rows: dict[Split, list[tuple[int, str, str]]] = {split: [] for split in SPLITS}
+        for entry, (prompt, image) in enumerate(_read_rows(self.path)):
+            self.rows[splits.of(prompt)].append((entry, prompt, image))
 
     def check(self) -> None:
         """Look for every image, without reading it.
@@ -130,22 +140,21 @@ class Files:
         Raises:
             UserError: One is not there.
         """
-        for row, (_, name) in enumerate(self.rows):
-            if not (self.path.parent / name).is_file():
-                raise UserError("there is no such image", self._where(row), "correct the path", True)
+        for entry, _, image in sorted(row for rows in self.rows.values() for row in rows):
+            if not (self.path.parent / image).is_file():
+                raise UserError("there is no such image", self._where(entry, image), "correct the path", True)
 
-    def _where(self, row: int) -> str:
-        return f"{self.path}, entry {row}: {self.rows[row][1]}"
+    def _where(self, entry: int, image: str) -> str:
+        return f"{self.path}, entry {entry}: {image}"
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
-        """Read, check and re-encode files; of the shuffled rows the first train, the last test."""
+        """Read, check and re-encode files."""
         made = []
         for i in indices:
-            row = self.order[i] if split == "train" else self.order[-1 - i]
-            prompt, name = self.rows[row]
-            where = self._where(row)
+            entry, prompt, image = self.rows[split][i]
+            where = self._where(entry, image)
             try:
-                png = encode_image(decode_image((self.path.parent / name).read_bytes(), where))
+                png = encode_image(decode_image((self.path.parent / image).read_bytes(), where))
             except OSError as error:
                 raise UserError(f"cannot read an image: {error.strerror}", where, "correct the path", True) from error
             except UserError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from firm.config import PromptsConfig
-from firm.prompts import load_prompts
+from firm.prompts import Splits, load_prompts
 from firm.records import UserError
 
 ALL = [f"prompt number {i}" for i in range(200)]
@@ -95,3 +95,20 @@ def test_a_function() -> None:
     for name in ("firm.shapes.world:absent", "no_such_module:f", "firm.shapes.world"):
         with pytest.raises(UserError, match="cannot import"):
             load_prompts(PromptsConfig(function=name), "train")
+
+
+def contradictory(split: str) -> list[str]:
+    return ["a red circle", "A red  circle"] if split == "test" else ["a red circle"]
+
+
+def test_a_function_that_gives_a_prompt_for_both_splits_is_refused() -> None:
+    with pytest.raises(UserError, match="for both splits: 'a red circle'|for both splits: 'A red  circle'") as caught:
+        Splits(PromptsConfig(function=f"{__name__}:contradictory"))
+    assert caught.value.exit_code == 2
+
+
+def test_a_split_does_not_depend_on_how_a_prompt_is_written() -> None:
+    splits = Splits(PromptsConfig(path="unused", test_share=0.5))
+    for prompt in ALL:
+        assert splits.of(prompt) == splits.of(f" {prompt.upper()}\n".replace(" ", "  "))
+    assert {splits.of(prompt) for prompt in ALL} == {"train", "test"}

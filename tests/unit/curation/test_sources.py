@@ -19,11 +19,11 @@ from firm.config import (
 )
 from firm.curation.sources import count, open_source
 from firm.images import decode_image, encode_image
-from firm.records import Candidate, Split, UserError
+from firm.prompts import Splits
+from firm.records import SPLITS, Candidate, Split, UserError
 
-PROMPTS = PromptsConfig(function="firm.shapes.world:prompts")
+PROMPTS = PromptsConfig(function="firm.shapes.world:prompts", test_share=0.3)
 TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
-SPLITS: tuple[Split, ...] = ("train", "test")
 Files = Callable[..., FilesSource]
 
 
@@ -51,8 +51,9 @@ def curation(source: Any, test_share: float = 0.3) -> CurationConfig:
 
 
 def both(config: FilesSource, test_share: float = 0.3) -> tuple[list[Candidate], list[Candidate]]:
-    source, c = open_source(config, PROMPTS, 0), curation(config, test_share)
-    train, test = (source.make(s, range(count(config, c, s))) for s in SPLITS)
+    prompts = PROMPTS.model_copy(update={"test_share": test_share})
+    source = open_source(config, prompts, 0)
+    train, test = (source.make(s, range(count(config, curation(config), prompts, s))) for s in SPLITS)
     return train, test
 
 
@@ -60,7 +61,7 @@ def both(config: FilesSource, test_share: float = 0.3) -> tuple[list[Candidate],
 def test_every_file_is_in_one_split(files: Files, test_share: float) -> None:
     train, test = both(files(rows(*range(10))), test_share)
     assert sorted(c.prompt for c in train + test) == sorted(f"picture {i}" for i in range(10))
-    assert len(test) == round(10 * test_share) and {c.split for c in test} <= {"test"}
+    assert abs(len(test) - 10 * test_share) <= 2 and {c.split for c in test} <= {"test"}
     for c in train + test:
         shade = int(c.prompt.split()[1]) * 20
         assert decode_image(c.images[0], "").getpixel((0, 0)) == (shade, 0, 0)
@@ -75,8 +76,9 @@ def test_a_prompt_with_several_images_is_in_one_split(files: Files) -> None:
 
 def test_the_same_index_is_the_same_candidate(files: Files) -> None:
     config = files(rows(*range(10)))
-    whole = open_source(config, PROMPTS, 0).make("train", range(7))
-    assert [open_source(config, PROMPTS, 0).make("train", [i])[0] for i in range(7)] == whole
+    number = count(config, curation(config), PROMPTS, "train")
+    whole = open_source(config, PROMPTS, 0).make("train", range(number))
+    assert [open_source(config, PROMPTS, 0).make("train", [i])[0] for i in range(number)] == whole
 
 
 @pytest.mark.parametrize("name", ["absent.png", "../absent.png", "."])
@@ -136,7 +138,21 @@ def test_a_function_depends_on_seed_split_and_index() -> None:
     assert open_source(config, PROMPTS, 1).make("train", [2]) == made[2:3]
     assert open_source(config, PROMPTS, 2).make("train", [2]) != made[2:3]
     assert open_source(config, PROMPTS, 1).make("test", [2])[0].images != made[2].images
-    assert [count(config, curation(config), s) for s in ("train", "test")] == [14, 6]
+    assert [count(config, curation(config), PROMPTS, s) for s in SPLITS] == [14, 6]
+
+
+def leaky(index: int, seed: int, split: Split) -> tuple[str, Image.Image]:
+    return "a picture", Image.new("RGB", (8, 8))
+
+
+def test_a_function_that_gives_a_held_out_prompt_for_training_is_refused() -> None:
+    config = FunctionSource(name="leaky", function=f"{__name__}:leaky", num_images=2)
+    belongs = Splits(PROMPTS).of("a picture")
+    other: Split = "test" if belongs == "train" else "train"
+    assert len(open_source(config, PROMPTS, 0).make(belongs, [0])) == 1
+    with pytest.raises(UserError, match=f"a prompt of the other split when asked for {other}: 'a picture'") as caught:
+        open_source(config, PROMPTS, 0).make(other, [0])
+    assert caught.value.exit_code == 2
 
 
 def test_a_generator_samples_its_own_prompts_and_mismatches_a_share() -> None:
