@@ -54,7 +54,8 @@ class Updater:
     def _step(self, rollout: Rollout, chosen: Tensor, count: int, epoch: int, inner: int) -> dict[str, float]:
         self.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(len(SUMS))
-        for samples in chosen.split(self.rl.batch_size):
+        # A rank all of whose samples are masked has no batch; it takes the step of the others with a gradient of zero.
+        for samples in chosen.split(self.rl.batch_size) if len(chosen) else ():
             sigmas, noise = self._draw(rollout, samples, epoch, inner)
             denominator = count * sigmas.shape[1]
             for j in range(sigmas.shape[1]):

@@ -23,7 +23,7 @@ from firm.images import decode_image
 from firm.launch.job import TrainingJob, work
 from firm.launch.launcher import launch
 from firm.presets import load_config
-from firm.records import Assessment, Judgement
+from firm.records import Assessment, Invalid, Judgement
 from firm.rl.train import Loop
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -44,6 +44,13 @@ class Redness:
         red, green, blue = np.asarray(decode_image(png, "")).reshape(-1, 3).mean(0) / 255
         high = float(np.clip(0.5 + self.sign * (red - (green + blue) / 2), 0, 1))
         return Judgement(score=5 if high > 0.5 else 1, distribution=(1 - high, 0, 0, 0, high))
+
+
+class Failing:
+    """A critic that cannot be reached."""
+
+    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+        return [{"instruction_following": Invalid(reason="request_failed")} for _ in items]
 
 
 def settings(**changes: Any) -> RunConfig:
@@ -178,10 +185,28 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         assert together == pytest.approx(alone, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.usefixtures("worker_path")
+def test_a_rank_without_a_valid_judgement_takes_the_step_of_the_other(tmp_path: Path) -> None:
+    config = settings(group_size=4, learning_rate=1e-4, kl_weight=0.01, inner_epochs=1)
+    request = {"config": config.model_dump(mode="json"), "epochs": 1, "failing_rank": 1}
+    job = TrainingJob("run", "rl", Path(__file__).stem, request, {})
+    launch(job, Output.open(str(tmp_path)), LocalLaunch(num_workers=2))
+    first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    moved = [
+        key for key in first if key.startswith("policy/") and not torch.equal(first[key], first["reference/" + key[7:]])
+    ]
+    assert moved
+    [stats] = json.loads((tmp_path / "stats.json").read_text())
+    assert stats["invalid_judgements"] == 8 and stats["loss"] > 0
+
+
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
     """The worker of the test above."""
     world = dist.start()
     loop = make(RunConfig.model_validate(request["config"]), world)
+    if world.rank == request.get("failing_rank"):
+        loop.critic = Failing()
     stats = [loop.run_epoch() for _ in range(request["epochs"])]
     save_file({k: t.contiguous() for k, t in all_tensors(loop).items()}, out.folder / f"rank{world.rank}.safetensors")
     if world.is_main:
