@@ -18,6 +18,8 @@ from pydantic import ValidationError
 from firm.config import RunConfig
 from firm.records import UserError
 
+_ALTERNATIVES = {"path": ("function",), "function": ("path",)}  # keys of which a section has only one
+
 
 def preset_names() -> list[str]:
     """Names of the presets shipped with the package."""
@@ -58,11 +60,22 @@ def _read_source(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """The base with what the change says; a section whose ``kind`` changes is replaced as a whole."""
     merged = dict(base)
+    for key, value in change.items():
+        _make_room(merged, key, value)
     for key, value in change.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
+
+
+def _make_room(section: dict[str, Any], key: str, value: Any) -> None:
+    """Remove from a section what cannot stand with a new value of one of its keys."""
+    if key == "kind" and section.get("kind", value) != value:
+        section.clear()
+    for other in _ALTERNATIVES.get(key, ()):
+        section.pop(other, None)
 
 
 def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
@@ -82,7 +95,11 @@ def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
     try:
         for part in parents:
             node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
-        node[int(last) if isinstance(node, list) else last] = value
+        if isinstance(node, list):
+            node[int(last)] = value
+        else:
+            _make_room(node, last, value)
+            node[last] = value
     except (AttributeError, TypeError, ValueError, IndexError) as error:
         raise UserError("there is no such key", f"--set {key}", "see `firm config show PRESET`", True) from error
     return data
@@ -99,12 +116,12 @@ def parse_config(data: Mapping[str, Any], where: str = "config") -> RunConfig:
 
 
 def load_config(name: str, overrides: Iterable[str] = ()) -> RunConfig:
-    """Load a preset or YAML file and apply ``key=value`` overrides.
+    """Load a preset or YAML file and apply ``key=value`` overrides, those of a section's ``kind`` first.
 
     Raises:
         UserError: Unknown preset, unknown key or impossible value, naming the key path (exit code 2).
     """
     data = _read_source(name)
-    for assignment in overrides:
+    for assignment in sorted(overrides, key=lambda text: not text.partition("=")[0].endswith("kind")):
         data = _override(data, assignment)
     return parse_config(data, name)

@@ -21,7 +21,7 @@ from firm.shards import iter_shards
 OWN = """
 base: gen-shapes
 name: own
-prompts: {path: prompts.json, function: null, test_share: 0.3}
+prompts: {path: prompts.json, test_share: 0.3}
 curation:
   shard_size: 16
   batch_size: 8

@@ -46,7 +46,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     (folder / "run.yaml").write_text(
         f"""
 base: gen-shapes
-prompts: {{path: {folder}/prompts.txt, function: null, test_share: 0.12}}
+prompts: {{path: {folder}/prompts.txt, test_share: 0.12}}
 curation:
   planner: {judge}
   evaluator: {judge}

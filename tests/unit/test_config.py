@@ -157,6 +157,42 @@ def test_a_file_gives_differences_from_its_base(file: Path, tmp_path: Path) -> N
     assert config.rl.max_epochs == 9
 
 
+ENDPOINT = {"kind": "endpoint", "base_url": "http://localhost:8000/v1", "model": "m"}
+
+
+def test_a_section_whose_kind_changes_is_replaced(file: Path, tmp_path: Path) -> None:
+    child = tmp_path / "child.yaml"
+    change = {"base": str(file), "curation": {"attempts": 7, "evaluator": ENDPOINT}, "auditor": {"judge": ENDPOINT}}
+    child.write_text(yaml.safe_dump(change))
+    config = load_config(str(child))
+    for judge in (config.curation.evaluator, config.auditor.judge):
+        assert judge.model_dump() | ENDPOINT == judge.model_dump()
+    assert (config.curation.attempts, config.curation.planner) == (7, load_config(str(file)).curation.planner)
+    same = tmp_path / "same.yaml"
+    same.write_text(yaml.safe_dump({"base": str(child), "auditor": {"judge": {"kind": "endpoint", "model": "n"}}}))
+    judge = load_config(str(same)).auditor.judge
+    assert (judge.base_url, judge.model) == (ENDPOINT["base_url"], "n")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_an_override_of_a_kind_replaces_the_section_whatever_the_order(file: Path, backwards: bool) -> None:
+    overrides = [f"auditor.judge.{key}={value}" for key, value in ENDPOINT.items()]
+    config = load_config(str(file), reversed(overrides) if backwards else overrides)
+    assert config.auditor.judge.model_dump() | ENDPOINT == config.auditor.judge.model_dump()
+
+
+@pytest.mark.parametrize(("key", "other"), [("path", "function"), ("function", "path")])
+def test_one_source_of_prompts_takes_the_place_of_the_other(file: Path, tmp_path: Path, key: str, other: str) -> None:
+    base, child = tmp_path / "base.yaml", tmp_path / "child.yaml"
+    base.write_text(yaml.safe_dump({"base": str(file), "prompts": {other: "there", "limit": 9}}))
+    child.write_text(yaml.safe_dump({"base": str(base), "prompts": {key: "mine"}}))
+    for config in (load_config(str(child)), load_config(str(base), [f"prompts.{key}=mine"])):
+        prompts = config.prompts.model_dump()
+        assert (prompts[key], prompts[other], prompts["limit"]) == ("mine", None, 9)
+    child.write_text(yaml.safe_dump({"base": str(base), "prompts": {key: "mine", other: "too"}}))
+    assert "either path or function" in str(mistake(child))
+
+
 def test_a_base_that_leads_back_to_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "circle.yaml"
     path.write_text(yaml.safe_dump({"base": str(path)}))

@@ -1,0 +1,107 @@
+"""Every YAML and command in README and docs works word for word, as far as it needs no cluster."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from firm import preflight
+from firm.cli import app
+from firm.config import RunConfig
+from firm.presets import load_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+# Commands whose words others check: the charts' tests and tests/cluster run them on a cluster.
+ON_A_CLUSTER = (
+    "helm ",
+    "kubectl ",
+    "kfp ",
+    "firm doctor",
+    "firm cancel",
+    "rclone ",
+    "firm reap",
+    "make kind-",
+    "make images",
+)
+BRING = (ROOT / "docs" / "bring-your-own.md").read_text()
+
+
+def yamls(text: str) -> list[str]:
+    return re.findall(r"^```yaml\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[str]:
+    """Commands of indented blocks and inline code, without their comments; continued lines are joined."""
+    joined = text.replace("\\\n", " ")
+    starts = r"(?:firm|make|helm|kubectl|kfp|rclone|python)"
+    indented = re.findall(rf"^ {{4}}({starts} .*)$", joined, re.MULTILINE)
+    inline = re.findall(rf"`({starts} [^`\n]+)`", joined)
+    return [re.sub(r"\s+#.*$", "", line).strip() for line in (*indented, *inline)]
+
+
+COMMANDS = sorted({command for page in PAGES for command in commands(page.read_text())})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What the first example of docs/bring-your-own.md is about: my.yaml and the user's prompts."""
+    (tmp_path / "my.yaml").write_text(yamls(BRING)[0])
+    (tmp_path / "prompts.json").write_text(str([f"prompt {i}" for i in range(100)]).replace("'", '"'))
+    return tmp_path
+
+
+@pytest.mark.parametrize(("page", "text"), [(p.name, y) for p in PAGES for y in yamls(p.read_text())])
+def test_every_yaml_is_a_configuration(page: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    given = yaml.safe_load(text)
+    Path("other.yaml").write_text(text if "base" in given else f"base: my.yaml\n{text}")
+    config = load_config("other.yaml")
+    preflight.check(config)
+    shown = config.model_dump(mode="json")
+    for section, values in given.items():
+        if isinstance(values, dict):
+            assert shown[section] | {k: v for k, v in values.items() if not isinstance(v, dict)} == shown[section]
+
+
+def test_there_are_yamls_and_commands() -> None:
+    assert len(yamls(BRING)) >= 3 and len(COMMANDS) > 15
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if not c.startswith(ON_A_CLUSTER)])
+def test_every_command_works(command: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, *words = command.split()
+    words = [word.replace("=N", "=1") for word in words]  # a number for the reader to choose
+    if program == "make":
+        subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
+    elif program == "firm" and words[0] == "run" and len(words) > 1:
+        monkeypatch.chdir(folder)
+        check_run(words[1], words[3::2], monkeypatch)
+    elif program == "firm" and len(words) > 1:
+        subprocess.run([sys.executable, "-m", "firm.cli", *words], cwd=folder, check=True, capture_output=True)
+    else:  # a mention of the command, or a server
+        words = ["-m", "firm.cli", *words] if program == "firm" else words
+        subprocess.run([sys.executable, *words, "--help"], cwd=folder, check=True, capture_output=True)
+
+
+def check_run(source: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything up to the first stage, for which tests/pipelines has shorter runs."""
+    from pipelines import local
+
+    started: list[RunConfig] = []
+    monkeypatch.setattr(local, "run_locally", lambda config, folder: started.append(config))
+    result = CliRunner().invoke(app, ["run", source, *(w for o in overrides for w in ("--set", o))])
+    assert result.exit_code == 0, result.output
+    expected = load_config(source, overrides)
+    assert [c.model_copy(update={"store": expected.store}) for c in started] == [expected]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("firm (doctor|cancel|reap) ", c)])
+def test_commands_for_a_cluster_have_options_that_exist(command: str) -> None:
+    help_ = CliRunner().invoke(app, [command.split()[1], "--help"]).output
+    for option in re.findall(r"(?<= )--?[a-z]+", command):
+        assert re.search(rf"(?<![a-z-]){option}\b", help_), f"{command}: no {option}"
