@@ -254,8 +254,12 @@ def parse_manifest(data: bytes, uri: str) -> Manifest:
 
 def cache_folder(scratch: Path | None, uri: str, identity: str) -> Path:
     """A folder of its own for each content, as old files of another artifact must not mix in."""
-    root = scratch or Path(tempfile.gettempdir()) / f"firm-{_user()}"
-    return root / f"{uri.rsplit('/', 1)[-1]}-{sha256(identity.encode())[:16]}"
+    return (scratch or temporary_folder()) / f"{uri.rsplit('/', 1)[-1]}-{sha256(identity.encode())[:16]}"
+
+
+def temporary_folder() -> Path:
+    """Where this user's caches on this machine are."""
+    return Path(tempfile.gettempdir()) / f"firm-{_user()}"
 
 
 def _user() -> str:

@@ -34,14 +34,9 @@ def check(config: RunConfig) -> None:
             open_chat(chat)
         else:
             load_object(chat.target, f"{key}.target")
-    teacher = (judged.rubric for judged in curation.dimensions.values())
-    for rubric in (
-        curation.planner_rubric,
-        *teacher,
-        *config.critic.rubrics.values(),
-        *config.auditor.rubrics.values(),
-    ):
-        load_rubric(rubric)
+    for _, section in config.walk(""):
+        for rubric in section.named_rubrics():
+            load_rubric(rubric)
     _check_gate(config)
 
 

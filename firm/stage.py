@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from firm import __version__, lifeline
-from firm.artifacts import TIMING, WORK, Output, sha256_file
-from firm.config import FilesSource, RunConfig, fingerprint
+from firm.artifacts import TIMING, WORK, Output
+from firm.config import RunConfig, fingerprint
 from firm.config.launch import for_pod
+from firm.config.section import NamedFile, Section
 from firm.critics.rubrics import load_rubric
+from firm.digests import content_hash
 from firm.inputs import Inputs, open_input, read_ref, write_ref
+from firm.locate import model_path
 from firm.presets import parse_config
 from firm.progress import emit
 from firm.records import SCORES, ArtifactRef, Summary, UserError
@@ -125,23 +128,30 @@ def _execute(stage: str, config: RunConfig, inputs: Mapping[str, str], output: P
 def stage_key(stage: str, config: RunConfig, sections: tuple[str, ...], refs: Mapping[str, ArtifactRef]) -> str:
     """Hash of everything the stage's result depends on: its sections, the user's files they name, its inputs."""
     plain = config.model_dump(mode="json")
-    parts = {section: reduce(lambda node, name: node[name], section.split("."), plain) for section in sections}
-    files = [config.prompts.path] if "prompts" in sections else []
-    if "curation" in sections:
-        files += [s.path for s in config.curation.sources if isinstance(s, FilesSource)]
-    hashes = [sha256_file(Path(f)) for f in files if f and Path(f).is_file()]
-    rubrics = {name: load_rubric(name).version for name in _rubrics(config, sections)}  # edited: another rubric
-    return fingerprint([stage, __version__, parts, hashes, rubrics, {name: ref.sha256 for name, ref in refs.items()}])
+    parts = {name: reduce(lambda node, key: node[key], name.split("."), plain) for name in sections}
+    rubrics, files = dict[str, str](), dict[str, str]()
+    for name in sections:
+        *above, last = name.split(".")
+        parent: Section = reduce(getattr, above, config)
+        value = getattr(parent, last)
+        if not isinstance(value, Section):
+            rubrics |= _rubrics(parent)
+            continue
+        for key, section in value.walk(name):
+            rubrics |= _rubrics(section)
+            files |= {f"{key}.{file.key}": _content(file, f"{key}.{file.key}") for file in section.named_files()}
+    inputs = {name: ref.sha256 for name, ref in refs.items()}
+    return fingerprint([stage, __version__, parts, files, rubrics, inputs])
 
 
-def _rubrics(config: RunConfig, sections: tuple[str, ...]) -> list[str]:
-    """Names of the rubrics in a stage's sections."""
-    names = {
-        "curation": [config.curation.planner_rubric, *(d.rubric for d in config.curation.dimensions.values())],
-        "critic": list(config.critic.rubrics.values()),
-        "auditor": list(config.auditor.rubrics.values()),
-    }
-    return [name for section in sections for name in names.get(section.partition(".")[0], [])]
+def _rubrics(section: Section) -> dict[str, str]:
+    return {name: load_rubric(name).version for name in section.named_rubrics()}  # edited, it is another rubric
+
+
+def _content(file: NamedFile, key: str) -> str:
+    """Hash of what is there; a model's hub id stands for itself."""
+    path = model_path(file.path, key) if file.is_model else file.path
+    return path if file.is_model and not Path(path).is_dir() else content_hash(Path(path), file.follow)
 
 
 def confusion_matrix(summary: Summary, dimension: str) -> tuple[list[str], list[list[int]]]:

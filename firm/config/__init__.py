@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, PositiveInt, model_validator
 
+from firm.config.chat import ChatConfig as ChatConfig
+from firm.config.chat import EndpointChat as EndpointChat
+from firm.config.chat import PythonChat as PythonChat
 from firm.config.launch import LaunchConfig, LocalLaunch
-from firm.config.section import NonNegative, Positive, Section, Share
+from firm.config.section import NamedFile, NonNegative, Positive, Section, Share
 
 Dimension = Literal["instruction_following", "quality"]
 
@@ -32,29 +36,10 @@ class PromptsConfig(Section):
             raise ValueError("give either path or function, not both or neither")
         return self
 
-
-class PythonChat(Section):
-    """A judge in this process: ``target`` is the dotted name of a class with ``complete(messages, ...)``."""
-
-    kind: Literal["python"] = "python"
-    target: str
-
-
-class EndpointChat(Section):
-    """A judge behind any OpenAI-compatible endpoint. The API key is read from the environment only."""
-
-    kind: Literal["endpoint"] = "endpoint"
-    base_url: str
-    model: str
-    api_key_env: str = "OPENAI_API_KEY"
-    max_tokens: PositiveInt = 4096
-    temperature: NonNegative = 0.0
-    timeout_s: Positive = 120.0
-    deadline_s: Positive = 600.0  # for one judgement, retries included
-    concurrency: PositiveInt = 8
-
-
-ChatConfig = Annotated[PythonChat | EndpointChat, Field(discriminator="kind")]
+    def named_files(self) -> Iterator[NamedFile]:
+        """The prompts."""
+        if self.path is not None:
+            yield NamedFile("path", self.path)
 
 
 class PolicyConfig(Section):
@@ -65,6 +50,10 @@ class PolicyConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     resolution: PositiveInt
     max_sequence_length: PositiveInt = 256  # T5 tokens; 1 where the model has no T5
+
+    def named_files(self) -> Iterator[NamedFile]:
+        """The model."""
+        yield NamedFile("model", self.model, is_model=True)
 
 
 class GeneratedSource(Section):
@@ -95,6 +84,10 @@ class FilesSource(Section):
     name: str
     path: str
 
+    def named_files(self) -> Iterator[NamedFile]:
+        """The rows and their images."""
+        yield NamedFile("path", self.path, follow=("image",))
+
 
 CandidateSource = Annotated[GeneratedSource | FunctionSource | FilesSource, Field(discriminator="kind")]
 
@@ -104,6 +97,10 @@ class JudgedDimension(Section):
 
     rubric: str
     share: Share = 1.0
+
+    def named_rubrics(self) -> Iterator[str]:
+        """The teacher's."""
+        yield self.rubric
 
 
 class CurationConfig(Section):
@@ -132,6 +129,10 @@ class CurationConfig(Section):
         if len({s.name for s in self.sources}) != len(self.sources):
             raise ValueError("sources must have distinct names")
         return self
+
+    def named_rubrics(self) -> Iterator[str]:
+        """The planner's."""
+        yield self.planner_rubric
 
 
 class LoraConfig(Section):
@@ -164,6 +165,15 @@ class CriticConfig(Section):
         if self.kind == "endpoint" and self.endpoint is None:
             raise ValueError("an endpoint critic needs `endpoint`")
         return self
+
+    def named_files(self) -> Iterator[NamedFile]:
+        """The model that training starts from."""
+        if self.kind == "trained":
+            yield NamedFile("model", self.model, is_model=True)
+
+    def named_rubrics(self) -> Iterator[str]:
+        """One for each dimension."""
+        yield from self.rubrics.values()
 
 
 class SFTConfig(Section):
@@ -272,6 +282,10 @@ class AuditorConfig(Section):
     patience: PositiveInt = 3  # checks in a row below the best before RL stops
     tolerance: NonNegative = 0.0  # a fall smaller than this does not count
     num_images: PositiveInt = 128
+
+    def named_rubrics(self) -> Iterator[str]:
+        """One for each dimension."""
+        yield from self.rubrics.values()
 
 
 class EvaluateConfig(Section):

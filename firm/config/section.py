@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,7 +12,40 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+class NamedFile(NamedTuple):
+    """A file or folder that a section names: results depend on its content.
+
+    Attributes:
+        key: The key that names it, within its section.
+        path: What the key says.
+        is_model: It may be a hub id or pkg://PACKAGE/PATH instead of a folder.
+        follow: Keys of the rows of a JSONL file that name further files, relative to it.
+    """
+
+    key: str
+    path: str
+    is_model: bool = False
+    follow: tuple[str, ...] = ()
+
+
 class Section(BaseModel):
     """Base of every section: immutable, unknown keys rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    def walk(self, key: str) -> Iterator[tuple[str, Section]]:
+        """This section, whose key is given, and all sections inside it, each with its key."""
+        yield key, self
+        for name, value in self:
+            items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+            for inner, item in (("", value), *items):
+                if isinstance(item, Section):
+                    yield from item.walk(".".join(filter(None, (key, name, str(inner)))))
+
+    def named_files(self) -> Iterator[NamedFile]:
+        """Files and folders that this section itself names."""
+        yield from ()
+
+    def named_rubrics(self) -> Iterator[str]:
+        """Rubrics that this section itself names."""
+        yield from ()

@@ -327,8 +327,9 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 def test_a_critic_that_answers_nonsense_does_not_pass_the_gate(folder: Path) -> None:
     with serving(Nonsense) as url:
-        critic = f"critic.endpoint={{kind: endpoint, base_url: '{url}', model: mad}}"
-        result = stages(folder, "curation sft bench gate", "critic.kind=endpoint", critic)
+        endpoint = f"critic.endpoint={{kind: endpoint, base_url: '{url}', model: mad}}"
+        rubrics = "critic.rubrics={instruction_following: short_instruction_following, quality: short_quality}"
+        result = stages(folder, "curation sft bench gate", "critic.kind=endpoint", endpoint, rubrics)
     complains(result, 1, "the critic is not trusted", "coverage is 0.00", "at least 0.90")
     assert (folder / "bench").exists() and not (folder / "gate").exists()
 
