@@ -126,9 +126,9 @@ class Candidate(Record):
 
 
 class Judged(Candidate):
-    """A candidate with the teacher's privileged material (plan) and its outcome per dimension."""
+    """A candidate with the teacher's privileged material (name -> lines, such as a plan) and its outcomes."""
 
-    plan: list[str]
+    material: dict[str, list[str]]
     assessment: Assessment
     provenance: Provenance
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -23,12 +23,12 @@ class Item:
     Attributes:
         prompt: The image's prompt.
         images: PNG bytes: one image for generation, (source, edited) for editing.
-        plan: Questions of the planner, where there is a plan.
+        material: What only a teacher is given: name -> lines, such as the questions of a plan.
     """
 
     prompt: str
     images: list[bytes]
-    plan: list[str] = field(default_factory=list)
+    material: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class Critic(Protocol):
@@ -39,16 +39,15 @@ class Critic(Protocol):
         ...
 
 
-def question(rubric: Rubric, prompt: str, plan: Sequence[str] = ()) -> str:
+def question(rubric: Rubric, prompt: str, material: Mapping[str, Sequence[str]] | None = None) -> str:
     """Text of the user message that asks a judge, with one ``<image>`` mark per image.
 
     The marks stand where the template has them, else in front. Curation writes this text into training examples and
     critics are asked with it, in this process and at an endpoint, so training and judging are the same. A mark inside
     the prompt is made harmless, as marks are counted.
     """
-    used = rubric.placeholders
-    plain = prompt.replace(IMAGE_MARK, "< image >")
-    text = rubric.render(plain if "prompt" in used else None, list(plan) if "plan" in used else None)
+    values = {"plan": (), "prompt": prompt.replace(IMAGE_MARK, "< image >"), **(material or {})}
+    text = rubric.render({name: values[name] for name in rubric.placeholders if name in values})
     return text if IMAGE_MARK in rubric.text else IMAGE_MARK * rubric.images + text
 
 

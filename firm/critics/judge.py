@@ -115,7 +115,7 @@ class ChatCritic:
         if len(item.images) != rubric.images:
             what = f"the rubric judges {rubric.images} image(s), the item has {len(item.images)}"
             raise UserError(what, rubric.name, "choose another rubric for this dimension", usage=True)
-        return user_message(question(rubric, item.prompt, item.plan), item.images)
+        return user_message(question(rubric, item.prompt, item.material), item.images)
 
     def _request(self, messages: Sequence[ChatMessage], attempt: int) -> Reply:
         # At temperature 0 the same question would get the same unreadable answer.

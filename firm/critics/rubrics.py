@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
@@ -29,8 +29,9 @@ AnswerFormat = Literal["boxed", "json", "checklist"]
 IMAGE_MARK = "<image>"
 """Where an image stands in a text; a template without marks has its images in front."""
 NO_PLAN = "(no plan was made: first list the requirements of the prompt yourself)"
+_EMPTY = {"plan": NO_PLAN}
 
-_PLACEHOLDER = re.compile(r"\{(prompt|plan)\}")
+_PLACEHOLDER = re.compile(r"(?<!\w)\{([a-z_]+)\}")  # not the {n} of \boxed{n}
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n(.*)\Z", re.DOTALL | re.MULTILINE)
 
 
@@ -57,31 +58,29 @@ class Rubric:
 
     @property
     def placeholders(self) -> frozenset[str]:
-        """Values that `render` needs: a subset of ``prompt`` and ``plan``."""
+        """Names of the values that `render` needs, such as ``prompt`` and ``plan``."""
         return frozenset(_PLACEHOLDER.findall(self.text))
 
-    def render(self, prompt: str | None = None, plan: str | Sequence[str] | None = None) -> str:
+    def render(self, values: Mapping[str, str | Sequence[str]]) -> str:
         """Fill the placeholders, literally: braces and placeholders inside a value stay as they are.
 
         Args:
-            prompt: The image's prompt.
-            plan: The questions of the plan (made a Markdown list), or ready text. An empty plan is
-                replaced by a sentence that tells the judge to list the requirements itself.
+            values: Name -> ready text, or lines that become a Markdown list. An empty plan is replaced by a sentence
+                that tells the judge to list the requirements itself.
 
         Raises:
             UserError: A value is missing, or given although the template has no place for it.
         """
-        values: dict[str, str] = {}
-        if prompt is not None:
-            values["prompt"] = prompt
-        if plan is not None:
-            values["plan"] = (plan if isinstance(plan, str) else "\n".join(f"- {q}" for q in plan)) or NO_PLAN
         if missing := sorted(self.placeholders - set(values)):
             raise UserError(f"the rubric needs {' and '.join(missing)}", self.name, "give the value", usage=True)
         if extra := sorted(set(values) - self.placeholders):
             fix = f"leave it out, or write {{{extra[0]}}} into the template"
             raise UserError(f"the rubric has no place for {' and '.join(extra)}", self.name, fix, usage=True)
-        return _PLACEHOLDER.sub(lambda match: values[match[1]], self.text)
+        return _PLACEHOLDER.sub(lambda match: _text(match[1], values[match[1]]), self.text)
+
+
+def _text(name: str, value: str | Sequence[str]) -> str:
+    return (value if isinstance(value, str) else "\n".join(f"- {line}" for line in value)) or _EMPTY.get(name, "")
 
 
 def rubric_names() -> list[str]:

@@ -32,11 +32,11 @@ class PlanThenScore:
         prompts = dict.fromkeys(c.prompt for c in candidates)
         with ThreadPoolExecutor(self._planners) as pool:
             plans = dict(zip(prompts, pool.map(self.plan, prompts), strict=True))
-        items = [Item(c.prompt, c.images, plans[c.prompt]) for c in candidates]
+        items = [Item(c.prompt, c.images, {"plan": plans[c.prompt]}) for c in candidates]
         return [
             Judged(
                 **dict(candidate),
-                plan=item.plan,
+                material={"plan": plans[candidate.prompt]},
                 assessment={d: a.outcome for d, a in answers.items()},
                 provenance=Provenance(
                     teacher=self.critic.chat.name,
@@ -54,7 +54,7 @@ class PlanThenScore:
         return self._plans[prompt]
 
     def _ask_plan(self, prompt: str) -> list[str]:
-        message = user_message(self._plan_rubric.render(prompt=prompt))
+        message = user_message(self._plan_rubric.render({"prompt": prompt}))
         for attempt in range(self.config.attempts):
             temperature = 0.0 if attempt == 0 else 0.7
             try:
@@ -88,7 +88,7 @@ def student_example(judged: Judged, dimension: str, rubric: str, style: str, con
         dimension=dimension,
         prompt=judged.prompt,
         source=judged.source,
-        difficulty="hard" if len(judged.plan) >= config.hard_from else "easy",
+        difficulty="hard" if len(judged.material["plan"]) >= config.hard_from else "easy",
         score=outcome.score,
         messages=[
             Message(role="user", content=question(template, judged.prompt)),

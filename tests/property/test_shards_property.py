@@ -18,7 +18,7 @@ ROW = {"prompt": TEXT, "source": TEXT, "split": st.sampled_from(["train", "test"
 JUDGED = st.builds(
     Judged,
     index=st.integers(-(2**63), 2**63 - 1),
-    plan=st.lists(TEXT, max_size=3),
+    material=st.dictionaries(TEXT, st.lists(TEXT, max_size=3), max_size=2),
     assessment=st.dictionaries(TEXT, JUDGEMENTS | INVALID, max_size=3),
     provenance=st.builds(
         Provenance,

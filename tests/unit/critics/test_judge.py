@@ -55,7 +55,7 @@ class Echo:
 
 
 def item(prompt: str = "a red circle", plan: Sequence[str] = ()) -> Item:
-    return Item(prompt, [PNG], list(plan))
+    return Item(prompt, [PNG], {"plan": list(plan)} if plan else {})
 
 
 def test_a_good_answer_is_asked_for_once() -> None:

@@ -26,38 +26,38 @@ def test_the_placeholders_of_the_templates() -> None:
     assert load_rubric("evaluate").placeholders == {"prompt", "plan"}
     assert load_rubric("quality").placeholders == frozenset()
     assert "technical quality" in load_rubric("quality").text.lower()
-    short = load_rubric("short_instruction_following").render(prompt="a red circle")
+    short = load_rubric("short_instruction_following").render({"prompt": "a red circle"})
     assert short == "prompt : a red circle <image>"
-    assert load_rubric("short_quality").render() == "quality <image>"
+    assert load_rubric("short_quality").render({}) == "quality <image>"
 
 
 @pytest.mark.parametrize("name", ["plan", "evaluate", "instruction_following"])
 def test_the_prompt_stands_at_the_end_between_markers(name: str) -> None:
     rubric = load_rubric(name)
-    plan = ["Is it red?"] if "plan" in rubric.placeholders else None
-    lines = rubric.render(prompt="a red circle", plan=plan).splitlines()
+    plan = {"plan": ["Is it red?"]} if "plan" in rubric.placeholders else {}
+    lines = rubric.render({"prompt": "a red circle", **plan}).splitlines()
     start = lines.index("<START OF PROMPT>")
     assert lines[start + 1 : start + 3] == ["a red circle", "<END OF PROMPT>"]
-    if plan is None:
+    if not plan:
         assert start + 3 == len(lines)
     else:
         assert lines[start + 4 :] == ["<START OF PLAN>", "- Is it red?", "<END OF PLAN>"]
 
 
 def test_values_are_filled_in_literally() -> None:
-    text = load_rubric("evaluate").render(prompt="a {plan} of {0} {prompt} \\1 100%", plan=["{prompt}?"])
+    text = load_rubric("evaluate").render({"prompt": "a {plan} of {0} {prompt} \\1 100%", "plan": ["{prompt}?"]})
     assert "a {plan} of {0} {prompt} \\1 100%" in text and "- {prompt}?" in text
 
 
 def test_an_empty_plan_is_said_to_be_empty() -> None:
-    assert NO_PLAN in load_rubric("evaluate").render(prompt="a", plan=[])
+    assert NO_PLAN in load_rubric("evaluate").render({"prompt": "a", "plan": []})
 
 
 def test_missing_and_superfluous_values_are_errors() -> None:
     with pytest.raises(UserError, match="needs plan"):
-        load_rubric("evaluate").render(prompt="a")
+        load_rubric("evaluate").render({"prompt": "a"})
     with pytest.raises(UserError, match="no place for prompt"):
-        load_rubric("quality").render(prompt="a")
+        load_rubric("quality").render({"prompt": "a"})
 
 
 def test_the_version_is_the_hash_of_the_file() -> None:

@@ -61,7 +61,7 @@ def judge(candidates: Sequence[Candidate], planner: Chat | None = None, evaluato
 def test_judgements_are_the_teachers_with_their_provenance(candidates: list[Candidate]) -> None:
     for given, judged in zip(candidates, judge(candidates), strict=True):
         assert Candidate(**{k: getattr(judged, k) for k in Candidate.model_fields}) == given
-        assert judged.plan == teacher.plan(given.prompt)
+        assert judged.material["plan"] == teacher.plan(given.prompt)
         outcome = judged.assessment["instruction_following"]
         _, image = candidate(given.index, 0, "train")
         assert isinstance(outcome, Judgement) and outcome.score == teacher.instruction_following(given.prompt, image)
@@ -72,7 +72,7 @@ def test_judgements_are_the_teachers_with_their_provenance(candidates: list[Cand
         names = {"plan": "plan", **DIMENSIONS}
         assert provenance.rubrics == {d: load_rubric(name).version for d, name in names.items()}
         assert parse_answer(provenance.answers["instruction_following"], "boxed") == outcome
-        assert judged.plan[0] in provenance.answers["instruction_following"]  # the evaluator saw the plan
+        assert judged.material["plan"][0] in provenance.answers["instruction_following"]  # the evaluator saw the plan
 
 
 @pytest.mark.parametrize("style", ["score_first", "reason_first"])
@@ -85,22 +85,22 @@ def test_the_student_never_sees_the_plan(candidates: list[Candidate], style: str
             asked, answered = example.messages
             assert (asked.role, answered.role) == ("user", "assistant")
             assert asked.content.count("<image>") == 1 == len(example.images)
-            assert not any(question in asked.content for question in judged.plan)
+            assert not any(question in asked.content for question in judged.material["plan"])
             if rationale == "summary":
-                assert not any(question in answered.content for question in judged.plan)
+                assert not any(question in answered.content for question in judged.material["plan"])
             read = (
                 parse_score_first(answered.content)
                 if style == "score_first"
                 else parse_answer(answered.content, "boxed")
             )
             assert isinstance(read, Judgement) and read.score == example.score
-            assert example.difficulty == ("hard" if len(judged.plan) >= 4 else "easy")
+            assert example.difficulty == ("hard" if len(judged.material["plan"]) >= 4 else "easy")
 
 
 def test_one_plan_per_prompt(candidates: list[Candidate]) -> None:
     planner = Scripted("- Is it red?\n- Is it round?")
     judged = judge([candidates[0]] * 3, planner)
-    assert len(planner.asked) == 1 and judged[0].plan == ["Is it red?", "Is it round?"]
+    assert len(planner.asked) == 1 and judged[0].material["plan"] == ["Is it red?", "Is it round?"]
     assert candidates[0].prompt in str(planner.asked[0][0]) and "image_url" not in str(planner.asked[0][0])
 
 
@@ -124,5 +124,5 @@ def test_an_answer_that_does_not_parse_is_asked_again(candidates: list[Candidate
 def test_without_a_plan_the_evaluator_makes_its_own(candidates: list[Candidate]) -> None:
     planner, evaluator = Scripted("no list here"), Scripted("\\boxed{3}")
     [judged] = judge(candidates[:1], planner, evaluator)
-    assert judged.plan == [] and len(planner.asked) == 3
+    assert judged.material["plan"] == [] and len(planner.asked) == 3
     assert "no plan was made" in str(evaluator.asked[0][0])
