@@ -189,7 +189,8 @@ def test_a_store_in_s3_needs_credentials(folder: Path) -> None:
 
 def test_a_corrupt_image_is_named(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    (folder / "mine.jsonl").write_text('{"prompt": "a red circle", "image": "a.png"}\n' * 2)
+    rows = [json.dumps({"prompt": f"picture {i}", "image": "a.png"}) for i in range(40)]  # enough for both splits
+    (folder / "mine.jsonl").write_text("\n".join(rows))
     result = firm(folder, FILES, "bench.gate=[{metric: mae, at_most: 5}]")
     complains(result, 2, "curation failed", "mine.jsonl, entry ", ": a.png", "cannot decode", "run.log")
     assert "Traceback" not in (folder / "runs" / "small" / "run.log").read_text()

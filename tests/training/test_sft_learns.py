@@ -17,6 +17,7 @@ from firm.config import (
     CurationConfig,
     FunctionSource,
     JudgedDimension,
+    PromptsConfig,
     PythonChat,
     SFTConfig,
 )
@@ -34,6 +35,7 @@ from firm.shards import ShardWriter, iter_shards
 disable_progress_bars()
 DIMENSION = "instruction_following"
 TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
+PROMPTS = PromptsConfig(function="firm.shapes.world:prompts")
 SOURCE = FunctionSource(name="rendered", function="firm.shapes.world:candidate", num_images=400)
 CRITIC = CriticConfig(
     model="pkg://firm.shapes/weights/critic", from_scratch=True, answer_style="score_first", dtype="float32",
@@ -49,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         planner=TEACHER, evaluator=TEACHER, sources=[SOURCE], rationale="summary",
         dimensions={DIMENSION: JudgedDimension(rubric="evaluate")},
     )  # fmt: skip
-    source = open_source(SOURCE, None, 0)  # type: ignore[arg-type]
+    source = open_source(SOURCE, PROMPTS, 0)
     judge = PlanThenScore(curation, open_chat(TEACHER), open_chat(TEACHER))
     for split, number in (("train", 320), ("test", 80)):
         writer = ShardWriter(folder / split, Example, 128)
