@@ -36,8 +36,8 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer's way of saying "none")
     """Run the whole pipeline on this machine. Run it again after a stop: it goes on where it was."""
     from firm import preflight
-    from firm.presets import load_config
-    from firm.runs import RunFolder
+    from firm.config.loading import load_config
+    from pipelines.runs import RunFolder
 
     config = load_config(source, overrides)
     preflight.check(config)
@@ -91,9 +91,9 @@ def doctor(
 ) -> None:
     """Check a cluster, from inside or outside, and say how to mend what is wrong."""
     from firm.config.launch import PyTorchJobLaunch
-    from firm.launch.backend import Backend
-    from firm.launch.cluster import Cluster
-    from firm.launch.doctor import examine
+    from firm.launch.k8s.backend import Backend
+    from firm.launch.k8s.cluster import Cluster
+    from firm.launch.k8s.doctor import examine
 
     marks = {"ok": "✔", "warning": "!", "failed": "✘", "unknown": "?"}
     launch = PyTorchJobLaunch(gpus=gpus)
@@ -113,9 +113,9 @@ def cancel(
     endpoint: Endpoint = "",
 ) -> None:
     """End a run on the cluster with its jobs; what it has written stays, and the next run resumes from it."""
-    from firm.launch.backend import Backend
-    from firm.launch.cancel import cancel as end
-    from firm.launch.cluster import Cluster
+    from firm.launch.k8s.backend import Backend
+    from firm.launch.k8s.cancel import cancel as end
+    from firm.launch.k8s.cluster import Cluster
 
     end(name, Cluster.connect(namespace or None), Backend(endpoint), print)
 
@@ -123,8 +123,8 @@ def cancel(
 @app.command()
 def reap(namespace: Namespace = "") -> None:
     """Delete unfinished PyTorchJobs of KFP runs that are over (what the chart's CronJob does)."""
-    from firm.launch.cancel import reap as delete_orphans
-    from firm.launch.cluster import Cluster
+    from firm.launch.k8s.cancel import reap as delete_orphans
+    from firm.launch.k8s.cluster import Cluster
 
     delete_orphans(Cluster.connect(namespace or None), print)
 
@@ -132,7 +132,7 @@ def reap(namespace: Namespace = "") -> None:
 @config_app.command("list")
 def list_presets() -> None:
     """List the presets."""
-    from firm.presets import preset_names
+    from firm.config.loading import preset_names
 
     print("\n".join(preset_names()))
 
@@ -148,7 +148,7 @@ def show(
     """Show a configuration with all its keys, after overrides."""
     import yaml
 
-    from firm.presets import load_config
+    from firm.config.loading import load_config
 
     config = load_config(source, overrides).model_dump(mode="json", exclude_none=True)
     print(json.dumps(config) if as_json else yaml.safe_dump(config, sort_keys=False), end="\n" if as_json else "")
@@ -162,7 +162,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        from firm.store import disk_error
+        from firm.storage.files import disk_error
 
         print(f"error: {disk_error(error, error.filename or '')}", file=sys.stderr)
         sys.exit(1)

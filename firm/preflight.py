@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from firm.chat.client import open_chat
 from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSource, RunConfig
-from firm.critics.chat import open_chat
 from firm.critics.rubrics import load_rubric
 from firm.locate import load_object, model_path
 from firm.prompts import Splits, load_prompts

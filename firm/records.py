@@ -170,6 +170,33 @@ class Sample(Record):
     auditor: Assessment
 
 
+# ---- the gate ---------------------------------------------------------------------------------------------------
+
+
+class Check(Record):
+    """One rule applied. ``value`` is None where the metric is undefined, which fails the rule."""
+
+    metric: str
+    dimension: str
+    source: str | None
+    value: float | None
+    bound: str
+    passed: bool
+    message: str
+
+
+class Verdict(Record):
+    """Result of the gate: trusted only if every check passed."""
+
+    trusted: bool
+    checks: list[Check]
+
+    @property
+    def failures(self) -> list[str]:
+        """One sentence for each rule that is not kept."""
+        return [check.message for check in self.checks if not check.passed]
+
+
 # ---- artifacts --------------------------------------------------------------------------------------------------
 
 
@@ -209,6 +236,13 @@ class Curve(Record):
     y: list[float]
 
 
+class ConfusionMatrix(Record):
+    """Counts [category of the human score][category of the prediction]."""
+
+    categories: list[str]
+    counts: list[list[int]]
+
+
 class Summary(Record):
     """What a stage tells the rest of the world: the report and the KFP metrics read nothing else.
 
@@ -217,6 +251,7 @@ class Summary(Record):
         metrics: Headline numbers, shown as KFP metrics.
         tables: Named tables of JSON scalars (list of rows).
         curves: Named series for figures.
+        confusion: What the KFP UI draws as a matrix.
         notes: Sentences for the reader, such as why a run stopped early.
     """
 
@@ -224,4 +259,5 @@ class Summary(Record):
     metrics: dict[str, float] = {}
     tables: dict[str, list[dict[str, Any]]] = {}
     curves: list[Curve] = []
+    confusion: ConfusionMatrix | None = None
     notes: list[str] = []

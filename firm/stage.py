@@ -19,18 +19,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from firm import __version__, lifeline
-from firm.artifacts import TIMING, WORK, Output
 from firm.config import RunConfig, fingerprint
 from firm.config.launch import for_pod
+from firm.config.loading import parse_config
 from firm.config.section import NamedFile, Section
 from firm.critics.rubrics import load_rubric
-from firm.digests import content_hash
-from firm.inputs import Inputs, open_input, read_ref, write_ref
 from firm.locate import model_path
-from firm.presets import parse_config
 from firm.progress import emit
-from firm.records import SCORES, ArtifactRef, Summary, UserError
-from firm.store import atomic_write, disk_error, open_store
+from firm.records import ArtifactRef, Summary, UserError
+from firm.storage.artifacts import TIMING, WORK, Output
+from firm.storage.digests import content_hash
+from firm.storage.files import atomic_write, disk_error
+from firm.storage.inputs import Inputs, open_input, read_ref, write_ref
+from firm.storage.open import open_store
 
 SUMMARY = "summary.json"
 
@@ -39,7 +40,7 @@ class Run(Protocol):
     """What ``firm.<stage>.run`` provides: ``SECTIONS``, the keys of RunConfig it depends on, and ``run``.
 
     A stage that launches a job names its worker in ``JOB``; one that reads only parts of its inputs says so in
-    ``READS`` (see `firm.inputs.Inputs`).
+    ``READS`` (see `firm.storage.inputs.Inputs`).
     """
 
     SECTIONS: tuple[str, ...]
@@ -67,7 +68,7 @@ def execute(
         output: Where to write the pointer file of this stage's artifact.
         log_metric: Called with each headline number, for the KFP UI.
         copies: File of the artifact -> path to copy it to, for the KFP UI.
-        log_matrix: Called with the categories and counts of the reward's confusion matrix, for the KFP UI.
+        log_matrix: Called with the categories and counts of the stage's confusion matrix, for the KFP UI.
         pod: Resources and scheduling that KFP was asked for, for the pods of the stage's job (`kfp.dsl.TaskConfig`).
 
     Raises:
@@ -93,8 +94,8 @@ def execute(
     for name, value in summary.metrics.items():
         if log_metric:
             log_metric(name, value)
-    if log_matrix:
-        log_matrix(*confusion_matrix(summary, run.reward.base))
+    if log_matrix and summary.confusion:
+        log_matrix(summary.confusion.categories, summary.confusion.counts)
     emit(stage=stage, state=state, metrics=summary.metrics)
 
 
@@ -152,12 +153,6 @@ def _content(file: NamedFile, key: str) -> str:
     """Hash of what is there; a model's hub id stands for itself."""
     path = model_path(file.path, key) if file.is_model else file.path
     return path if file.is_model and not Path(path).is_dir() else content_hash(Path(path), file.follow)
-
-
-def confusion_matrix(summary: Summary, dimension: str) -> tuple[list[str], list[list[int]]]:
-    """Categories (human scores) and counts [human][critic] of one dimension, from the bench's table."""
-    rows = [row for row in summary.tables["confusion"] if row["dimension"] == dimension]
-    return [str(row["human"]) for row in rows], [[int(row[f"predicted_{s}"]) for s in SCORES] for row in rows]
 
 
 def read_summary(folder: Path) -> Summary:

@@ -1,15 +1,10 @@
-"""What a task needs on a cluster beyond its code; a local run ignores all of it.
-
-Names are those that the chart `firm` gives to its objects.
-"""
+"""What a task needs on a cluster beyond its code; a local run ignores all of it."""
 
 from __future__ import annotations
 
 from kfp import dsl, kubernetes
 
-GPU = "nvidia.com/gpu"
-CONFIG_MAP = "firm"
-STORE_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
+from firm.launch.k8s.names import CONFIG_MAP, ENDPOINTS_KEYS, ENDPOINTS_SECRET, GPU, STORE_KEYS, STORE_SECRET
 
 
 def step(task: dsl.PipelineTask, name: str, cached: bool = False, retries: int = 2) -> dsl.PipelineTask:
@@ -28,9 +23,9 @@ def step(task: dsl.PipelineTask, name: str, cached: bool = False, retries: int =
     kubernetes.use_config_map_as_env(
         task, CONFIG_MAP, {"FIRM_S3_ENDPOINT": "FIRM_S3_ENDPOINT", "AWS_REGION": "AWS_REGION"}
     )
-    kubernetes.use_secret_as_env(task, "object-store", STORE_KEYS)
-    for key, variable in (("api-key", "OPENAI_API_KEY"), ("hf-token", "HF_TOKEN")):
-        kubernetes.use_secret_as_env(task, "firm-endpoints", {key: variable}, optional=True)
+    kubernetes.use_secret_as_env(task, STORE_SECRET, STORE_KEYS)
+    for key, variable in ENDPOINTS_KEYS.items():
+        kubernetes.use_secret_as_env(task, ENDPOINTS_SECRET, {key: variable}, optional=True)
     return task
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from firm.config import RunConfig
 from firm.lifeline import LIFELINE
-from firm.progress import PROGRESS_FILE, Watcher
+from firm.progress import PROGRESS_FILE
 from firm.records import UserError
-from firm.store import disk_error
+from firm.storage.files import disk_error
+from firm.watcher import Watcher
 
 STAGES = ("curation", "sft", "bench", "gate", "rl", "evaluate", "report")
 

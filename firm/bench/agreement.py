@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from firm import stats
-from firm.records import SCORES, Judgement, Prediction, Record, UserError
+from firm.records import SCORES, ConfusionMatrix, Judgement, Prediction, Record, UserError
 
 PointEstimate = Literal["score", "soft_score", "median"]
 Metrics = dict[str, float | None]
@@ -83,6 +83,13 @@ class Agreement(Record):
             for name, value in g.metrics.items()
             if value is not None
         }
+
+    def confusion(self, dimension: str) -> ConfusionMatrix | None:
+        """Human scores against predicted ones over all examples of a dimension; None where it has none."""
+        for group in self.groups:
+            if group.by == "all" and group.dimension == dimension:
+                return ConfusionMatrix(categories=[str(s) for s in SCORES], counts=group.confusion)
+        return None
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
         """Rows of JSON scalars for `Summary.tables`: ``agreement``, ``invalid`` and ``confusion``."""

@@ -7,31 +7,7 @@ from collections.abc import Sequence
 
 from firm.bench.agreement import METRICS, Agreement, Metrics
 from firm.config import Rule
-from firm.records import Record, UserError
-
-
-class Check(Record):
-    """One rule applied. ``value`` is None where the metric is undefined, which fails the rule."""
-
-    metric: str
-    dimension: str
-    source: str | None
-    value: float | None
-    bound: str
-    passed: bool
-    message: str
-
-
-class Verdict(Record):
-    """Result of the gate: trusted only if every check passed."""
-
-    trusted: bool
-    checks: list[Check]
-
-    @property
-    def failures(self) -> list[str]:
-        """One sentence for each rule that is not kept."""
-        return [check.message for check in self.checks if not check.passed]
+from firm.records import Check, UserError, Verdict
 
 
 def judge_gate(rules: Sequence[Rule], agreement: Agreement) -> Verdict:

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import torch
 
-from firm.artifacts import Output
 from firm.bench.agreement import Expected, agreement
 from firm.bench.gate import judge_gate
 from firm.config import RunConfig
-from firm.critics.critic import Critic, Item, load_critic
+from firm.critics.judge import Critic, Item
+from firm.critics.load import load_critic
 from firm.progress import Task
 from firm.records import Example, Prediction, Summary
-from firm.shards import count_rows, iter_shards
+from firm.storage.artifacts import Output
+from firm.storage.shards import count_rows, iter_shards
 
-SECTIONS = ("seed", "critic", "bench")
+SECTIONS = ("seed", "critic", "bench", "reward.base")
 PREDICTIONS = "predictions.jsonl"
 VERDICT = "verdict.json"
 BATCH = 256
@@ -41,6 +42,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
         metrics={"trusted": float(verdict.trusted), **result.headline()},
         tables={**result.tables(), "gate": checks},
         notes=verdict.failures,
+        confusion=result.confusion(config.reward.base),
     )
 
 

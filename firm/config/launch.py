@@ -37,9 +37,9 @@ class PyTorchJobLaunch(Section):
     shm: Quantity = "2Gi"  # /dev/shm
     image: str | None = None  # none: FIRM_IMAGE of the ConfigMap
     namespace: str | None = None  # none: that of the step, or of the current context
-    config_map: str = "firm"  # environment of the pods, made by the chart
-    secret: str = "object-store"  # with keys accesskey and secretkey
-    service_account: str = "firm-training"
+    config_map: str | None = None  # environment of the pods; none: that of the chart
+    secret: str | None = None  # with keys accesskey and secretkey; none: that of the chart
+    service_account: str | None = None  # none: that of the chart
     node_selector: dict[str, str] = {}
     tolerations: list[dict[str, Any]] = []
     queue: str | None = None  # Kueue LocalQueue

@@ -1,19 +1,43 @@
-"""A critic over any chat: renders the rubric, asks, reads the answer, and asks again where it does not parse."""
+"""Who judges: the protocol, and the judge over any chat, which asks again where an answer does not parse."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from firm.config import Dimension, EndpointChat, PythonChat
+from firm.chat.messages import IMAGE_MARK, Chat, ChatMessage, Reply, RequestFailed, user_message
+from firm.config import Dimension
 from firm.critics.answers import AnswerStyle, parse_answer, parse_score_first
-from firm.critics.chat import Chat, ChatMessage, Reply, RequestFailed, open_chat, user_message
-from firm.critics.critic import Item, question
 from firm.critics.rubrics import Rubric, load_rubric
-from firm.records import Assessment, Invalid, Judgement, UserError
+from firm.records import Assessment, Invalid, Judgement, Reason, UserError
 
 RETRY_TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True)
+class Item:
+    """What is judged.
+
+    Attributes:
+        prompt: The image's prompt.
+        images: PNG bytes: one image for generation, (source, edited) for editing.
+        material: What only a teacher is given: name -> lines, such as the questions of a plan.
+    """
+
+    prompt: str
+    images: list[bytes]
+    material: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+class Critic(Protocol):
+    """A judge of images, trained or served."""
+
+    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+        """Judge items; the result has the order and the length of ``items``, and every dimension in each."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -128,32 +152,37 @@ class ChatCritic:
         return parse_answer(reply.text, "json" if rubric.answer == "json" else "boxed", reply.truncated)
 
 
-def open_judge(
-    config: PythonChat | EndpointChat,
-    rubrics: Mapping[Dimension, str],
-    *,
-    chat: Chat | None = None,
-    attempts: int = 3,
-    answer_style: AnswerStyle = "reason_first",
-) -> ChatCritic:
-    """The judge that a configuration names, with an endpoint's own limits.
+def question(rubric: Rubric, prompt: str, material: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Text of the user message that asks a judge, with one ``<image>`` mark per image.
 
-    Args:
-        config: The configured chat.
-        rubrics: Name of the template for each dimension.
-        chat: What is asked instead of a new connection, such as a journal around one.
-        attempts: Tries for an answer that does not parse.
-        answer_style: How the judge answers.
+    The marks stand where the template has them, else in front. Curation writes this text into training examples and
+    critics are asked with it, in this process and at an endpoint, so training and judging are the same. A mark inside
+    the prompt is made harmless, as marks are counted.
     """
-    chat = open_chat(config) if chat is None else chat  # an empty journal is false
-    if isinstance(config, PythonChat):
-        return ChatCritic(chat, rubrics, attempts=attempts, answer_style=answer_style)
-    return ChatCritic(
-        chat,
-        rubrics,
-        attempts=attempts,
-        concurrency=config.concurrency,
-        temperature=config.temperature,
-        max_tokens=config.max_tokens,
-        answer_style=answer_style,
-    )
+    values = {"plan": (), "prompt": prompt.replace(IMAGE_MARK, "< image >"), **(material or {})}
+    text = rubric.render({name: values[name] for name in rubric.placeholders if name in values})
+    return text if IMAGE_MARK in rubric.text else IMAGE_MARK * rubric.images + text
+
+
+def all_invalid(dimensions: Iterable[str], reason: Reason, detail: str = "") -> Assessment:
+    """An assessment that failed on every dimension."""
+    return {dimension: Invalid(reason=reason, detail=detail) for dimension in dimensions}
+
+
+def soft_scores(assessments: Iterable[Assessment], dimension: str, soft: bool = True) -> list[float | None]:
+    """Scores in [1, 5] of one dimension, soft or hard; None (never a number) where the judgement failed."""
+    outcomes = (assessment.get(dimension) for assessment in assessments)
+    return [
+        None if o is None or isinstance(o, Invalid) else (o.soft_score if soft else float(o.score)) for o in outcomes
+    ]
+
+
+def invalid_counts(assessments: Iterable[Assessment]) -> dict[str, dict[str, int]]:
+    """Number of failed judgements as dimension -> reason -> count, for reports."""
+    counts: dict[str, Counter[str]] = {}
+    for assessment in assessments:
+        for dimension, outcome in assessment.items():
+            counter = counts.setdefault(dimension, Counter())
+            if isinstance(outcome, Invalid):
+                counter[outcome.reason] += 1
+    return {dimension: dict(counter) for dimension, counter in counts.items()}

@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
+from firm.chat.messages import IMAGE_MARK
 from firm.config import CriticConfig
 from firm.critics.answers import SCORE_PREFIX, parse_answer
-from firm.critics.critic import IMAGE_MARK, Item, question
+from firm.critics.judge import Item, question
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.images import decode_image
 from firm.locate import model_path
@@ -140,7 +141,7 @@ class Encoder:
 
 
 class LocalCritic:
-    """A critic in this process; implements :class:`firm.critics.critic.Critic`."""
+    """A critic in this process; implements :class:`firm.critics.judge.Critic`."""
 
     def __init__(self, folder: Path, config: CriticConfig, device: torch.device) -> None:
         """Load a trained critic from ``folder``."""

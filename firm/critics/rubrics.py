@@ -26,8 +26,6 @@ from typing import Literal, cast, get_args
 from firm.records import UserError
 
 AnswerFormat = Literal["boxed", "json", "checklist"]
-IMAGE_MARK = "<image>"
-"""Where an image stands in a text; a template without marks has its images in front."""
 NO_PLAN = "(no plan was made: first list the requirements of the prompt yourself)"
 _EMPTY = {"plan": NO_PLAN}
 

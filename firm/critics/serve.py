@@ -24,18 +24,18 @@ from typing import Literal
 import torch
 from pydantic import ValidationError
 
-from firm.artifacts import MANIFEST, sha256
+from firm.chat.messages import IMAGE_MARK, ChatMessage, Reply, RequestFailed
+from firm.chat.server import ChatServer
 from firm.config import CriticConfig
 from firm.critics.answers import SCORE_PREFIX, AnswerStyle
-from firm.critics.chat import ChatMessage, Reply, RequestFailed
 from firm.critics.local import LocalCritic
-from firm.critics.rubrics import IMAGE_MARK
-from firm.critics.server import ChatServer
 from firm.images import decode_image
-from firm.inputs import open_input
 from firm.locate import model_path
 from firm.records import SCORES, ArtifactRef, UserError
-from firm.store import open_store
+from firm.storage.artifacts import MANIFEST
+from firm.storage.files import sha256
+from firm.storage.inputs import open_input
+from firm.storage.open import open_store
 
 TOKEN = "OPENAI_API_KEY"
 """Environment variable of the key that requests must carry: the one that clients send by default."""
@@ -72,7 +72,7 @@ class Asked:
 
 
 class BatchingChat:
-    """A critic in this process as a `firm.critics.chat.Chat`: one thread answers what many ask.
+    """A critic in this process as a `firm.chat.messages.Chat`: one thread answers what many ask.
 
     Args:
         name: Its name in the API.
@@ -145,7 +145,7 @@ def _best(probabilities: Sequence[float]) -> int | str:
 
 
 def read_question(messages: Sequence[ChatMessage]) -> tuple[str, list[bytes]]:
-    """Text with ``<image>`` marks, and the images, of one user message: undoes `firm.critics.chat.user_message`.
+    """Text with ``<image>`` marks, and the images, of one user message: undoes `firm.chat.messages.user_message`.
 
     Raises:
         RequestFailed: It is something else, or an image can not be decoded.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from firm.chat.messages import Chat, RequestFailed, user_message
 from firm.config import CurationConfig, EndpointChat
 from firm.critics.answers import final_analysis, parse_plan, write_answer
-from firm.critics.chat import Chat, RequestFailed, user_message
-from firm.critics.critic import Item, question
-from firm.critics.judge import open_judge
+from firm.critics.judge import Item, question
+from firm.critics.load import open_judge
 from firm.critics.rubrics import load_rubric
 from firm.records import Candidate, Example, Judged, Judgement, Message, Provenance
 

@@ -9,16 +9,16 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from firm.artifacts import Output
+from firm.chat.client import open_chat
+from firm.chat.journal import Journal
 from firm.config import CandidateSource, RunConfig
-from firm.critics.chat import open_chat
-from firm.critics.journal import Journal
 from firm.curation.balance import balance, histogram
 from firm.curation.generation import PlanThenScore, student_example
 from firm.curation.sources import Source, count, no_candidates, open_source
 from firm.progress import Task
 from firm.records import SPLITS, Candidate, Example, Invalid, Judged, Judgement, Split, Summary, UserError
-from firm.shards import ShardWriter, iter_shards
+from firm.storage.artifacts import Output
+from firm.storage.shards import ShardWriter, iter_shards
 
 SECTIONS = ("seed", "prompts", "curation", "critic.rubrics", "critic.answer_style")
 

@@ -9,10 +9,9 @@ from typing import Literal
 import torch
 from PIL import Image
 
-from firm.artifacts import Output
 from firm.config import RunConfig
-from firm.critics.critic import Critic, Item, load_critic, soft_scores
-from firm.critics.judge import open_judge
+from firm.critics.judge import Critic, Item, soft_scores
+from firm.critics.load import load_critic, open_judge
 from firm.dist import generator
 from firm.images import encode_image
 from firm.policies.policy import Policy, load_policy
@@ -21,8 +20,9 @@ from firm.progress import Task
 from firm.prompts import load_prompts
 from firm.records import Sample, Summary
 from firm.seeds import seed_for
-from firm.shards import ShardWriter, iter_shards
 from firm.stats import mean_ci
+from firm.storage.artifacts import Output
+from firm.storage.shards import ShardWriter, iter_shards
 
 SECTIONS = ("seed", "prompts", "policy", "critic", "reward", "auditor", "evaluate")
 Which = Literal["base", "final"]

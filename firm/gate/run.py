@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from firm.artifacts import Output
 from firm.config import RunConfig
-from firm.records import Summary, UserError
+from firm.records import Summary, UserError, Verdict
+from firm.storage.artifacts import Output
 
 SECTIONS = ()
 VERDICT = "verdict.json"
@@ -21,11 +20,10 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
         UserError: The critic is not trusted; names every rule it fails.
     """
     text = (inputs["bench"] / VERDICT).read_text()
-    verdict = json.loads(text)
-    failures = [check["message"] for check in verdict["checks"] if not check["passed"]]
-    if not verdict["trusted"]:
-        reasons = "".join(f"\n     - {failure}" for failure in failures)
+    verdict = Verdict.model_validate_json(text)
+    if not verdict.trusted:
+        reasons = "".join(f"\n     - {failure}" for failure in verdict.failures)
         fix = f"curate more data or train longer; change bench.gate only if you mean it{reasons}"
         raise UserError("the critic is not trusted, so it will not steer RL", str(inputs["bench"]), fix)
     (out.folder / VERDICT).write_text(text)
-    return Summary(stage="gate", metrics={"trusted": 1.0}, notes=[check["message"] for check in verdict["checks"]])
+    return Summary(stage="gate", metrics={"trusted": 1.0}, notes=[check.message for check in verdict.checks])

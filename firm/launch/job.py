@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from firm.artifacts import WORK, Output
-from firm.inputs import Inputs
 from firm.records import ArtifactRef, UserError
-from firm.store import open_store
+from firm.storage.artifacts import WORK, Output
+from firm.storage.inputs import Inputs
+from firm.storage.open import open_store
 
 JOB = f"{WORK}/job.json"
 ERROR = f"{WORK}/error.json"

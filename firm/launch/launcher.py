@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from firm.artifacts import Output
 from firm.config.launch import LaunchConfig, LocalLaunch
 from firm.launch import local
 from firm.launch.job import ERROR, JOB, TrainingJob, worker_error
 from firm.records import UserError
-from firm.store import atomic_write
+from firm.storage.artifacts import Output
+from firm.storage.files import atomic_write
 
 
 def launch(job: TrainingJob, out: Output, config: LaunchConfig) -> None:
@@ -28,7 +28,7 @@ def launch(job: TrainingJob, out: Output, config: LaunchConfig) -> None:
             if isinstance(config, LocalLaunch):
                 local.run(job, out.uri, config)
             else:
-                from firm.launch import pytorchjob  # imports the Kubernetes client
+                from firm.launch.k8s import pytorchjob  # imports the Kubernetes client
 
                 pytorchjob.run(job, out.uri, config)
         except UserError as error:

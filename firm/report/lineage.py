@@ -9,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from firm.artifacts import MANIFEST, sha256_file
 from firm.records import Manifest, UserError
+from firm.storage.artifacts import MANIFEST
+from firm.storage.files import sha256_file
 
 FINAL = "samples"
 """The artifact that all others lead to."""

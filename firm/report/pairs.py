@@ -13,7 +13,7 @@ from PIL import Image
 
 from firm.images import decode_image
 from firm.records import Assessment, Judgement, Record, Sample
-from firm.shards import iter_shards
+from firm.storage.shards import iter_shards
 
 MAX_SIDE = 384  # pixels; larger images are shrunk, as the page carries them
 PIXELATED_BELOW = 128  # pixels; smaller images are shown as the pixels they are

@@ -12,14 +12,14 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from pydantic import ValidationError
 
-from firm.artifacts import TIMING, Output
 from firm.config import RunConfig
 from firm.records import Summary, UserError
 from firm.report import figures
 from firm.report.headlines import audited_dimension, headlines, number, signed, words
 from firm.report.lineage import trace
 from firm.report.pairs import choose, pictures
-from firm.store import atomic_write
+from firm.storage.artifacts import TIMING, Output
+from firm.storage.files import atomic_write
 
 SECTIONS = tuple(name for name in RunConfig.model_fields if name != "store")
 PAGE, DATA, SUMMARY = "report.html", "data.json", "summary.json"

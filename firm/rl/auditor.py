@@ -1,44 +1,63 @@
-"""The auditor's stop rule: RL ends when the reward keeps rising while a judge it does not optimise falls."""
+"""The auditor at work: what critic and auditor say of the policy's images on fixed prompts and noise."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 
-from firm.config import AuditorConfig
-from firm.records import Record
+import torch
+
+from firm.config import RunConfig
+from firm.critics.judge import Critic, Item, soft_scores
+from firm.critics.load import open_judge
+from firm.policies.policy import Policy
+from firm.policies.sampler import noise_for
+from firm.records import Assessment, Invalid, UserError
+from firm.rl.audit import Audit
+from firm.rl.rollout import decode, draw_prompts, generate, rewards_of
+from firm.stats import spearman
 
 
-class Audit(Record):
-    """One check on fixed prompts and noise.
+class Audits:
+    """Checks the EMA policy on fixed training prompts and noise, by critic and auditor."""
 
-    Attributes:
-        epoch: After this many epochs; 0 is the base.
-        reward: Mean reward by the critic, in [0, 1].
-        critic: Mean base score by the critic, 1..5.
-        auditor: Mean base score by the auditor, 1..5.
-        agreement: Spearman correlation of critic and auditor on these images, None where undefined.
-        invalid: Failed judgements of either.
+    def __init__(self, policy: Policy, critic: Critic, prompts: Sequence[str], config: RunConfig) -> None:
+        self.policy, self.critic, self.config = policy, critic, config
+        number = config.auditor.num_images
+        self.prompts = [prompts[i] for i in draw_prompts(prompts, number, config.seed, -1)]
+        self.noise = noise_for(policy.latent_shape, config.seed, "audit", range(number))
+        self.auditor = open_judge(config.auditor.judge, config.auditor.rubrics)
+
+    def check(self, epoch: int) -> Audit:
+        """Sample with the EMA parameters and judge."""
+        rl, policy = self.config.rl, self.policy
+        unique = list(dict.fromkeys(self.prompts))
+        rows = torch.tensor([unique.index(p) for p in self.prompts], device=policy.device)
+        with policy.using("ema"):
+            latents = generate(policy, policy.encode(unique), rows, self.noise, rl)
+        items = [Item(p, [png]) for p, png in zip(self.prompts, decode(policy, latents, rl.batch_size), strict=True)]
+        return audit(epoch, self.critic.judge(items), self.auditor.judge(items), self.config)
+
+
+def audit(epoch: int, critic: Sequence[Assessment], auditor: Sequence[Assessment], config: RunConfig) -> Audit:
+    """Summarise two judges' assessments of the same images.
+
+    Raises:
+        UserError: Not one valid judgement of a judge: nothing can be said.
     """
-
-    epoch: int
-    reward: float
-    critic: float
-    auditor: float
-    agreement: float | None
-    invalid: int
-
-
-def best(audits: Sequence[Audit]) -> Audit:
-    """The audit with the highest auditor score; the earliest of equals."""
-    return max(audits, key=lambda a: (a.auditor, -a.epoch))
-
-
-def over_optimised(audits: Sequence[Audit], config: AuditorConfig) -> bool:
-    """True when each of the last ``patience`` checks has a reward above the best audit's and a lower auditor score.
-
-    That is what reward hacking looks like: the critic likes what an independent judge does not.
-    """
-    recent, top = audits[-config.patience :], best(audits)
-    return len(recent) == config.patience and all(
-        a.epoch > top.epoch and a.reward >= top.reward and a.auditor < top.auditor - config.tolerance for a in recent
+    base = config.reward.base
+    rewards, valid = rewards_of(critic, config.reward)
+    mine, theirs = soft_scores(critic, base), soft_scores(auditor, base)
+    pairs = [(c, a) for c, a in zip(mine, theirs, strict=True) if c is not None and a is not None]
+    if not pairs or not bool(valid.any()):
+        outcome = next((a[base] for a in (*auditor, *critic) if isinstance(a.get(base), Invalid)), "no answers")
+        raise UserError("the auditor or the critic judged none of the images", "auditor.judge", str(outcome))
+    agreement = spearman([c for c, _ in pairs], [a for _, a in pairs])
+    return Audit(
+        epoch=epoch,
+        reward=rewards[valid].mean().item(),
+        critic=fmean(c for c, _ in pairs),
+        auditor=fmean(a for _, a in pairs),
+        agreement=agreement,
+        invalid=len(mine) - len(pairs),
     )

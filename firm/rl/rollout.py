@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from firm.config import RewardConfig, RLConfig
-from firm.critics.critic import Critic, Item
+from firm.critics.judge import Critic, Item
 from firm.dist import BatchPlan, World, gather, generator
 from firm.images import encode_image
 from firm.policies.policy import Conditions, Policy

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from firm.artifacts import Output
 from firm.config import RunConfig
-from firm.inputs import Inputs
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
-from firm.progress import read_metrics
+from firm.metrics import read_metrics
 from firm.records import Curve, Summary
-from firm.rl.auditor import Audit, best, over_optimised
+from firm.rl.audit import Audit, best, over_optimised
+from firm.storage.artifacts import Output
+from firm.storage.inputs import Inputs
 
 SECTIONS = ("seed", "prompts", "policy", "critic", "reward", "rl", "auditor")
 JOB = "firm.rl.train"

@@ -4,79 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from firm import dist
-from firm.artifacts import WORK, Output
-from firm.checkpoint import Checkpoints, load_optimizer, load_state, optimizer_tensors, save_state
 from firm.config import RLConfig, RunConfig
-from firm.critics.critic import Critic, Item, load_critic, soft_scores
-from firm.critics.judge import open_judge
+from firm.critics.load import load_critic
 from firm.dist import World
 from firm.launch.job import work
+from firm.metrics import MetricsLog
 from firm.policies.policy import Policy, save_policy
-from firm.policies.sampler import noise_for
-from firm.progress import MetricsLog, Task
+from firm.progress import Task
 from firm.prompts import load_prompts
-from firm.records import Assessment, Invalid, UserError
-from firm.rl.auditor import Audit, best, over_optimised
+from firm.rl.audit import Audit, best, over_optimised
+from firm.rl.auditor import Audits
 from firm.rl.nft import old_decay
-from firm.rl.rollout import decode, draw_prompts, generate, rewards_of, rollout
+from firm.rl.rollout import rollout
 from firm.rl.update import Updater
-from firm.stats import spearman
+from firm.storage.artifacts import WORK, Output
+from firm.storage.checkpoint import Checkpoints, load_optimizer, load_state, optimizer_tensors, save_state
 
 POLICY = "policy"
 METRICS = "metrics.jsonl"
 AUDITS = "audits.jsonl"
-
-
-class Audits:
-    """Checks the EMA policy on fixed training prompts and noise, by critic and auditor."""
-
-    def __init__(self, policy: Policy, critic: Critic, prompts: Sequence[str], config: RunConfig) -> None:
-        self.policy, self.critic, self.config = policy, critic, config
-        number = config.auditor.num_images
-        self.prompts = [prompts[i] for i in draw_prompts(prompts, number, config.seed, -1)]
-        self.noise = noise_for(policy.latent_shape, config.seed, "audit", range(number))
-        self.auditor = open_judge(config.auditor.judge, config.auditor.rubrics)
-
-    def check(self, epoch: int) -> Audit:
-        """Sample with the EMA parameters and judge."""
-        rl, policy = self.config.rl, self.policy
-        unique = list(dict.fromkeys(self.prompts))
-        rows = torch.tensor([unique.index(p) for p in self.prompts], device=policy.device)
-        with policy.using("ema"):
-            latents = generate(policy, policy.encode(unique), rows, self.noise, rl)
-        items = [Item(p, [png]) for p, png in zip(self.prompts, decode(policy, latents, rl.batch_size), strict=True)]
-        return audit(epoch, self.critic.judge(items), self.auditor.judge(items), self.config)
-
-
-def audit(epoch: int, critic: Sequence[Assessment], auditor: Sequence[Assessment], config: RunConfig) -> Audit:
-    """Summarise two judges' assessments of the same images.
-
-    Raises:
-        UserError: Not one valid judgement of a judge: nothing can be said.
-    """
-    base = config.reward.base
-    rewards, valid = rewards_of(critic, config.reward)
-    mine, theirs = soft_scores(critic, base), soft_scores(auditor, base)
-    pairs = [(c, a) for c, a in zip(mine, theirs, strict=True) if c is not None and a is not None]
-    if not pairs or not bool(valid.any()):
-        outcome = next((a[base] for a in (*auditor, *critic) if isinstance(a.get(base), Invalid)), "no answers")
-        raise UserError("the auditor or the critic judged none of the images", "auditor.judge", str(outcome))
-    agreement = spearman([c for c, _ in pairs], [a for _, a in pairs])
-    return Audit(
-        epoch=epoch,
-        reward=rewards[valid].mean().item(),
-        critic=fmean(c for c, _ in pairs),
-        auditor=fmean(a for _, a in pairs),
-        agreement=agreement,
-        invalid=len(mine) - len(pairs),
-    )
 
 
 class Loop:

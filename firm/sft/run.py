@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from firm.artifacts import Output
 from firm.config import RunConfig
-from firm.inputs import Inputs
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
-from firm.progress import read_metrics
+from firm.metrics import read_metrics
 from firm.records import Curve, Summary
+from firm.storage.artifacts import Output
+from firm.storage.inputs import Inputs
 
 SECTIONS = ("seed", "critic", "sft")
 JOB = "firm.sft.train"

@@ -11,8 +11,6 @@ import torch
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from firm.artifacts import WORK, Output
-from firm.checkpoint import Checkpoints, load_optimizer, optimizer_tensors
 from firm.config import CriticConfig, SFTConfig
 from firm.critics.local import Batch, Encoder, load_model, load_processor
 from firm.launch.job import work
@@ -20,6 +18,8 @@ from firm.progress import Task
 from firm.records import UserError
 from firm.seeds import seed_for
 from firm.sft.optimizer import Muon
+from firm.storage.artifacts import WORK, Output
+from firm.storage.checkpoint import Checkpoints, load_optimizer, optimizer_tensors
 
 OPTIMIZER = "optimizer.safetensors"
 SCHEDULER = "scheduler.json"

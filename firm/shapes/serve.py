@@ -6,8 +6,8 @@ With FIRM_TEACHER_TOKEN in the environment, requests must carry it as bearer tok
 import argparse
 import os
 
-from firm.critics.chat import PythonClient
-from firm.critics.server import ChatServer
+from firm.chat.client import PythonClient
+from firm.chat.server import ChatServer
 
 MODEL = "pixel-teacher"
 

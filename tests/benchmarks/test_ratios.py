@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from firm.config import LoraConfig, PolicyConfig
-from firm.critics.critic import Item
+from firm.config.loading import load_config
+from firm.critics.judge import Item
 from firm.critics.local import LocalCritic, load_processor
 from firm.images import encode_image
 from firm.policies.policy import Conditions, Policy
-from firm.presets import load_config
 from firm.rl.nft import branches, kl_loss, policy_loss
 from firm.sft.train import prepare
 from firm.shapes.world import candidate

@@ -285,7 +285,7 @@ def test_pipeline_of_helm_test_compiles(firm, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("whole", [True, False], ids=["artifact", "folder"])
 def test_fetch(whole, tmp_path):
-    from firm.artifacts import Output
+    from firm.storage.artifacts import Output
 
     fetch = runpy.run_path(str(FIRM / "files" / "fetch.py"))["fetch"]
     source = tmp_path / "source"

@@ -11,7 +11,7 @@ import yaml
 
 from firm.config.launch import PyTorchJobLaunch
 from firm.launch.job import TrainingJob
-from firm.launch.manifest import manifest
+from firm.launch.k8s.manifest import manifest
 
 CHARTS = Path(__file__).parents[2] / "charts"
 NEWEST = "1.34"

@@ -81,7 +81,7 @@ def test_what_firm_calls_exists(both):
 @pytest.mark.parametrize("both", [None], indirect=True)
 def test_the_operator_owns_the_label_that_policies_select(both):
     _, firm_chart = both
-    from firm.launch import cluster
+    from firm.launch.k8s import cluster
 
     selector = firm_chart.get("NetworkPolicy/firm-training")["spec"]["podSelector"]["matchExpressions"]
     assert selector == [{"key": cluster.JOB_NAME, "operator": "Exists"}]

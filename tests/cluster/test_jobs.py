@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from firm.artifacts import Output
 from firm.config.launch import PyTorchJobLaunch
 from firm.launch.job import TrainingJob
+from firm.launch.k8s.manifest import job_name
 from firm.launch.launcher import launch
-from firm.launch.manifest import job_name
 from firm.records import UserError
+from firm.storage.artifacts import Output
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("environment")]
 TINY: dict[str, Any] = {"cpu": "50m", "cpu_limit": "1", "memory": "1Gi", "shm": "64Mi", "backoff_limit": 1, "ttl_s": 60}
@@ -70,8 +70,8 @@ def test_a_worker_out_of_memory_is_told(attempt: Any) -> None:
 
 def test_gpus_are_scheduled_where_they_are(kind: Any) -> None:
     """A node that pretends: what asks for its GPUs is put there, what asks for more waits."""
-    from firm.launch.cluster import Cluster
-    from firm.launch.manifest import manifest
+    from firm.launch.k8s.cluster import Cluster
+    from firm.launch.k8s.manifest import manifest
 
     [node] = [n["metadata"]["name"] for n in kind.get("nodes")]
     patch = '[{"op":"%s","path":"/status/capacity/nvidia.com~1gpu"%s}]'

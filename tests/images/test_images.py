@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from firm import __version__
-from firm.artifacts import Output
 from firm.config import CriticConfig
+from firm.config.loading import load_config
 from firm.critics.local import load_model
-from firm.inputs import read_ref, write_ref
-from firm.presets import load_config
 from firm.shapes.models import WEIGHTS, build_critic
+from firm.storage.artifacts import Output
+from firm.storage.inputs import read_ref, write_ref
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[2]

@@ -17,14 +17,14 @@ BUCKET = "firm-test"
 
 @dataclass(frozen=True)
 class S3Server:
-    """Address of the server, and the environment in which `firm.store` finds it (for subprocesses)."""
+    """Address of the server, and the environment in which `firm.storage.store` finds it (for subprocesses)."""
 
     address: str
     env: dict[str, str]
 
     @property
     def client(self) -> Minio:
-        """A client that goes around `firm.store`, to look at and to damage what is there."""
+        """A client that goes around `firm.storage.store`, to look at and to damage what is there."""
         keys = self.env["AWS_ACCESS_KEY_ID"], self.env["AWS_SECRET_ACCESS_KEY"]
         return Minio(self.address, *keys, secure=False, region=self.env["AWS_REGION"])
 

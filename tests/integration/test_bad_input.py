@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from firm.presets import load_config
+from firm.config.loading import load_config
 
 SMALL = """
 base: gen-shapes

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from firm.artifacts import Output
-from firm.checkpoint import Checkpoints, load_optimizer, load_state, optimizer_tensors, save_state
 from firm.records import UserError
+from firm.storage.artifacts import Output
+from firm.storage.checkpoint import Checkpoints, load_optimizer, load_state, optimizer_tensors, save_state
 
 
 class Killed(BaseException):

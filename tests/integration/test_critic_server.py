@@ -20,18 +20,18 @@ import pytest
 import torch
 from PIL import Image
 
-from firm.artifacts import Output
+from firm.chat.messages import Reply, RequestFailed, user_message
+from firm.chat.server import ChatServer
 from firm.config import CriticConfig, EndpointChat
-from firm.critics.chat import Reply, RequestFailed, user_message
-from firm.critics.critic import Item
-from firm.critics.judge import open_judge
+from firm.critics.judge import Item
+from firm.critics.load import open_judge
 from firm.critics.local import LocalCritic, load_model
 from firm.critics.serve import BatchingChat, model_folder, serve
-from firm.critics.server import ChatServer
 from firm.images import encode_image
 from firm.records import Assessment, Invalid, UserError
 from firm.shapes.models import WEIGHTS, build_critic
 from firm.shapes.world import candidate
+from firm.storage.artifacts import Output
 
 RUBRICS = {"instruction_following": "short_instruction_following", "quality": "short_quality"}
 CPU = torch.device("cpu")

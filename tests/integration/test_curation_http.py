@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from firm.inputs import read_manifest, read_ref
-from firm.presets import load_config
+from firm.config.loading import load_config
 from firm.records import Judged, Manifest
 from firm.shapes.serve import teacher_server
-from firm.shards import iter_shards
+from firm.storage.inputs import read_manifest, read_ref
+from firm.storage.shards import iter_shards
 
 ROWS, DIMENSIONS, CONCURRENCY = 96, 2, 4
 SMALL = f"""
@@ -36,8 +36,8 @@ STAGE = (
 # The teacher's server, telling in a file of every request that it received: its kind and a hash of what was asked.
 SERVER = """
 import hashlib, json, os, sys, time
-from firm.critics.chat import PythonClient
-from firm.critics.server import ChatServer
+from firm.chat.client import PythonClient
+from firm.chat.server import ChatServer
 log = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 class Telling(PythonClient):

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from firm.chat.client import EndpointClient, open_chat
+from firm.chat.messages import Reply, RequestFailed, user_message
 from firm.config import EndpointChat
-from firm.critics.chat import EndpointClient, Reply, RequestFailed, open_chat, user_message
-from firm.critics.critic import Item
-from firm.critics.judge import ChatCritic
+from firm.critics.judge import ChatCritic, Item
 from firm.records import Invalid, Judgement, UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"

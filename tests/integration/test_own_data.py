@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from firm.config import PromptsConfig
-from firm.inputs import read_manifest, read_ref
-from firm.presets import load_config
+from firm.config.loading import load_config
 from firm.prompts import load_prompts
 from firm.records import Example, Judged, Judgement
 from firm.shapes import teacher, world
-from firm.shards import iter_shards
+from firm.storage.inputs import read_manifest, read_ref
+from firm.storage.shards import iter_shards
 
 OWN = """
 base: gen-shapes

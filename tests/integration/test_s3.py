@@ -12,12 +12,12 @@ import boto3
 import pytest
 import urllib3
 
-from firm import s3
-from firm.artifacts import SMALL_BYTES, Output
-from firm.inputs import open_input
 from firm.records import ArtifactRef, Candidate, UserError
-from firm.shards import ShardWriter, iter_shards
-from firm.store import open_store
+from firm.storage import s3
+from firm.storage.artifacts import SMALL_BYTES, Output
+from firm.storage.inputs import open_input
+from firm.storage.open import open_store
+from firm.storage.shards import ShardWriter, iter_shards
 
 pytestmark = pytest.mark.filterwarnings("error")
 

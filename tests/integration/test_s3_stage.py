@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from firm.inputs import open_input, read_manifest, read_ref
-from firm.presets import load_config
+from firm.config.loading import load_config
 from firm.records import ArtifactRef, Judged
-from firm.shards import count_rows, iter_shards
+from firm.storage.inputs import open_input, read_manifest, read_ref
+from firm.storage.shards import count_rows, iter_shards
 
 ROWS, PER_SHARD, DIMENSIONS = 64, 8, 2
 SMALL = f"""

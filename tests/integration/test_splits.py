@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from firm.artifacts import Output
 from firm.config import RunConfig
+from firm.config.loading import load_config
 from firm.curation.run import run as curate
 from firm.curation.sources import Generated
 from firm.evaluate.run import held_out
 from firm.images import encode_image
-from firm.presets import load_config
 from firm.prompts import load_prompts
 from firm.records import SPLITS, Example, Judged, Split
-from firm.shards import iter_shards
+from firm.storage.artifacts import Output
+from firm.storage.shards import iter_shards
 
 ALL = [f"prompt number {i}" for i in range(2000)]
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from firm.critics.server import MAX_BODY_BYTES
+from firm.chat.server import MAX_BODY_BYTES
 from firm.shapes import serve, teacher, world
 
 

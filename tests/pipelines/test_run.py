@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from firm.presets import load_config
+from firm.config.loading import load_config
 from firm.records import Manifest
 
 # Small enough for a test, large enough that every stage has several pieces to be killed between.

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firm.records import Candidate, Invalid, Judged, Judgement, Prediction, Provenance, UserError
-from firm.shards import ShardWriter, iter_shards, read_shard, write_shard
+from firm.storage.shards import ShardWriter, iter_shards, read_shard, write_shard
 
 TEXT = st.text(max_size=20)
 IMAGES = st.lists(st.binary(max_size=30), max_size=3)

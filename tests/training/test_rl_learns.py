@@ -13,18 +13,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from firm import dist
-from firm.artifacts import Output
-from firm.checkpoint import load_state, save_state
 from firm.config import EndpointChat, RewardConfig, RLConfig, RunConfig
 from firm.config.launch import LocalLaunch
-from firm.critics.critic import Item
+from firm.config.loading import load_config
+from firm.critics.judge import Item
 from firm.dist import World
 from firm.images import decode_image
 from firm.launch.job import TrainingJob, work
 from firm.launch.launcher import launch
-from firm.presets import load_config
 from firm.records import Assessment, Invalid, Judgement
 from firm.rl.train import Loop
+from firm.storage.artifacts import Output
+from firm.storage.checkpoint import load_state, save_state
 
 ALONE = World(0, 1, torch.device("cpu"))
 EPOCHS = 14

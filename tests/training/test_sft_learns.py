@@ -10,8 +10,7 @@ import torch
 from datasets import disable_progress_bars
 from safetensors.torch import load_file
 
-from firm.artifacts import Output
-from firm.checkpoint import Checkpoints
+from firm.chat.client import open_chat
 from firm.config import (
     CriticConfig,
     CurationConfig,
@@ -21,16 +20,17 @@ from firm.config import (
     PythonChat,
     SFTConfig,
 )
-from firm.critics.chat import open_chat
-from firm.critics.critic import Item, soft_scores
+from firm.critics.judge import Item, soft_scores
 from firm.critics.local import Encoder, LocalCritic, load_processor
 from firm.curation.generation import PlanThenScore, student_example
 from firm.curation.sources import open_source
-from firm.progress import read_metrics
+from firm.metrics import read_metrics
 from firm.records import Example, Judgement
 from firm.sft import train as worker
 from firm.sft.train import Collator
-from firm.shards import ShardWriter, iter_shards
+from firm.storage.artifacts import Output
+from firm.storage.checkpoint import Checkpoints
+from firm.storage.shards import ShardWriter, iter_shards
 
 disable_progress_bars()
 DIMENSION = "instruction_following"

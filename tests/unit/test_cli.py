@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from firm import __version__
-from firm.presets import preset_names
+from firm.config.loading import preset_names
 
 
 def firm(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from firm import preflight
 from firm.cli import app
 from firm.config import RunConfig
-from firm.presets import load_config
+from firm.config.loading import load_config
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from firm import progress
-from firm.progress import MetricsLog, StageState, Task, Watcher, duration, emit, read_metrics, relay
+from firm.metrics import MetricsLog, read_metrics
+from firm.progress import Task, duration, emit, relay
+from firm.watcher import StageState, Watcher
 
 
 @pytest.fixture

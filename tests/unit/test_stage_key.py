@@ -10,13 +10,13 @@ from PIL import Image
 
 from firm import stage
 from firm.config import RunConfig
+from firm.config.loading import load_config
 from firm.critics.rubrics import load_rubric, parse_rubric
 from firm.curation.run import SECTIONS as CURATION
-from firm.digests import content_hash
 from firm.images import encode_image
-from firm.presets import load_config
 from firm.records import ArtifactRef, UserError
 from firm.stage import stage_key
+from firm.storage.digests import content_hash
 
 OLD = 1_000_000_000  # a time of change long ago: as good as certain not to change again unnoticed
 
@@ -125,7 +125,7 @@ def test_an_edited_rubric_is_another(config: RunConfig, monkeypatch: pytest.Monk
 
 def test_what_has_not_changed_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[Path] = []
-    from firm import digests
+    from firm.storage import digests
 
     real = digests.sha256_file
     monkeypatch.setattr(digests, "sha256_file", lambda path: read.append(path) or real(path))

@@ -6,10 +6,11 @@ URI is a critic's artifact, verified against its manifest, or any prefix that ho
 import sys
 from pathlib import Path
 
-from firm.artifacts import MANIFEST, sha256
-from firm.inputs import open_input
 from firm.records import ArtifactRef
-from firm.store import open_store
+from firm.storage.artifacts import MANIFEST
+from firm.storage.files import sha256
+from firm.storage.inputs import open_input
+from firm.storage.open import open_store
 
 CRITIC = "critic"  # the folder of an artifact that holds the model
 

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from firm.critics.chat import ChatMessage, Reply, RequestFailed
-from firm.critics.critic import Item, all_invalid, invalid_counts, question, soft_scores
-from firm.critics.judge import Answered, ChatCritic
+from firm.chat.messages import ChatMessage, Reply, RequestFailed
+from firm.critics.judge import Answered, ChatCritic, Item, all_invalid, invalid_counts, question, soft_scores
 from firm.critics.rubrics import load_rubric
 from firm.records import Invalid, Judgement, UserError
 

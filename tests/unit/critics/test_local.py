@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from firm.config import CriticConfig
 from firm.critics.answers import write_answer
-from firm.critics.critic import Item, question
+from firm.critics.judge import Item, question
 from firm.critics.local import Encoder, LocalCritic, load_model, load_processor
 from firm.critics.rubrics import load_rubric
 from firm.images import encode_image

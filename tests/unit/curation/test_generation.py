@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from firm.chat.client import open_chat
+from firm.chat.messages import Chat, ChatMessage, Reply, RequestFailed
 from firm.config import CurationConfig, FunctionSource, JudgedDimension, PythonChat
 from firm.critics.answers import parse_answer, parse_score_first
-from firm.critics.chat import Chat, ChatMessage, Reply, RequestFailed, open_chat
 from firm.critics.rubrics import load_rubric
 from firm.curation.generation import PlanThenScore, student_example
 from firm.images import encode_image

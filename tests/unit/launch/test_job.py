@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from firm.artifacts import Output
 from firm.config.launch import LocalLaunch
 from firm.launch.job import ERROR, JOB, TrainingJob
 from firm.launch.launcher import launch
 from firm.records import UserError
+from firm.storage.artifacts import Output
 
 WORKER = """
 import os, signal, time
@@ -103,7 +103,7 @@ def test_a_silent_end_is_told(job: Any, out: Output, do: str, how: str) -> None:
 def test_a_termination_is_passed_on(job: Any, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     code = (
-        "import sys; from firm.artifacts import Output; from firm.config.launch import LocalLaunch\n"
+        "import sys; from firm.storage.artifacts import Output; from firm.config.launch import LocalLaunch\n"
         "from firm.launch.job import TrainingJob; from firm.launch.launcher import launch\n"
         "job = TrainingJob('run', 'rl', 'jobworker', {'do': 'sleep'}, {})\n"
         "launch(job, Output.open(sys.argv[1]), LocalLaunch())"

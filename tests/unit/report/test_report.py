@@ -11,17 +11,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from firm.artifacts import Output
 from firm.bench.agreement import Expected, agreement
 from firm.bench.gate import judge_gate
 from firm.config import RunConfig
+from firm.config.loading import load_config, parse_config
 from firm.images import encode_image
-from firm.presets import load_config, parse_config
 from firm.records import Assessment, Curve, Invalid, Judgement, Prediction, Sample, Summary, UserError
 from firm.report.headlines import headlines
 from firm.report.pairs import choose, pictures
 from firm.report.run import ARTIFACTS, SECTIONS, _duration, run
-from firm.shards import ShardWriter
+from firm.storage.artifacts import Output
+from firm.storage.shards import ShardWriter
 
 DIMENSIONS = ("instruction_following", "quality")
 EVIL = "a <script>alert('x')</script> & a red circle"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firm.config import PolicyConfig, RewardConfig, RLConfig
-from firm.critics.critic import Item
+from firm.critics.judge import Item
 from firm.dist import World
 from firm.images import decode_image
 from firm.policies.policy import Policy

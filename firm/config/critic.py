@@ -1,0 +1,45 @@
+"""The critic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import PositiveInt, model_validator
+
+from firm.config.chat import EndpointChat
+from firm.config.section import Dimension, NamedFile, Section
+
+
+class CriticConfig(Section):
+    """The critic: which model it starts from, how it is asked and how it answers.
+
+    ``kind: endpoint`` uses a served critic in bench, reward and evaluation, and trains none.
+    """
+
+    kind: Literal["trained", "endpoint"] = "trained"
+    model: str = ""
+    from_scratch: bool = False  # random weights from the model's config (tiny models only)
+    endpoint: EndpointChat | None = None
+    answer_style: Literal["score_first", "reason_first"] = "reason_first"
+    rubrics: dict[Dimension, str]  # template names in firm/critics/templates
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_new_tokens: PositiveInt = 1024
+    batch_size: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _kind_has_its_fields(self) -> CriticConfig:
+        if self.kind == "trained" and not self.model:
+            raise ValueError("a trained critic needs `model`")
+        if self.kind == "endpoint" and self.endpoint is None:
+            raise ValueError("an endpoint critic needs `endpoint`")
+        return self
+
+    def named_files(self) -> Iterator[NamedFile]:
+        """The model that training starts from."""
+        if self.kind == "trained":
+            yield NamedFile("model", self.model, is_model=True)
+
+    def named_rubrics(self) -> Iterator[str]:
+        """One for each dimension."""
+        yield from self.rubrics.values()

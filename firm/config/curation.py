@@ -1,0 +1,91 @@
+"""Candidates and how a teacher judges them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from firm.config.chat import ChatConfig
+from firm.config.policy import PolicyConfig
+from firm.config.section import Dimension, NamedFile, NonNegative, Positive, Section, Share
+
+
+class GeneratedSource(Section):
+    """Candidates sampled from a generator on the training (or held-out) prompts."""
+
+    kind: Literal["generated"] = "generated"
+    name: str
+    policy: PolicyConfig
+    num_images: PositiveInt
+    num_inference_steps: PositiveInt
+    guidance_scale: Positive = 1.0
+    mismatched: Share = 0.0  # share of images paired with another prompt on purpose, as score 1 and 2 are rare
+
+
+class FunctionSource(Section):
+    """Candidates from a function(index, seed, split) -> (prompt, PIL image), by dotted name."""
+
+    kind: Literal["function"] = "function"
+    name: str
+    function: str
+    num_images: PositiveInt
+
+
+class FilesSource(Section):
+    """Candidates from a user's JSONL file of {"prompt": ..., "image": path relative to the file}."""
+
+    kind: Literal["files"] = "files"
+    name: str
+    path: str
+
+    def named_files(self) -> Iterator[NamedFile]:
+        """The rows and their images."""
+        yield NamedFile("path", self.path, follow=("image",))
+
+
+CandidateSource = Annotated[GeneratedSource | FunctionSource | FilesSource, Field(discriminator="kind")]
+
+
+class JudgedDimension(Section):
+    """How curation judges one dimension: the teacher's rubric and the share of its examples that train the critic."""
+
+    rubric: str
+    share: Share = 1.0
+
+    def named_rubrics(self) -> Iterator[str]:
+        """The teacher's."""
+        yield self.rubric
+
+
+class CurationConfig(Section):
+    """Plan-then-score curation (paper section 3.2) and score balancing."""
+
+    planner: ChatConfig
+    evaluator: ChatConfig
+    sources: list[CandidateSource] = Field(min_length=1)
+    planner_rubric: str = "plan"
+    dimensions: dict[Dimension, JudgedDimension] = {"instruction_following": JudgedDimension(rubric="evaluate")}
+    rationale: Literal["full", "summary"] = "full"  # summary: the evaluator's Final Analysis only
+    hard_from: PositiveInt = 6  # prompts whose plan has this many questions are "hard", others "easy"
+    attempts: PositiveInt = 3  # tries for an answer that does not parse
+    shard_size: PositiveInt = 1024
+    batch_size: PositiveInt = 128
+    test_share: Share = (
+        0.1  # of each source, on held-out prompts; files are where prompts.test_share puts their prompts
+    )
+    target: dict[int, NonNegative] = {1: 1, 2: 1, 3: 1, 4: 1, 5: 1}  # wanted ratio of the scores
+    oversample: Positive = 1.0  # a scarce score may be repeated up to this factor in the training data
+
+    @model_validator(mode="after")
+    def _target_covers_scores(self) -> CurationConfig:
+        if not set(self.target) <= {1, 2, 3, 4, 5} or sum(self.target.values()) <= 0:
+            raise ValueError("target must map scores 1..5 to ratios, at least one of them positive")
+        if len({s.name for s in self.sources}) != len(self.sources):
+            raise ValueError("sources must have distinct names")
+        return self
+
+    def named_rubrics(self) -> Iterator[str]:
+        """The planner's."""
+        yield self.planner_rubric

@@ -1,0 +1,17 @@
+"""Evaluation before and after RL."""
+
+from __future__ import annotations
+
+from pydantic import PositiveInt
+
+from firm.config.section import Positive, Section
+
+
+class EvaluateConfig(Section):
+    """Held-out prompts before and after RL, with the same seeds."""
+
+    num_images: PositiveInt = 256
+    num_inference_steps: PositiveInt = 40
+    guidance_scale: Positive = 1.0
+    batch_size: PositiveInt = 8
+    num_bootstrap: PositiveInt = 1000

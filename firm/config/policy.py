@@ -1,0 +1,24 @@
+"""Image generators, and adapters of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from firm.config.section import NamedFile, Section
+
+
+class PolicyConfig(Section):
+    """An image generator: the model that RL trains, or a source of candidates."""
+
+    family: Literal["sd3"] = "sd3"
+    model: str  # a folder, a hub id, or pkg://PACKAGE/PATH for files inside an installed package
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    resolution: PositiveInt
+    max_sequence_length: PositiveInt = 256  # T5 tokens; 1 where the model has no T5
+
+    def named_files(self) -> Iterator[NamedFile]:
+        """The model."""
+        yield NamedFile("model", self.model, is_model=True)

@@ -1,0 +1,29 @@
+"""Where prompts come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import PositiveInt, model_validator
+
+from firm.config.section import NamedFile, Section, Share
+
+
+class PromptsConfig(Section):
+    """Where prompts come from. Prompts of the test split never enter curation's training data or RL."""
+
+    path: str | None = None  # a user's file: text, JSONL or a JSON list of {"input_prompt": ...}
+    function: str | None = None  # dotted name "module:function" of function(split) -> list[str]
+    test_share: Share = 0.1  # held out by the hash of the prompt, where `function` does not say
+    limit: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptsConfig:
+        if (self.path is None) == (self.function is None):
+            raise ValueError("give either path or function, not both or neither")
+        return self
+
+    def named_files(self) -> Iterator[NamedFile]:
+        """The prompts."""
+        if self.path is not None:
+            yield NamedFile("path", self.path)

@@ -1,0 +1,41 @@
+"""DiffusionNFT."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveInt
+
+from firm.config.lora import LoraConfig
+from firm.config.section import NonNegative, Positive, Section, Share
+
+
+class RLConfig(Section):
+    """DiffusionNFT (reference nft.md; names as in NVlabs/DiffusionNFT where it has one)."""
+
+    prompts_per_epoch: PositiveInt
+    group_size: int = Field(ge=2)
+    max_epochs: PositiveInt
+    num_inference_steps: PositiveInt = 10
+    solver: Literal["euler", "dpm2"] = "dpm2"
+    batch_size: PositiveInt = 8  # images a forward pass
+    inner_epochs: PositiveInt = 1
+    optimizer_steps: PositiveInt = 1  # per inner epoch
+    timesteps: Literal["scheduler", "uniform"] = "scheduler"
+    timestep_fraction: Share = 0.99  # scheduler: int(fraction * num_inference_steps) timesteps a sample
+    num_timesteps: PositiveInt = 1  # uniform: draws a sample
+    learning_rate: Positive = 3e-4
+    weight_decay: NonNegative = 1e-4
+    adam_beta2: Share = 0.999
+    max_grad_norm: Positive = 1.0
+    lora: LoraConfig | None = None  # none: full fine-tuning
+    beta: Positive = 1.0
+    adv_clip_max: Positive = 5.0
+    adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"
+    std: Literal["global", "group"] = "global"
+    kl_weight: NonNegative = 1e-4
+    decay: Literal["copy", "linear_to_0.5", "delayed_linear_to_0.999"] = "linear_to_0.5"
+    ema_decay: Share = 0.9
+    dtype: Literal["float32", "bfloat16"] = "float32"  # autocast of the forward passes
+    gradient_checkpointing: bool = False
+    checkpoint_epochs: PositiveInt = 30

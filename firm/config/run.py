@@ -1,0 +1,71 @@
+"""Everything that defines a run, as one pydantic model; no torch is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, Field, model_validator
+
+from firm.config.auditor import AuditorConfig
+from firm.config.bench import BenchConfig
+from firm.config.critic import CriticConfig
+from firm.config.curation import CurationConfig
+from firm.config.evaluate import EvaluateConfig
+from firm.config.launch import LaunchConfig, LocalLaunch
+from firm.config.policy import PolicyConfig
+from firm.config.prompts import PromptsConfig
+from firm.config.reward import RewardConfig
+from firm.config.rl import RLConfig
+from firm.config.section import Positive, Section
+from firm.config.sft import SFTConfig
+
+
+class RunConfig(Section):
+    """Everything that defines a run. Stages receive the smallest section they need."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=60)
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    store: str = "runs"  # a folder, or s3://bucket/prefix (minio://bucket/prefix)
+    prompts: PromptsConfig
+    policy: PolicyConfig
+    curation: CurationConfig
+    critic: CriticConfig
+    sft: SFTConfig = SFTConfig()
+    bench: BenchConfig
+    reward: RewardConfig = RewardConfig()
+    rl: RLConfig
+    auditor: AuditorConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    launch: LaunchConfig = LocalLaunch()
+    expected_s: dict[str, Positive] = {}  # stage -> seconds on two cores, for the first estimate of the time left
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_one_order(cls, data: Any) -> Any:
+        return in_one_order(data)
+
+    @model_validator(mode="after")
+    def _reward_is_judged(self) -> RunConfig:
+        needed = {self.reward.base, *(self.reward.bonuses if self.reward.formula != "base_only" else ())}
+        if missing := sorted(needed - set(self.critic.rubrics)):
+            raise ValueError(f"reward needs {missing}, for which critic.rubrics has no rubric")
+        if self.reward.base not in self.auditor.rubrics:
+            raise ValueError(f"auditor.rubrics has no rubric for the reward's base {self.reward.base}")
+        if self.critic.kind == "trained" and not needed <= set(self.curation.dimensions):
+            raise ValueError("reward uses a dimension that curation.dimensions does not have")
+        return self
+
+
+def in_one_order(data: Any) -> Any:
+    """Sort the keys of all mappings: KFP hands a dict over in any order, and results must not depend on it."""
+    if isinstance(data, dict):
+        return {key: in_one_order(data[key]) for key in sorted(data, key=str)}
+    return [in_one_order(item) for item in data] if isinstance(data, list) else data
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 of a JSON-serialisable value or pydantic model, independent of key order."""
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

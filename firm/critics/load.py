@@ -1,0 +1,57 @@
+"""From a configuration to the judge that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from firm.chat.client import open_chat
+from firm.chat.messages import Chat
+from firm.config import CriticConfig, Dimension, EndpointChat, PythonChat
+from firm.critics.answers import AnswerStyle
+from firm.critics.judge import ChatCritic, Critic
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_critic(folder: Path, config: CriticConfig, device: torch.device) -> Critic:
+    """The critic of a run: the model trained by the sft stage in ``folder``, or the served one of the configuration."""
+    if config.kind == "trained":
+        from firm.critics.local import LocalCritic
+
+        return LocalCritic(folder, config, device)
+    assert config.endpoint is not None, "validated by CriticConfig"
+    return open_judge(config.endpoint, config.rubrics, answer_style=config.answer_style)
+
+
+def open_judge(
+    config: PythonChat | EndpointChat,
+    rubrics: Mapping[Dimension, str],
+    *,
+    chat: Chat | None = None,
+    attempts: int = 3,
+    answer_style: AnswerStyle = "reason_first",
+) -> ChatCritic:
+    """The judge that a configuration names, with an endpoint's own limits.
+
+    Args:
+        config: The configured chat.
+        rubrics: Name of the template for each dimension.
+        chat: What is asked instead of a new connection, such as a journal around one.
+        attempts: Tries for an answer that does not parse.
+        answer_style: How the judge answers.
+    """
+    chat = open_chat(config) if chat is None else chat  # an empty journal is false
+    if isinstance(config, PythonChat):
+        return ChatCritic(chat, rubrics, attempts=attempts, answer_style=answer_style)
+    return ChatCritic(
+        chat,
+        rubrics,
+        attempts=attempts,
+        concurrency=config.concurrency,
+        temperature=config.temperature,
+        max_tokens=config.max_tokens,
+        answer_style=answer_style,
+    )

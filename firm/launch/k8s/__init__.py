@@ -1,0 +1,1 @@
+"""Where a training job runs on Kubernetes: all that knows of it."""

@@ -1,0 +1,34 @@
+"""Names that an installation has on a cluster: objects of the charts, labels, what the operators look for."""
+
+from __future__ import annotations
+
+from firm import __version__
+
+PROJECT = "firm"
+IMAGE = f"firm/runtime:{__version__}"
+GPU = "nvidia.com/gpu"
+
+# Objects that the chart `firm` makes.
+CONFIG_MAP = "firm"
+SERVICE_ACCOUNT = "firm-training"
+STORE_SECRET = "object-store"
+STORE_KEYS = {"accesskey": "AWS_ACCESS_KEY_ID", "secretkey": "AWS_SECRET_ACCESS_KEY"}
+"""Key of the Secret -> environment variable."""
+ENDPOINTS_SECRET = "firm-endpoints"
+ENDPOINTS_KEYS = {"api-key": "OPENAI_API_KEY", "hf-token": "HF_TOKEN"}
+"""The same; the Secret may be absent."""
+
+# Labels and annotations.
+PART_OF = "app.kubernetes.io/part-of"
+RUN = "firm/run"
+STAGE = "firm/stage"
+KFP_RUN = "firm/kfp-run"
+SPEC = "firm/spec"  # annotation: hash of the job's specification
+RUN_ID = "pipeline/runid"  # Kubeflow Pipelines' label of all pods and workflows of a run
+
+# The Training Operator's.
+GROUP = "kubeflow.org"
+VERSION = "v1"
+PLURAL = "pytorchjobs"
+CONTAINER = "pytorch"
+JOB_NAME = "training.kubeflow.org/job-name"

@@ -1,0 +1,150 @@
+"""The launcher for a Kubernetes cluster: one PyTorchJob a training job, owned, followed and explained.
+
+The job has the same name in every attempt at the same work. An attempt that finds it running adopts it; one that finds
+it failed replaces it, and the worker resumes from its checkpoint in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from firm.config.launch import PyTorchJobLaunch
+from firm.launch.job import TERMINATED, TrainingJob, worker_error
+from firm.launch.k8s.cluster import Cluster
+from firm.launch.k8s.manifest import job_name, manifest, owner_references
+from firm.launch.k8s.names import CONFIG_MAP, SPEC
+from firm.launch.k8s.pods import LogFollower, death, restarted, trouble
+from firm.progress import relay
+from firm.records import UserError
+
+POLL_S = 2.0
+GONE_S = 180.0  # how long a deleted job may take to go
+
+
+def run(job: TrainingJob, uri: str, config: PyTorchJobLaunch) -> None:
+    """Run a job as a PyTorchJob to its end.
+
+    A termination of this process deletes the job; the next attempt resumes it.
+
+    Raises:
+        UserError: It failed: what was wrong, on which pod, with the last lines of its log.
+    """
+    if "://" not in uri:
+        fix = "set `store` to s3://bucket/prefix"
+        raise UserError("pods cannot reach a store in a local folder", f"store: {uri}", fix, usage=True)
+    cluster = Cluster.connect(config.namespace)
+    owner = _owner(cluster)
+    body = manifest(job, uri, config, cluster.config_map(config.config_map or CONFIG_MAP), owner)
+    name = job_name(job, uri)
+    first = f"{name}-{'worker' if config.min_workers else 'master'}-0"
+    with _deleted_on_termination(cluster, name), LogFollower(cluster, first):
+        while True:
+            adopted = _submit(cluster, body, owner)
+            if _wait(cluster, name, uri, config):
+                return
+            if not adopted:
+                fix = "somebody deleted it (`firm cancel`?): run again to resume"
+                raise UserError(f"the {job.stage} job was deleted while it ran", f"{cluster.namespace}/{name}", fix)
+
+
+def _owner(cluster: Cluster) -> Mapping[str, str]:
+    """The step's pod, where this runs in one of KFP."""
+    name, uid = os.environ.get("KFP_POD_NAME", ""), os.environ.get("KFP_POD_UID", "")
+    if not name or not uid:
+        return {}
+    return {"name": name, "uid": uid, "kfp_run": cluster.labels_of_pod(name).get("pipeline/runid", "")}
+
+
+@contextmanager
+def _deleted_on_termination(cluster: Cluster, name: str) -> Iterator[None]:
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        cluster.delete_job(name)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _submit(cluster: Cluster, body: dict[str, Any], owner: Mapping[str, str]) -> bool:
+    """Create the job, or adopt the same one that runs already; True where it was adopted."""
+    metadata = body["metadata"]
+    name, end = metadata["name"], time.monotonic() + GONE_S
+    while time.monotonic() < end:
+        there = cluster.job(name)
+        if there is None:
+            if cluster.create_job(body):
+                relay(f"created PyTorchJob {cluster.namespace}/{name}")
+                return False
+        elif there["metadata"].get("deletionTimestamp"):
+            time.sleep(POLL_S)
+        elif phase(there) in ("Succeeded", "Failed") or _specification(there) != _specification(body):
+            cluster.delete_job(name)
+        else:
+            labels, references = metadata["labels"], owner_references(owner)
+            cluster.patch_job(name, {"metadata": {"labels": labels, "ownerReferences": references}})
+            relay(f"adopted PyTorchJob {cluster.namespace}/{name}, which runs already")
+            return True
+    raise UserError("an earlier job does not go away", f"{cluster.namespace}/{name}", "look at its finalizers")
+
+
+def _specification(job: Mapping[str, Any]) -> str:
+    return str((job["metadata"].get("annotations") or {}).get(SPEC, ""))
+
+
+def phase(job: Mapping[str, Any]) -> str:
+    """The newest condition that holds: Created, Running, Restarting, Suspended, Succeeded or Failed; or empty."""
+    holding = [c["type"] for c in (job.get("status") or {}).get("conditions") or [] if c["status"] == "True"]
+    return next((end for end in ("Failed", "Succeeded") if end in holding), holding[-1] if holding else "")
+
+
+def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bool:
+    """Wait for the end of a job; False where it was deleted.
+
+    Raises:
+        UserError: It failed, or will not start.
+    """
+    said = ""
+    while True:
+        job = cluster.job(name)
+        if job is None:
+            return False
+        if (now := phase(job)) != said:
+            said = now
+            relay(f"PyTorchJob {name}: {said}")
+        if said == "Succeeded":
+            return True
+        pods = cluster.pods(name)
+        if said == "Failed":
+            raise failure(cluster, job, pods)
+        problem = trouble(pods, config.pending_s, datetime.now(UTC))
+        if problem is None and restarted(pods):
+            problem = worker_error(uri)  # a worker that explained itself would say the same again
+        if problem is not None:
+            cluster.delete_job(name)
+            raise problem
+        time.sleep(POLL_S)
+
+
+def failure(cluster: Cluster, job: Mapping[str, Any], pods: list[Any]) -> UserError:
+    """Why a job failed: the reason, the pod, and the last lines of its log."""
+    condition = next(c for c in job["status"]["conditions"] if c["type"] == "Failed")
+    name, reason = job["metadata"]["name"], condition.get("reason", "")
+    where = f"PyTorchJob {cluster.namespace}/{name}"
+    if "deadline" in f"{reason} {condition.get('message', '')}".lower():
+        return UserError("the job did not end before its deadline", where, "raise launch.deadline_s; it will resume")
+    for pod in pods:
+        if how := death(pod):
+            lines = cluster.last_lines(pod.metadata.name)
+            said = "\n     ".join(["its last lines:", *lines.splitlines()]) if lines else "it left no log"
+            fix = "raise launch.memory; it will resume" if "memory" in how else "run again to resume"
+            return UserError(f"{pod.metadata.name} {how}; {said}\n ", where, fix)
+    return UserError(f"the job failed: {condition.get('message') or reason}", where, "see `kubectl describe`")

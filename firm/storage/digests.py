@@ -1,0 +1,92 @@
+"""Content hashes of the files and folders that people name: what is asked again is remembered while nothing changes.
+
+A file's hash is looked up by its path, size and time of change, so that the weights of a large model are read once and
+not once a stage. The memory is a file in the temporary folder; without it everything is hashed again.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from firm.records import UserError
+from firm.storage.files import atomic_write, disk_error, parallel, sha256, sha256_file, temporary_folder
+
+MEMORY = "digests.json"
+SETTLED_S = 2.0  # a file changed later than this may change again without a new time
+
+Known = dict[str, list[int | str]]
+"""Absolute path -> size, time of change in nanoseconds, SHA-256."""
+
+
+def content_hash(path: Path, follow: Sequence[str] = ()) -> str:
+    """Hash of a file's content, or of the names and contents of all files in a folder.
+
+    Args:
+        path: The file or folder.
+        follow: Keys of the rows of a JSONL file that name further files, relative to it; their contents count, too.
+
+    Raises:
+        UserError: The file or a followed one is missing or cannot be read.
+    """
+    if path.is_dir():
+        names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+    else:
+        names = [path.name, *_followed(path, follow)]
+    folder = path if path.is_dir() else path.parent
+    return sha256(json.dumps(list(zip(names, _hashes(folder / name for name in names), strict=True))).encode())
+
+
+def _followed(path: Path, keys: Sequence[str]) -> list[str]:
+    """Names of further files in the rows of a JSONL file; rows that are none are for the reader to complain about."""
+    if not keys:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise disk_error(error, path) from error
+    except UnicodeDecodeError as error:
+        raise UserError("the file is not UTF-8 text", str(path), "save it as UTF-8", usage=True) from error
+    names = set[str]()
+    for line in filter(str.strip, lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        names.update(row[key] for key in keys if isinstance(row, dict) and isinstance(row.get(key), str))
+    return sorted(names)
+
+
+def _hashes(paths: Iterable[Path]) -> list[str]:
+    memory = temporary_folder() / MEMORY
+    known = _recall(memory)
+    fresh: Known = {}
+
+    def hash_of(path: Path) -> str:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise disk_error(error, path) from error
+        size, changed, digest = known.get(str(path.absolute()), [-1, -1, ""])
+        if (size, changed) == (status.st_size, status.st_mtime_ns):
+            return str(digest)
+        digest = sha256_file(path)
+        if time.time() - status.st_mtime > SETTLED_S:
+            fresh[str(path.absolute())] = [status.st_size, status.st_mtime_ns, digest]
+        return digest
+
+    found = parallel(hash_of, list(paths))
+    if fresh:
+        with atomic_write(memory) as file:
+            file.write(json.dumps(known | fresh).encode())
+    return found
+
+
+def _recall(memory: Path) -> Known:
+    try:
+        known: Known = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known

@@ -1,0 +1,143 @@
+"""The journal: nothing is judged twice, whatever happened to the file."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firm.chat.journal import Journal
+from firm.chat.messages import ChatMessage, Reply, RequestFailed, user_message
+from firm.records import UserError
+
+
+class Counting:
+    """Answers a text with itself and counts."""
+
+    def __init__(self, name: str = "counting") -> None:
+        self.name, self.calls = name, 0
+
+    def complete(self, messages: Sequence[ChatMessage], *, seed: int | None, **_options: Any) -> Reply:
+        self.calls += 1
+        text = messages[0]["content"][-1]["text"]
+        if text == "fail":
+            raise RequestFailed("no")
+        return Reply(f"{text} {seed} \u00e9\n", truncated=text == "long")
+
+
+def ask(journal: Journal, text: str, seed: int = 0) -> Reply:
+    return journal.complete([user_message(text)], max_tokens=9, temperature=0.0, seed=seed)
+
+
+def test_answers_survive_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "journal.jsonl"
+    chat = Counting()
+    journal = Journal(chat, path)
+    first = [ask(journal, t) for t in ("a", "long", "a")]
+    assert chat.calls == 2 and len(journal) == 2
+    journal.close()
+    again = Journal(Counting(), path)
+    assert [ask(again, t) for t in ("a", "long", "a")] == first
+    assert again._chat.calls == 0  # type: ignore[attr-defined]
+    assert ask(again, "a", seed=1).text != first[0].text and ask(again, "b").text == "b 0 \u00e9\n"
+    assert ask(again, "b").text == "b 0 \u00e9\n"  # read back from behind what was loaded
+    again.close()
+    assert all(set(json.loads(line)) == {"request", "text", "truncated"} for line in path.read_text().splitlines())
+
+
+def test_another_judge_does_not_reuse_the_answers(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        journal, chat = Journal(chat := Counting(name), tmp_path / "j"), chat
+        ask(journal, "a")
+        assert chat.calls == 1
+        journal.close()
+
+
+def test_failures_are_not_remembered(tmp_path: Path) -> None:
+    chat = Counting()
+    journal = Journal(chat, tmp_path / "j")
+    for _ in range(2):
+        with pytest.raises(RequestFailed):
+            ask(journal, "fail")
+    assert chat.calls == 2 and len(journal) == 0
+    journal.close()
+
+
+@pytest.mark.parametrize("cut", [1, 5, 60])
+def test_a_torn_last_line_is_dropped(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "j"
+    journal = Journal(Counting(), path)
+    for text in ("a", "b", "c"):
+        ask(journal, text)
+    journal.close()
+    path.write_bytes(path.read_bytes()[:-cut])
+    for expected in (1, 0):
+        chat = Counting()
+        journal = Journal(chat, path)
+        assert [ask(journal, t).text[0] for t in ("a", "b", "c")] == ["a", "b", "c"]
+        assert chat.calls == expected
+        journal.close()
+
+
+def test_damaged_lines_are_asked_again(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(b'\x00\x00\n{"request": "zz", "text": "a", "truncated": false}\n[]\n{"request": "00"}\n')
+    journal = Journal(Counting(), path)
+    assert len(journal) == 0 and ask(journal, "a").text.startswith("a")
+    assert ask(journal, "a").text.startswith("a")
+    assert journal._chat.calls == 1  # type: ignore[attr-defined]
+    journal.close()
+
+
+def test_threads(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    journal = Journal(Counting(), path)
+    texts = [f"text {i % 40}" for i in range(400)]
+    with ThreadPoolExecutor(8) as executor:
+        replies = list(executor.map(lambda t: ask(journal, t).text, texts))
+    assert replies == [f"{t} 0 \u00e9\n" for t in texts] and len(journal) == 40
+    journal.close()
+    again = Journal(Counting(), path)
+    assert [ask(again, t).text for t in texts] == replies
+    assert again._chat.calls == 0  # type: ignore[attr-defined]
+    again.close()
+
+
+def test_two_runs_do_not_share_a_journal(tmp_path: Path) -> None:
+    journal = Journal(Counting(), tmp_path / "j")
+    with pytest.raises(UserError, match="in use"):
+        Journal(Counting(), tmp_path / "j")
+    journal.close()
+    Journal(Counting(), tmp_path / "j").close()
+
+
+def test_kill_9_loses_no_answer_that_was_given(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from test_journal import Counting, Journal, ask
+journal = Journal(Counting(), sys.argv[1])
+for i in range(10**6):
+    ask(journal, f"text {i}")
+    print(i, flush=True)
+"""
+    path = tmp_path / "j"
+    command = [sys.executable, "-c", code, str(path), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]) as process:
+        assert process.stdout is not None
+        while int(process.stdout.readline()) < 50:
+            pass
+        os.kill(process.pid, signal.SIGKILL)
+        given = [51 + i for i, _ in enumerate(process.stdout.read().splitlines())]
+    chat = Counting()
+    journal = Journal(chat, path)
+    for i in [*range(51), *given]:
+        assert ask(journal, f"text {i}").text == f"text {i} 0 \u00e9\n"
+    assert chat.calls == 0
+    journal.close()

@@ -1,0 +1,119 @@
+"""The PyTorchJob that is made of a training job."""
+
+from typing import Any
+
+import pytest
+
+from firm.config.launch import LocalLaunch, PyTorchJobLaunch, for_pod
+from firm.launch.job import TrainingJob
+from firm.launch.k8s.manifest import job_name, manifest
+from firm.launch.k8s.names import SPEC
+
+JOB = TrainingJob("my.run", "rl", "firm.rl.train", {"x": 1}, {})
+URI = "s3://firm/runs/my.run/rl-0123456789ab"
+OWNER = {"name": "step", "uid": "42", "kfp_run": "run-id"}
+
+
+def make(
+    defaults: dict[str, str] | None = None, owner: dict[str, str] | None = None, **settings: Any
+) -> dict[str, Any]:
+    return manifest(JOB, URI, PyTorchJobLaunch(**settings), defaults or {}, owner or {})
+
+
+def container(body: dict[str, Any], replica: str = "Master") -> dict[str, Any]:
+    [found] = body["spec"]["pytorchReplicaSpecs"][replica]["template"]["spec"]["containers"]
+    return dict(found)
+
+
+@pytest.mark.parametrize(("workers", "replicas"), [(1, {"Master": 1}), (4, {"Master": 1, "Worker": 3})])
+def test_the_master_counts_as_a_worker(workers: int, replicas: dict[str, int]) -> None:
+    spec = make(num_workers=workers)["spec"]
+    assert {name: r["replicas"] for name, r in spec["pytorchReplicaSpecs"].items()} == replicas
+
+
+def test_one_process_runs_the_worker_and_more_run_torchrun() -> None:
+    assert container(make())["command"] == ["python3", "-m", "firm.rl.train", URI]
+    many = make(gpus=8)
+    assert container(many)["command"][1:3] == ["-m", "torch.distributed.run"] and many["spec"]["nprocPerNode"] == "8"
+    limits = container(many)["resources"]["limits"]
+    assert limits["nvidia.com/gpu"] == "8" and limits == container(many)["resources"]["requests"]
+
+
+def test_an_elastic_job_has_no_master() -> None:
+    spec = make(num_workers=4, min_workers=2)["spec"]
+    assert list(spec["pytorchReplicaSpecs"]) == ["Worker"]
+    assert spec["elasticPolicy"]["minReplicas"] == 2 and spec["elasticPolicy"]["maxReplicas"] == 4
+
+
+def test_names_are_those_of_dns_and_the_same_in_every_attempt() -> None:
+    assert job_name(JOB, URI) == "firm-my-run-rl-0123456789ab"
+    long = TrainingJob("r" * 60, "sft", "m", {}, {})
+    assert len(job_name(long, URI) + "-worker-99") <= 63
+
+
+def test_the_owner_and_the_run_are_on_the_job() -> None:
+    metadata = make(owner=OWNER, queue="team")["metadata"]
+    assert metadata["ownerReferences"] == [{"apiVersion": "v1", "kind": "Pod", "name": "step", "uid": "42"}]
+    assert metadata["labels"]["firm/kfp-run"] == "run-id" and metadata["labels"]["firm/run"] == "my.run"
+    assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+    assert "ownerReferences" not in make()["metadata"]
+
+
+def test_the_specification_tells_a_changed_job_from_the_same_one() -> None:
+    same, other = make(owner=OWNER), make(memory="32Gi")
+    digests = [body["metadata"]["annotations"][SPEC] for body in (make(), same, other)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_what_the_chart_offers_is_used_unless_the_run_says_otherwise() -> None:
+    offered = {"FIRM_IMAGE": "registry/firm:1", "FIRM_MODEL_CACHE": "cache", "FIRM_PRIORITY_CLASS": "low"}
+    pod = make(offered)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert container(make(offered))["image"] == "registry/firm:1" and pod["priorityClassName"] == "low"
+    assert {"name": "models", "persistentVolumeClaim": {"claimName": "cache"}} in pod["volumes"]
+    chosen = make(offered, image="mine:2", priority_class="high")
+    assert container(chosen)["image"] == "mine:2"
+    assert chosen["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["priorityClassName"] == "high"
+
+
+def test_limits_end_what_nobody_ends() -> None:
+    policy = make(deadline_s=60, ttl_s=5, backoff_limit=2)["spec"]["runPolicy"]
+    assert policy == {
+        "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 5, "backoffLimit": 2, "cleanPodPolicy": "Running",
+    }  # fmt: skip
+
+
+def test_no_secret_is_in_the_job_and_pods_are_restricted() -> None:
+    body = make()
+    by_name = {e["name"]: e for e in container(body)["env"]}
+    assert by_name["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {
+        "name": "object-store", "key": "secretkey", "optional": False,
+    }  # fmt: skip
+    assert by_name["OPENAI_API_KEY"]["valueFrom"]["secretKeyRef"]["optional"] is True
+    pod = body["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert (
+        pod["securityContext"]["runAsNonRoot"] and pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+    )
+    assert container(body)["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+    assert pod["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize(("cpu", "threads"), [("250m", "1"), ("4", "4"), ("7500m", "7")])
+def test_as_many_threads_as_processors(cpu: str, threads: str) -> None:
+    by_name = {e["name"]: e.get("value") for e in container(make(cpu=cpu))["env"]}
+    assert by_name["OMP_NUM_THREADS"] == threads
+
+
+def test_what_kfp_was_asked_for_goes_to_the_job() -> None:
+    asked = {
+        "resources": {"limits": {"nvidia.com/gpu": "2", "memory": "9Gi", "cpu": "3"}, "requests": {"cpu": "1"}},
+        "node_selector": {"pool": "gpu"}, "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "affinity": None,
+    }  # fmt: skip
+    found = for_pod(PyTorchJobLaunch(num_workers=2), asked)
+    assert isinstance(found, PyTorchJobLaunch)
+    assert (found.gpus, found.memory, found.cpu, found.cpu_limit, found.num_workers) == (2, "9Gi", "1", "3", 2)
+    assert found.node_selector == {"pool": "gpu"} and found.tolerations == asked["tolerations"]
+    nothing = {"resources": None, "node_selector": None, "tolerations": None}
+    assert for_pod(found, nothing) == found and for_pod(LocalLaunch(), asked) == LocalLaunch()
