@@ -27,7 +27,7 @@ def generator(seed: int, *purpose: str | int) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class World:
+class Ranks:
     """This process among the processes of a training job."""
 
     rank: int
@@ -40,7 +40,7 @@ class World:
         return self.rank == 0
 
 
-def start() -> World:
+def start() -> Ranks:
     """Join the process group that torchrun (or a PyTorchJob) describes in the environment; alone without one."""
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     cuda = torch.cuda.is_available()
@@ -50,7 +50,7 @@ def start() -> World:
     if size > 1 and not torch_dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # without torchrun: one process a pod
         torch_dist.init_process_group("nccl" if cuda else "gloo")
-    return World(rank, size, device)
+    return Ranks(rank, size, device)
 
 
 def stop() -> None:
@@ -65,18 +65,18 @@ def barrier() -> None:
         torch_dist.barrier()
 
 
-def gather(items: Sequence[T], world: World) -> list[T]:
+def gather(items: Sequence[T], ranks: Ranks) -> list[T]:
     """Concatenate the ranks' plain-data lists in rank order, on every rank."""
-    if world.size == 1:
+    if ranks.size == 1:
         return list(items)
-    parts: list[Any] = [None] * world.size
+    parts: list[Any] = [None] * ranks.size
     torch_dist.all_gather_object(parts, list(items))
     return [item for part in parts for item in part]
 
 
-def sum_gradients(parameters: Iterable[Tensor], world: World) -> None:
+def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
     """Sum gradients over the ranks, once an optimizer step. Losses carry global denominators, so a sum is exact."""
-    if world.size > 1:
+    if ranks.size > 1:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -94,18 +94,18 @@ class BatchPlan:
     group_size: int
 
     @classmethod
-    def of(cls, num_groups: int, group_size: int, world: World) -> BatchPlan:
+    def of(cls, num_groups: int, group_size: int, ranks: Ranks) -> BatchPlan:
         """Split ``num_groups`` evenly over the ranks.
 
         Raises:
             UserError: The groups do not divide evenly.
         """
-        if num_groups % world.size:
+        if num_groups % ranks.size:
             raise UserError(
-                f"{num_groups} prompts an epoch cannot be split evenly over {world.size} workers",
+                f"{num_groups} prompts an epoch cannot be split evenly over {ranks.size} workers",
                 "rl.prompts_per_epoch",
-                f"use a multiple of {world.size}",
+                f"use a multiple of {ranks.size}",
                 usage=True,
             )
-        share = num_groups // world.size
-        return cls(range(world.rank * share, (world.rank + 1) * share), group_size)
+        share = num_groups // ranks.size
+        return cls(range(ranks.rank * share, (ranks.rank + 1) * share), group_size)

@@ -10,7 +10,7 @@ from pathlib import Path
 LIFELINE = "FIRM_LIFELINE_PID"
 
 
-def hold() -> None:
+def exit_with_parent() -> None:
     """End this process when the one named in the environment is gone; then name this one for its own children."""
     if owner := os.environ.get(LIFELINE):
         threading.Thread(target=_follow, args=(int(owner),), daemon=True).start()

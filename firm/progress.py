@@ -62,7 +62,7 @@ class Task:
             )
         if last or now - self._line >= LINE_EVERY_S:
             self._line = now
-            print(task_line(self.stage, self.name, self.done, self.total, self.unit, note, self.left_s), flush=True)
+            log_line(task_line(self.stage, self.name, self.done, self.total, self.unit, note, self.left_s))
 
 
 def duration(seconds: float | None) -> str:
@@ -85,9 +85,14 @@ _TOLD = re.compile(
 )
 
 
+def log_line(text: str) -> None:
+    """Print a line into the stage's log."""
+    print(text, flush=True)
+
+
 def relay(line: str) -> None:
     """Print a line that came from another machine; where it tells of a task, pass that on as an event too."""
-    print(line, flush=True)
+    log_line(line)
     if told := _TOLD.fullmatch(line):
         stage, task, done, total, unit, minutes, seconds, note = told.groups()
         left_s = None if seconds is None else int(minutes or 0) * 60 + int(seconds)

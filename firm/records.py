@@ -125,7 +125,7 @@ class Candidate(Record):
     images: list[bytes]
 
 
-class Judged(Candidate):
+class JudgedCandidate(Candidate):
     """A candidate with the teacher's privileged material (name -> lines, such as a plan) and its outcomes."""
 
     material: dict[str, list[str]]

@@ -74,7 +74,7 @@ def execute(
     Raises:
         SystemExit: With code 1 or 2 after a message for people; nothing already written is lost.
     """
-    lifeline.hold()
+    lifeline.exit_with_parent()
     emit(stage=stage, state="started")
     try:
         run = parse_config(config)

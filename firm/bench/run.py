@@ -11,7 +11,7 @@ import torch
 from firm.bench.agreement import Expected, agreement
 from firm.bench.gate import judge_gate
 from firm.config import RunConfig
-from firm.critics.judge import Critic, Item
+from firm.critics.judge import Judge, JudgeInput
 from firm.critics.load import load_critic
 from firm.progress import Task
 from firm.records import Example, Prediction, Summary
@@ -50,7 +50,7 @@ def _expected(e: Example) -> Expected:
     return Expected(id=e.id, dimension=e.dimension, difficulty=e.difficulty, source=e.source, human=e.score)
 
 
-def _judge_all(critic: Critic, test: Path, journal: Path, total: int) -> list[Prediction]:
+def _judge_all(critic: Judge, test: Path, journal: Path, total: int) -> list[Prediction]:
     """Predictions of all examples; those in the journal are not asked for again."""
     journal.parent.mkdir(parents=True, exist_ok=True)
     done = list(_complete(journal))
@@ -74,8 +74,8 @@ def _complete(journal: Path) -> Iterator[Prediction]:
     yield from (Prediction.model_validate_json(line) for line in whole[: len(whole) // BATCH * BATCH])
 
 
-def _judge(critic: Critic, examples: Sequence[Example]) -> list[Prediction]:
-    outcomes = critic.judge([Item(e.prompt, e.images) for e in examples])
+def _judge(critic: Judge, examples: Sequence[Example]) -> list[Prediction]:
+    outcomes = critic.judge([JudgeInput(e.prompt, e.images) for e in examples])
     return [
         Prediction(
             id=e.id,

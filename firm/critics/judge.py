@@ -18,7 +18,7 @@ RETRY_TEMPERATURE = 0.7
 
 
 @dataclass(frozen=True)
-class Item:
+class JudgeInput:
     """What is judged.
 
     Attributes:
@@ -32,10 +32,10 @@ class Item:
     material: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
-class Critic(Protocol):
+class Judge(Protocol):
     """A judge of images, trained or served."""
 
-    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         """Judge items; the result has the order and the length of ``items``, and every dimension in each."""
         ...
 
@@ -48,7 +48,7 @@ class Answered:
     text: str
 
 
-class ChatCritic:
+class ChatJudge:
     """Judges by asking a chat, one request per item and dimension (paper section 3.2: the evaluator).
 
     Args:
@@ -88,7 +88,7 @@ class ChatCritic:
         """Version of the rubric of each dimension, for the provenance of judgements."""
         return {dimension: rubric.version for dimension, rubric in self.rubrics.items()}
 
-    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         """Judge items on every dimension, in order. A failed judgement is `Invalid`, never a number.
 
         Raises:
@@ -96,7 +96,7 @@ class ChatCritic:
         """
         return [{d: answered.outcome for d, answered in row.items()} for row in self.ask_all(items)]
 
-    def ask_all(self, items: Sequence[Item]) -> list[dict[str, Answered]]:
+    def ask_all(self, items: Sequence[JudgeInput]) -> list[dict[str, Answered]]:
         """As `judge`, with the raw answers."""
         tasks = [(item, dimension) for item in items for dimension in self.rubrics]
         if self._concurrency <= 1 or len(tasks) <= 1:
@@ -109,7 +109,7 @@ class ChatCritic:
         rows = (answers[i * width : (i + 1) * width] for i in range(len(items)))
         return [dict(zip(self.rubrics, row, strict=True)) for row in rows]
 
-    def ask(self, item: Item, dimension: str) -> Answered:
+    def ask(self, item: JudgeInput, dimension: str) -> Answered:
         """Judge one item on one dimension.
 
         Raises:
@@ -135,7 +135,7 @@ class ChatCritic:
                 break
         return answered
 
-    def _message(self, rubric: Rubric, item: Item) -> ChatMessage:
+    def _message(self, rubric: Rubric, item: JudgeInput) -> ChatMessage:
         if len(item.images) != rubric.images:
             what = f"the rubric judges {rubric.images} image(s), the item has {len(item.images)}"
             raise UserError(what, rubric.name, "choose another rubric for this dimension", usage=True)

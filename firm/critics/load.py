@@ -10,13 +10,13 @@ from firm.chat.client import open_chat
 from firm.chat.messages import Chat
 from firm.config import CriticConfig, Dimension, EndpointChat, PythonChat
 from firm.critics.answers import AnswerStyle
-from firm.critics.judge import ChatCritic, Critic
+from firm.critics.judge import ChatJudge, Judge
 
 if TYPE_CHECKING:
     import torch
 
 
-def load_critic(folder: Path, config: CriticConfig, device: torch.device) -> Critic:
+def load_critic(folder: Path, config: CriticConfig, device: torch.device) -> Judge:
     """The critic of a run: the model trained by the sft stage in ``folder``, or the served one of the configuration."""
     if config.kind == "trained":
         from firm.critics.local import LocalCritic
@@ -33,7 +33,7 @@ def open_judge(
     chat: Chat | None = None,
     attempts: int = 3,
     answer_style: AnswerStyle = "reason_first",
-) -> ChatCritic:
+) -> ChatJudge:
     """The judge that a configuration names, with an endpoint's own limits.
 
     Args:
@@ -45,8 +45,8 @@ def open_judge(
     """
     chat = open_chat(config) if chat is None else chat  # an empty journal is false
     if isinstance(config, PythonChat):
-        return ChatCritic(chat, rubrics, attempts=attempts, answer_style=answer_style)
-    return ChatCritic(
+        return ChatJudge(chat, rubrics, attempts=attempts, answer_style=answer_style)
+    return ChatJudge(
         chat,
         rubrics,
         attempts=attempts,

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from firm.chat.messages import IMAGE_MARK
 from firm.config import CriticConfig
 from firm.critics.answers import SCORE_PREFIX, parse_answer
-from firm.critics.judge import Item, question
+from firm.critics.judge import JudgeInput, question
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.images import decode_image
 from firm.locate import model_path
@@ -141,7 +141,7 @@ class Encoder:
 
 
 class LocalCritic:
-    """A critic in this process; implements :class:`firm.critics.judge.Critic`."""
+    """A critic in this process; implements :class:`firm.critics.judge.Judge`."""
 
     def __init__(self, folder: Path, config: CriticConfig, device: torch.device) -> None:
         """Load a trained critic from ``folder``."""
@@ -151,7 +151,7 @@ class LocalCritic:
         self.rubrics: Mapping[str, Rubric] = {d: load_rubric(name) for d, name in config.rubrics.items()}
         self._prefix, self._scores = self.encoder.score_tokens()
 
-    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         """One outcome per dimension for each item, in order."""
         outcomes: list[Assessment] = [{} for _ in items]
         answer = self._score_first if self.config.answer_style == "score_first" else self._reason_first

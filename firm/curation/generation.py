@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from firm.chat.messages import Chat, RequestFailed, user_message
 from firm.config import CurationConfig, EndpointChat
 from firm.critics.answers import final_analysis, parse_plan, write_answer
-from firm.critics.judge import Item, question
+from firm.critics.judge import JudgeInput, question
 from firm.critics.load import open_judge
 from firm.critics.rubrics import load_rubric
-from firm.records import Candidate, Example, Judged, Judgement, Message, Provenance
+from firm.records import Candidate, Example, JudgedCandidate, Judgement, Message, Provenance
 
 
 class PlanThenScore:
@@ -27,14 +27,14 @@ class PlanThenScore:
         self._plans: dict[str, list[str]] = {}
         self._planners = config.planner.concurrency if isinstance(config.planner, EndpointChat) else 1
 
-    def judge(self, candidates: Sequence[Candidate]) -> list[Judged]:
+    def judge(self, candidates: Sequence[Candidate]) -> list[JudgedCandidate]:
         """Plan each distinct prompt once, then judge every candidate on every dimension."""
         prompts = dict.fromkeys(c.prompt for c in candidates)
         with ThreadPoolExecutor(self._planners) as pool:
             plans = dict(zip(prompts, pool.map(self.plan, prompts), strict=True))
-        items = [Item(c.prompt, c.images, {"plan": plans[c.prompt]}) for c in candidates]
+        items = [JudgeInput(c.prompt, c.images, {"plan": plans[c.prompt]}) for c in candidates]
         return [
-            Judged(
+            JudgedCandidate(
                 **dict(candidate),
                 material={"plan": plans[candidate.prompt]},
                 assessment={d: a.outcome for d, a in answers.items()},
@@ -66,7 +66,9 @@ class PlanThenScore:
         return []
 
 
-def student_example(judged: Judged, dimension: str, rubric: str, style: str, config: CurationConfig) -> Example:
+def student_example(
+    judged: JudgedCandidate, dimension: str, rubric: str, style: str, config: CurationConfig
+) -> Example:
     """The critic's training record: its own inference prompt, without the plan, answered with the teacher's judgement.
 
     Args:

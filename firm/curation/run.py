@@ -16,7 +16,7 @@ from firm.curation.balance import balance, histogram
 from firm.curation.generation import PlanThenScore, student_example
 from firm.curation.sources import Source, count, no_candidates, open_source
 from firm.progress import Task
-from firm.records import SPLITS, Candidate, Example, Invalid, Judged, Judgement, Split, Summary, UserError
+from firm.records import SPLITS, Candidate, Example, Invalid, JudgedCandidate, Judgement, Split, Summary, UserError
 from firm.storage.artifacts import Output
 from firm.storage.shards import ShardWriter, iter_shards
 
@@ -42,7 +42,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
 def _judge_all(config: RunConfig, out: Output) -> None:
     batches = list(_batches(config))
-    writer = ShardWriter(out.folder / "judged", Judged, config.curation.shard_size)
+    writer = ShardWriter(out.folder / "judged", JudgedCandidate, config.curation.shard_size)
     done, total = writer.rows_done, sum(len(b.indices) for b in batches)
     task = Task("curation", "judging candidates", total, "images", done)
     if done < total:
@@ -104,7 +104,7 @@ class _Scores:
     @classmethod
     def read(cls, config: RunConfig, out: Output) -> _Scores:
         read = cls(out.uri, config.curation.dimensions)
-        for judged in iter_shards(out.folder / "judged", Judged):
+        for judged in iter_shards(out.folder / "judged", JudgedCandidate):
             read.splits.append(judged.split)
             read.sources.append(judged.source)
             for dimension, column in read.scores.items():
@@ -171,7 +171,7 @@ def _write_examples(config: RunConfig, out: Output, scores: _Scores, split: Spli
 
 
 def _examples(config: RunConfig, folder: Path, chosen: Mapping[str, Counter[int]]) -> Iterator[Example]:
-    for row, judged in enumerate(iter_shards(folder / "judged", Judged)):
+    for row, judged in enumerate(iter_shards(folder / "judged", JudgedCandidate)):
         for dimension, counter in chosen.items():
             if counter[row]:
                 rubric = config.critic.rubrics.get(dimension)  # type: ignore[call-overload]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from firm.config import RunConfig
-from firm.critics.judge import Critic, Item, soft_scores
+from firm.critics.judge import Judge, JudgeInput, soft_scores
 from firm.critics.load import load_critic, open_judge
 from firm.dist import generator
 from firm.images import encode_image
@@ -69,8 +69,8 @@ def _samples(
     which: Which,
     prompts: Sequence[str],
     indices: range,
-    critic: Critic,
-    auditor: Critic,
+    critic: Judge,
+    auditor: Judge,
 ) -> list[Sample]:
     asked, e = [prompts[i] for i in indices], config.evaluate
     negative = policy.encode([""]) if e.guidance_scale != 1 else None
@@ -79,7 +79,7 @@ def _samples(
         policy, policy.encode(asked), noise, e.num_inference_steps, guidance_scale=e.guidance_scale, negative=negative
     )
     images = [encode_image(Image.fromarray(image)) for image in policy.decode(latents).cpu().numpy()]
-    items = [Item(prompt, [png]) for prompt, png in zip(asked, images, strict=True)]
+    items = [JudgeInput(prompt, [png]) for prompt, png in zip(asked, images, strict=True)]
     judged = zip(indices, items, critic.judge(items), auditor.judge(items), strict=True)
     return [
         Sample(

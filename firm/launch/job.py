@@ -51,7 +51,7 @@ def worker_error(uri: str) -> UserError | None:
     return UserError(**json.loads(store.get(ERROR))) if store.exists(ERROR) else None
 
 
-def work(train: Train) -> None:
+def worker_main(train: Train) -> None:
     """Main function of a worker: ``train(request, inputs, out)``, its UserError told to the launcher.
 
     One process of a machine opens the output and fetches the inputs, the others look at the same folders. Only the
@@ -60,7 +60,7 @@ def work(train: Train) -> None:
     from firm import dist, lifeline  # torch: only workers pay for it
 
     uri = sys.argv[1]
-    lifeline.hold()
+    lifeline.exit_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # the first process of a container ignores it
     try:
         world = dist.start()

@@ -20,8 +20,8 @@ class ParameterSets:
         """Start every copy (for example "old", "ema", "reference") from the module's present values."""
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
-        self.live = [p for _, p in named]
-        self.sets = {copy: [p.detach().clone() for p in self.live] for copy in copies}
+        self.trainable = [p for _, p in named]
+        self.sets = {copy: [p.detach().clone() for p in self.trainable] for copy in copies}
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
@@ -29,20 +29,20 @@ class ParameterSets:
         if name == "policy":
             yield
             return
-        mine = [p.data for p in self.live]
+        mine = [p.data for p in self.trainable]
         try:
-            for parameter, value in zip(self.live, self.sets[name], strict=True):
+            for parameter, value in zip(self.trainable, self.sets[name], strict=True):
                 parameter.data = value
             with torch.no_grad():
                 yield
         finally:
-            for parameter, value in zip(self.live, mine, strict=True):
+            for parameter, value in zip(self.trainable, mine, strict=True):
                 parameter.data = value
 
     @torch.no_grad()
-    def pull(self, name: str, decay: float) -> None:
+    def update_average(self, name: str, decay: float) -> None:
         """``set <- decay * set + (1 - decay) * policy``; decay 0 copies bit for bit."""
-        live = [p.data for p in self.live]
+        live = [p.data for p in self.trainable]
         if decay == 0:
             torch._foreach_copy_(self.sets[name], live)
         else:
@@ -50,12 +50,12 @@ class ParameterSets:
 
     def tensors(self) -> dict[str, Tensor]:
         """All values, keyed ``set/parameter``."""
-        sets = {"policy": [p.data for p in self.live], **self.sets}
+        sets = {"policy": [p.data for p in self.trainable], **self.sets}
         return {f"{s}/{n}": t for s, values in sets.items() for n, t in zip(self.names, values, strict=True)}
 
     def snapshot(self, name: str) -> dict[str, Tensor]:
         """Copies of one set's values, keyed by parameter name."""
-        values = [p.data for p in self.live] if name == "policy" else self.sets[name]
+        values = [p.data for p in self.trainable] if name == "policy" else self.sets[name]
         return {n: t.detach().clone() for n, t in zip(self.names, values, strict=True)}
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from statistics import fmean
 import torch
 
 from firm.config import RunConfig
-from firm.critics.judge import Critic, Item, soft_scores
+from firm.critics.judge import Judge, JudgeInput, soft_scores
 from firm.critics.load import open_judge
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
@@ -18,15 +18,15 @@ from firm.rl.rollout import decode, draw_prompts, generate, rewards_of
 from firm.stats import spearman
 
 
-class Audits:
+class Auditor:
     """Checks the EMA policy on fixed training prompts and noise, by critic and auditor."""
 
-    def __init__(self, policy: Policy, critic: Critic, prompts: Sequence[str], config: RunConfig) -> None:
+    def __init__(self, policy: Policy, critic: Judge, prompts: Sequence[str], config: RunConfig) -> None:
         self.policy, self.critic, self.config = policy, critic, config
         number = config.auditor.num_images
         self.prompts = [prompts[i] for i in draw_prompts(prompts, number, config.seed, -1)]
         self.noise = noise_for(policy.latent_shape, config.seed, "audit", range(number))
-        self.auditor = open_judge(config.auditor.judge, config.auditor.rubrics)
+        self.judge = open_judge(config.auditor.judge, config.auditor.rubrics)
 
     def check(self, epoch: int) -> Audit:
         """Sample with the EMA parameters and judge."""
@@ -35,8 +35,10 @@ class Audits:
         rows = torch.tensor([unique.index(p) for p in self.prompts], device=policy.device)
         with policy.using("ema"):
             latents = generate(policy, policy.encode(unique), rows, self.noise, rl)
-        items = [Item(p, [png]) for p, png in zip(self.prompts, decode(policy, latents, rl.batch_size), strict=True)]
-        return audit(epoch, self.critic.judge(items), self.auditor.judge(items), self.config)
+        items = [
+            JudgeInput(p, [png]) for p, png in zip(self.prompts, decode(policy, latents, rl.batch_size), strict=True)
+        ]
+        return audit(epoch, self.critic.judge(items), self.judge.judge(items), self.config)
 
 
 def audit(epoch: int, critic: Sequence[Assessment], auditor: Sequence[Assessment], config: RunConfig) -> Audit:

@@ -65,7 +65,7 @@ class Branches:
     negative: Tensor
 
 
-def branches(x0: Tensor, x_t: Tensor, sigma: Tensor, v: Tensor, v_old: Tensor, beta: float) -> Branches:
+def branch_errors(x0: Tensor, x_t: Tensor, sigma: Tensor, v: Tensor, v_old: Tensor, beta: float) -> Branches:
     """Errors of the implicit positive and negative policies (eq. 5) in x0 form with the detached adaptive weight.
 
     ``v+ = (1 - beta) v_old + beta v`` and ``v- = (1 + beta) v_old - beta v``; the error of a branch is

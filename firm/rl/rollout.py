@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from firm.config import RewardConfig, RLConfig
-from firm.critics.judge import Critic, Item
-from firm.dist import BatchPlan, World, gather, generator
+from firm.critics.judge import Judge, JudgeInput
+from firm.dist import BatchPlan, Ranks, gather, generator
 from firm.images import encode_image
 from firm.policies.policy import Conditions, Policy
 from firm.policies.sampler import noise_for, sample
@@ -90,20 +90,20 @@ def _score(assessment: Assessment, dimension: str, soft: bool) -> float:
 
 def rollout(
     policy: Policy,
-    critic: Critic,
+    critic: Judge,
     prompts: Sequence[str],
     rl: RLConfig,
     formula: RewardConfig,
     seed: int,
     epoch: int,
-    world: World,
+    ranks: Ranks,
 ) -> Rollout:
     """Sample and score one epoch.
 
     A group is one drawn prompt with ``group_size`` noises; its key is its place in the draw, never the prompt's text.
     Noise depends on (seed, epoch, sample) only, so any number of ranks samples the same.
     """
-    plan = BatchPlan.of(rl.prompts_per_epoch, rl.group_size, world)
+    plan = BatchPlan.of(rl.prompts_per_epoch, rl.group_size, ranks)
     drawn = draw_prompts(prompts, rl.prompts_per_epoch, seed, epoch)
     mine = [prompts[drawn[g]] for g in plan.groups]
     conditions = policy.encode(mine)
@@ -113,9 +113,9 @@ def rollout(
     with policy.using("old"):
         latents = generate(policy, conditions, rows, noise, rl)
     images = decode(policy, latents, rl.batch_size)
-    items = [Item(mine[i // rl.group_size], [png]) for i, png in enumerate(images)]
+    items = [JudgeInput(mine[i // rl.group_size], [png]) for i, png in enumerate(images)]
     rewards, valid = rewards_of(critic.judge(items), formula)
-    pairs = gather(list(zip(rewards.tolist(), valid.tolist(), strict=True)), world)
+    pairs = gather(list(zip(rewards.tolist(), valid.tolist(), strict=True)), ranks)
     shape = (rl.prompts_per_epoch, rl.group_size)
     all_rewards = torch.tensor([r for r, _ in pairs]).view(shape)
     all_valid = torch.tensor([v for _, v in pairs]).view(shape)

@@ -11,14 +11,14 @@ from torch import Tensor
 from firm import dist
 from firm.config import RLConfig, RunConfig
 from firm.critics.load import load_critic
-from firm.dist import World
-from firm.launch.job import work
+from firm.dist import Ranks
+from firm.launch.job import worker_main
 from firm.metrics import MetricsLog
 from firm.policies.policy import Policy, save_policy
 from firm.progress import Task
 from firm.prompts import load_prompts
 from firm.rl.audit import Audit, best, over_optimised
-from firm.rl.auditor import Audits
+from firm.rl.auditor import Auditor
 from firm.rl.nft import old_decay
 from firm.rl.rollout import rollout
 from firm.rl.update import Updater
@@ -30,20 +30,20 @@ METRICS = "metrics.jsonl"
 AUDITS = "audits.jsonl"
 
 
-class Loop:
+class RLTrainer:
     """All state of RL that a resume needs, and one epoch of work."""
 
-    def __init__(self, config: RunConfig, critic_folder: Path, world: World) -> None:
+    def __init__(self, config: RunConfig, critic_folder: Path, ranks: Ranks) -> None:
         """Load policy and critic; everything starts at the base."""
         rl: RLConfig = config.rl
         copies = ("old", "ema", *(("reference",) if rl.kl_weight > 0 else ()))
-        self.config, self.world = config, world
-        self.policy = Policy(config.policy, world.device)
+        self.config, self.ranks = config, ranks
+        self.policy = Policy(config.policy, ranks.device)
         self.sets = self.policy.train(rl.lora, copies, config.seed)
-        self.critic = load_critic(critic_folder, config.critic, world.device)
+        self.critic = load_critic(critic_folder, config.critic, ranks.device)
         self.prompts = load_prompts(config.prompts, "train")
-        self.audits = Audits(self.policy, self.critic, self.prompts, config) if world.is_main else None
-        self.updater = Updater(self.policy, rl, config.seed, world)
+        self.auditor = Auditor(self.policy, self.critic, self.prompts, config) if ranks.is_main else None
+        self.updater = Updater(self.policy, rl, config.seed, ranks)
         self.epoch = 0
         self.history: list[Audit] = []
         self.best = self.sets.snapshot("ema")
@@ -53,21 +53,21 @@ class Loop:
     def run_epoch(self) -> dict[str, float]:
         """Rollout, update, refresh of the old policy."""
         c = self.config
-        samples = rollout(self.policy, self.critic, self.prompts, c.rl, c.reward, c.seed, self.epoch, self.world)
+        samples = rollout(self.policy, self.critic, self.prompts, c.rl, c.reward, c.seed, self.epoch, self.ranks)
         stats = self.updater.epoch(samples, self.epoch)
-        self.sets.pull("old", old_decay(c.rl.decay, self.updater.steps))
+        self.sets.update_average("old", old_decay(c.rl.decay, self.updater.steps))
         self.epoch += 1
         return {**samples.stats, **stats}
 
     def check(self) -> bool:
         """Audit, keep the best, and say whether to stop. All ranks hear the same answer."""
         stop = False
-        if self.audits is not None:
-            self.history.append(self.audits.check(self.epoch))
+        if self.auditor is not None:
+            self.history.append(self.auditor.check(self.epoch))
             if best(self.history).epoch == self.epoch:
                 self.best = self.sets.snapshot("ema")
             stop = over_optimised(self.history, self.config.auditor)
-        return any(dist.gather([stop], self.world))
+        return any(dist.gather([stop], self.ranks))
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameter sets, the best so far and the optimizer."""
@@ -82,7 +82,7 @@ class Loop:
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`tensors` and :meth:`state`."""
         self.sets.load(tensors)
-        self.best = {n: tensors[f"best/{n}"].to(self.world.device) for n in self.sets.names}
+        self.best = {n: tensors[f"best/{n}"].to(self.ranks.device) for n in self.sets.names}
         load_optimizer(self.updater.optimizer, self.sets.names, tensors)
         self.epoch, self.updater.steps = state["epoch"], state["steps"]
         self.history = [Audit.model_validate(a) for a in state["history"]]
@@ -90,33 +90,33 @@ class Loop:
 
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
     """Run epochs until the maximum or the auditor's stop; resume from a checkpoint; write the best audited policy."""
-    config, world, checkpoints = RunConfig.model_validate(request["config"]), dist.start(), Checkpoints(out)
-    loop = Loop(config, inputs["critic"] / "critic", world)
+    config, ranks, checkpoints = RunConfig.model_validate(request["config"]), dist.start(), Checkpoints(out)
+    trainer = RLTrainer(config, inputs["critic"] / "critic", ranks)
     saved = checkpoints.last()
     if saved is not None:
-        loop.restore(*load_state(saved))
+        trainer.restore(*load_state(saved))
     board = out.folder / WORK / "tensorboard"
-    log = MetricsLog(out.folder / METRICS, board, loop.epoch) if world.is_main else None
-    task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", loop.epoch) if world.is_main else None
+    log = MetricsLog(out.folder / METRICS, board, trainer.epoch) if ranks.is_main else None
+    task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", trainer.epoch) if ranks.is_main else None
     every, save_every = config.auditor.every, config.rl.checkpoint_epochs
     # A checkpoint is taken after the check of its epoch, so a resumed run does not check twice.
-    stop = over_optimised(loop.history, config.auditor) if saved else loop.check()
-    while loop.epoch < config.rl.max_epochs and not stop:
-        stats = loop.run_epoch()
-        last = loop.epoch == config.rl.max_epochs
-        if loop.epoch % every == 0 or last:
-            stop = loop.check()
+    stop = over_optimised(trainer.history, config.auditor) if saved else trainer.check()
+    while trainer.epoch < config.rl.max_epochs and not stop:
+        stats = trainer.run_epoch()
+        last = trainer.epoch == config.rl.max_epochs
+        if trainer.epoch % every == 0 or last:
+            stop = trainer.check()
         if log and task:
-            log.write(loop.epoch, stats)
-            task.advance(1, _note(stats, loop.history))
-        if world.is_main and (loop.epoch % save_every == 0 or stop or last):
-            name = f"epoch-{loop.epoch}"
-            save_state(checkpoints.folder / name, loop.tensors(), loop.state())
+            log.write(trainer.epoch, stats)
+            task.advance(1, _note(stats, trainer.history))
+        if ranks.is_main and (trainer.epoch % save_every == 0 or stop or last):
+            name = f"epoch-{trainer.epoch}"
+            save_state(checkpoints.folder / name, trainer.tensors(), trainer.state())
             checkpoints.keep(name, METRICS)
     if log:
         log.close()
-        (out.folder / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in loop.history))
-        save_policy(out.folder / POLICY, loop.policy, loop.best)
+        (out.folder / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in trainer.history))
+        save_policy(out.folder / POLICY, trainer.policy, trainer.best)
 
 
 def _note(stats: Mapping[str, float], history: Sequence[Audit]) -> str:
@@ -124,4 +124,4 @@ def _note(stats: Mapping[str, float], history: Sequence[Audit]) -> str:
 
 
 if __name__ == "__main__":
-    work(train)
+    worker_main(train)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from firm.config import RLConfig
-from firm.dist import World, gather, generator, sum_gradients
+from firm.dist import Ranks, gather, generator, sum_gradients
 from firm.policies.policy import Policy
-from firm.rl.nft import branches, ema_decay, kl_loss, optimality, policy_loss
+from firm.rl.nft import branch_errors, ema_decay, kl_loss, optimality, policy_loss
 from firm.rl.rollout import Rollout
 
 MIN_SIGMA = 1e-3
@@ -21,12 +21,12 @@ SUMS = ("loss", "kl", "old_deviation")
 class Updater:
     """Holds the optimizer and counts its steps; one call of :meth:`epoch` trains on one rollout."""
 
-    def __init__(self, policy: Policy, rl: RLConfig, seed: int, world: World) -> None:
+    def __init__(self, policy: Policy, rl: RLConfig, seed: int, ranks: Ranks) -> None:
         """``policy`` must have been made trainable with the copies "old", "ema" and, with a KL, "reference"."""
         assert policy.parameters is not None
-        self.policy, self.sets, self.rl, self.seed, self.world = policy, policy.parameters, rl, seed, world
+        self.policy, self.sets, self.rl, self.seed, self.ranks = policy, policy.parameters, rl, seed, ranks
         self.optimizer = torch.optim.AdamW(
-            self.sets.live, lr=rl.learning_rate, betas=(0.9, rl.adam_beta2), weight_decay=rl.weight_decay
+            self.sets.trainable, lr=rl.learning_rate, betas=(0.9, rl.adam_beta2), weight_decay=rl.weight_decay
         )
         self.steps = 0
         self._grid = policy.sigmas(rl.num_inference_steps)[:-1].cpu()
@@ -60,12 +60,12 @@ class Updater:
             denominator = count * sigmas.shape[1]
             for j in range(sigmas.shape[1]):
                 sums += self._backward(rollout, samples, sigmas[:, j], noise[:, j], denominator)
-        sum_gradients(self.sets.live, self.world)
-        norm = torch.nn.utils.clip_grad_norm_(self.sets.live, self.rl.max_grad_norm)
+        sum_gradients(self.sets.trainable, self.ranks)
+        norm = torch.nn.utils.clip_grad_norm_(self.sets.trainable, self.rl.max_grad_norm)
         self.optimizer.step()
         self.steps += 1
-        self.sets.pull("ema", ema_decay(self.rl.ema_decay, self.steps))
-        everywhere = torch.tensor(gather([sums.tolist()], self.world)).sum(0)
+        self.sets.update_average("ema", ema_decay(self.rl.ema_decay, self.steps))
+        everywhere = torch.tensor(gather([sums.tolist()], self.ranks)).sum(0)
         return {**dict(zip(SUMS, everywhere.tolist(), strict=True)), "grad_norm": float(norm)}
 
     def _draw(self, rollout: Rollout, samples: Tensor, epoch: int, inner: int) -> tuple[Tensor, Tensor]:
@@ -95,7 +95,7 @@ class Updater:
                 v_old = policy.velocity(x_t, sigma, conditions)
             v = policy.velocity(x_t, sigma, conditions)
         r = optimality(rollout.advantage[samples], rl.adv_clip_max, rl.adv_mode)
-        loss = policy_loss(branches(x0, x_t, sigma, v, v_old, rl.beta), r, rl.beta, rl.adv_clip_max)
+        loss = policy_loss(branch_errors(x0, x_t, sigma, v, v_old, rl.beta), r, rl.beta, rl.adv_clip_max)
         kl = torch.zeros_like(loss)
         value = loss.detach().sum()
         if rl.kl_weight > 0:

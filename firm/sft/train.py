@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from firm.config import CriticConfig, SFTConfig
 from firm.critics.local import Batch, Encoder, load_model, load_processor
-from firm.launch.job import work
+from firm.launch.job import worker_main
 from firm.progress import Task
 from firm.records import UserError
 from firm.seeds import seed_for
@@ -184,4 +184,4 @@ def _save(trainer: Trainer, encoder: Encoder, sft: SFTConfig, out: Path) -> None
 
 
 if __name__ == "__main__":
-    work(train)
+    worker_main(train)

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from firm.config import LoraConfig, PolicyConfig
 from firm.config.loading import load_config
-from firm.critics.judge import Item
+from firm.critics.judge import JudgeInput
 from firm.critics.local import LocalCritic, load_processor
 from firm.images import encode_image
 from firm.policies.policy import Conditions, Policy
-from firm.rl.nft import branches, kl_loss, policy_loss
+from firm.rl.nft import branch_errors, kl_loss, policy_loss
 from firm.sft.train import prepare
 from firm.shapes.world import candidate
 
@@ -52,7 +52,7 @@ def test_score_first_judges_faster_than_generating(tmp_path: Path) -> None:
     first = LocalCritic(tmp_path, config.critic, CPU)
     reason = config.critic.model_copy(update={"answer_style": "reason_first", "max_new_tokens": 24})
     second = LocalCritic(tmp_path, reason, CPU)
-    items = [Item(p, [encode_image(i)]) for p, i in (candidate(n, 0, "train") for n in range(64))]
+    items = [JudgeInput(p, [encode_image(i)]) for p, i in (candidate(n, 0, "train") for n in range(64))]
     result = interleaved(lambda: first.judge(items), lambda: second.judge(items), rounds=3)
     show("score-first / reason-first judgement", result)
     assert result["ratio"] < 0.5
@@ -79,7 +79,7 @@ def test_update_against_the_reference_order(kl_weight: float, bound: float) -> N
     conditions, r = policy.encode(["a red circle"] * number), torch.rand(number, generator=generator)
 
     def loss_of(v: Tensor, v_old: Tensor, v_ref: Tensor | None) -> Tensor:
-        loss = policy_loss(branches(x0, x_t, sigma, v, v_old, 1.0), r, 1.0, 5.0).mean()
+        loss = policy_loss(branch_errors(x0, x_t, sigma, v, v_old, 1.0), r, 1.0, 5.0).mean()
         return loss + kl_weight * kl_loss(v, v_ref).mean() if v_ref is not None else loss
 
     def ours() -> None:

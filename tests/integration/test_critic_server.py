@@ -23,7 +23,7 @@ from PIL import Image
 from firm.chat.messages import Reply, RequestFailed, user_message
 from firm.chat.server import ChatServer
 from firm.config import CriticConfig, EndpointChat
-from firm.critics.judge import Item
+from firm.critics.judge import JudgeInput
 from firm.critics.load import open_judge
 from firm.critics.local import LocalCritic, load_model
 from firm.critics.serve import BatchingChat, model_folder, serve
@@ -58,9 +58,9 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def items() -> list[Item]:
+def items() -> list[JudgeInput]:
     pairs = [candidate(i, 0, "train") for i in range(6)]
-    return [Item(prompt, [encode_image(image)]) for prompt, image in pairs]
+    return [JudgeInput(prompt, [encode_image(image)]) for prompt, image in pairs]
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def outcomes(rows: list[Assessment]) -> list[list[object]]:
 
 
 @pytest.mark.parametrize("style", ["score_first", "reason_first"])
-def test_the_endpoint_judges_as_the_critic_in_this_process(artifact: Path, items: list[Item], style: Any) -> None:
+def test_the_endpoint_judges_as_the_critic_in_this_process(artifact: Path, items: list[JudgeInput], style: Any) -> None:
     critic = LocalCritic(artifact / "critic", config(answer_style=style), CPU)
     with ChatServer(BatchingChat("tiny", critic)).running() as url:
         endpoint = EndpointChat(base_url=url, model="tiny", concurrency=3, max_tokens=8)

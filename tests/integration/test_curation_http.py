@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from firm.config.loading import load_config
-from firm.records import Judged, Manifest
+from firm.records import JudgedCandidate, Manifest
 from firm.shapes.serve import teacher_server
 from firm.storage.inputs import read_manifest, read_ref
 from firm.storage.shards import iter_shards
@@ -152,11 +152,11 @@ def test_the_endpoint_judges_as_the_teacher_in_this_process(tmp_path: Path) -> N
     with teacher_server().running() as url:
         far, _ = curate(tmp_path / "far", url)
     columns = [
-        [j.model_dump(exclude={"provenance": {"teacher"}}) for j in iter_shards(f / "judged", Judged)]
+        [j.model_dump(exclude={"provenance": {"teacher"}}) for j in iter_shards(f / "judged", JudgedCandidate)]
         for f in (near, far)
     ]
     assert columns[0] == columns[1] and len(columns[0]) == ROWS
-    assert {j.provenance.teacher for j in iter_shards(far / "judged", Judged)} == {"pixel-teacher"}
+    assert {j.provenance.teacher for j in iter_shards(far / "judged", JudgedCandidate)} == {"pixel-teacher"}
     for split in ("train", "test"):
         assert (near / split / "part-00000.parquet").read_bytes() == (far / split / "part-00000.parquet").read_bytes()
 

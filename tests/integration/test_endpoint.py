@@ -13,7 +13,7 @@ import pytest
 from firm.chat.client import EndpointClient, open_chat
 from firm.chat.messages import Reply, RequestFailed, user_message
 from firm.config import EndpointChat
-from firm.critics.judge import ChatCritic, Item
+from firm.critics.judge import ChatJudge, JudgeInput
 from firm.records import Invalid, Judgement, UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -260,8 +260,8 @@ def test_a_critic_over_http(server: Server) -> None:
         ok("\\boxed{4}"), status(500), ok("\\boxed{2}"), raw(b"{}"), ok("hm"), ok("\\boxed{9}"),
         status(400, b"bad image"), ok("so far", "length"), ok(""), ok("still cut", "length"), ok("\\boxed{1}"),
     )  # fmt: skip
-    critic = ChatCritic(client, {"instruction_following": "short_instruction_following"})
-    rows = critic.judge([Item(f"item {i}", [PNG]) for i in range(6)])
+    critic = ChatJudge(client, {"instruction_following": "short_instruction_following"})
+    rows = critic.judge([JudgeInput(f"item {i}", [PNG]) for i in range(6)])
     outcomes = [row["instruction_following"] for row in rows]
     assert [o.score if isinstance(o, Judgement) else o.reason for o in outcomes] == [
         4, 2, "out_of_range", "request_failed", "truncated", 1,
@@ -275,7 +275,7 @@ def test_many_requests_in_flight(server: Server) -> None:
         time.sleep(0.1)
         ok()(handler)
 
-    critic = ChatCritic(server.client(slow, concurrency=8), {"quality": "short_quality"}, concurrency=8)
+    critic = ChatJudge(server.client(slow, concurrency=8), {"quality": "short_quality"}, concurrency=8)
     start = time.monotonic()
-    rows = critic.judge([Item("x", [PNG])] * 32)
+    rows = critic.judge([JudgeInput("x", [PNG])] * 32)
     assert rows == [{"quality": Judgement(score=4)}] * 32 and time.monotonic() - start < 1.6

@@ -13,7 +13,7 @@ from PIL import Image
 from firm.config import PromptsConfig
 from firm.config.loading import load_config
 from firm.prompts import load_prompts
-from firm.records import Example, Judged, Judgement
+from firm.records import Example, JudgedCandidate, Judgement
 from firm.shapes import teacher, world
 from firm.storage.inputs import read_manifest, read_ref
 from firm.storage.shards import iter_shards
@@ -69,7 +69,7 @@ def artifact(folder: Path) -> Path:
 
 
 def test_every_own_image_is_judged_against_its_own_prompt(artifact: Path) -> None:
-    mine = [j for j in iter_shards(artifact / "judged", Judged) if j.source == "mine"]
+    mine = [j for j in iter_shards(artifact / "judged", JudgedCandidate) if j.source == "mine"]
     expected = {}
     for i in range(FILES):
         prompt, image = world.candidate(i, 5, "train")
@@ -90,12 +90,12 @@ def picture(png: bytes) -> Image.Image:
 
 def test_own_prompts_are_split_and_sampled(folder: Path, artifact: Path) -> None:
     config = PromptsConfig(path=str(folder / "prompts.json"), test_share=0.3)
-    sampled = [j for j in iter_shards(artifact / "judged", Judged) if j.source == "base"]
+    sampled = [j for j in iter_shards(artifact / "judged", JudgedCandidate) if j.source == "base"]
     assert [j.split for j in sampled].count("test") == 4 and len(sampled) == 16
     for split in ("train", "test"):
         allowed = set(load_prompts(config, split))  # type: ignore[arg-type]
         assert {j.prompt for j in sampled if j.split == split} <= allowed
-    mine = [j for j in iter_shards(artifact / "judged", Judged) if j.source == "mine"]
+    mine = [j for j in iter_shards(artifact / "judged", JudgedCandidate) if j.source == "mine"]
     prompts = [{j.prompt for j in mine if j.split == split} for split in ("train", "test")]
     assert prompts[1] and not prompts[0] & prompts[1]
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from firm.config.loading import load_config
-from firm.records import ArtifactRef, Judged
+from firm.records import ArtifactRef, JudgedCandidate
 from firm.storage.inputs import open_input, read_manifest, read_ref
 from firm.storage.shards import count_rows, iter_shards
 
@@ -152,7 +152,7 @@ def test_killed_while_it_writes_to_s3_it_goes_on_elsewhere(
 
     whole, _ = machine("whole", str(tmp_path / "store")).execute()
     assert whole.sha256 == ref.sha256, "differs from an artifact made without interruption in a folder"
-    rows = [list(iter_shards(open_input(r, tmp_path / "reader") / "judged", Judged)) for r in (whole, ref)]
+    rows = [list(iter_shards(open_input(r, tmp_path / "reader") / "judged", JudgedCandidate)) for r in (whole, ref)]
     assert rows[0] == rows[1]
 
 

@@ -15,7 +15,7 @@ from firm.curation.sources import Generated
 from firm.evaluate.run import held_out
 from firm.images import encode_image
 from firm.prompts import load_prompts
-from firm.records import SPLITS, Example, Judged, Split
+from firm.records import SPLITS, Example, JudgedCandidate, Split
 from firm.storage.artifacts import Output
 from firm.storage.shards import iter_shards
 
@@ -64,7 +64,7 @@ def test_no_prompt_is_in_two_splits(config: RunConfig, tmp_path: Path) -> None:
     files_only = config.curation.model_copy(update={"sources": config.curation.sources[:1]})
     out = Output.open(str(tmp_path / "curated"))
     curate(config.model_copy(update={"curation": files_only}), {}, out)
-    judged = list(iter_shards(out.folder / "judged", Judged))
+    judged = list(iter_shards(out.folder / "judged", JudgedCandidate))
     drawn = Generated(config.curation.sources[1], config.prompts, config.seed)  # type: ignore[arg-type]
     seen: dict[Split, set[str]] = {split: set() for split in SPLITS}
     for split in SPLITS:

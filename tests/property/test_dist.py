@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firm.dist import BatchPlan, World, gather, generator, start
+from firm.dist import BatchPlan, Ranks, gather, generator, start
 from firm.records import UserError
 from firm.seeds import seed_for
 
@@ -19,7 +19,7 @@ PURPOSES = st.lists(WORDS | st.integers(-5, 500), max_size=4).map(tuple)
 
 @given(st.integers(1, 9), st.integers(1, 12), st.integers(1, 8))
 def test_the_ranks_share_all_groups_exactly_once_and_evenly(share: int, size: int, group_size: int) -> None:
-    plans = [BatchPlan.of(share * size, group_size, World(rank, size, CPU)) for rank in range(size)]
+    plans = [BatchPlan.of(share * size, group_size, Ranks(rank, size, CPU)) for rank in range(size)]
     assert [g for plan in plans for g in plan.groups] == list(range(share * size))
     assert {len(plan.groups) for plan in plans} == {share} and {p.group_size for p in plans} == {group_size}
 
@@ -27,10 +27,10 @@ def test_the_ranks_share_all_groups_exactly_once_and_evenly(share: int, size: in
 @given(st.integers(1, 50), st.integers(2, 12))
 def test_an_uneven_split_is_refused(groups: int, size: int) -> None:
     if groups % size == 0:
-        BatchPlan.of(groups, 2, World(0, size, CPU))
+        BatchPlan.of(groups, 2, Ranks(0, size, CPU))
         return
     with pytest.raises(UserError, match="evenly") as caught:
-        BatchPlan.of(groups, 2, World(0, size, CPU))
+        BatchPlan.of(groups, 2, Ranks(0, size, CPU))
     assert caught.value.exit_code == 2 and "rl.prompts_per_epoch" in str(caught.value)
 
 
@@ -59,7 +59,7 @@ def test_generators_do_not_touch_global_randomness() -> None:
 def test_a_process_alone_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK"):
         monkeypatch.delenv(name, raising=False)
-    world = start()
-    assert (world.rank, world.size, world.is_main) == (0, 1, True)
+    ranks = start()
+    assert (ranks.rank, ranks.size, ranks.is_main) == (0, 1, True)
     items = [1, 2]
-    assert gather(items, world) == items and gather(items, world) is not items
+    assert gather(items, ranks) == items and gather(items, ranks) is not items

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from firm.rl.nft import advantages, branches, ema_decay, kl_loss, old_decay, optimality, policy_loss
+from firm.rl.nft import advantages, branch_errors, ema_decay, kl_loss, old_decay, optimality, policy_loss
 
 B, SHAPE, CLIP = 3, (2, 4, 4), 5.0
 D = math.prod(SHAPE)
@@ -36,7 +36,7 @@ class Draw:
         return self.sigma.view(-1, 1, 1, 1)
 
     def loss(self, v: Tensor, r: Tensor, beta: float, clip: float = CLIP) -> Tensor:
-        return policy_loss(branches(self.x0, self.x_t, self.sigma, v, self.v_old, beta), r, beta, clip)
+        return policy_loss(branch_errors(self.x0, self.x_t, self.sigma, v, self.v_old, beta), r, beta, clip)
 
     def gradient(self, v: Tensor, r: Tensor, beta: float) -> Tensor:
         leaf = v.clone().requires_grad_()
@@ -65,7 +65,7 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-10) -> None:
 @given(SEEDS, PROBABILITIES, BETAS)
 def test_on_policy_the_branches_are_equal_and_the_loss_does_not_depend_on_r(seed: int, r: float, beta: float) -> None:
     d = draw(seed)
-    errors = branches(d.x0, d.x_t, d.sigma, d.v_old, d.v_old, beta)
+    errors = branch_errors(d.x0, d.x_t, d.sigma, d.v_old, d.v_old, beta)
     assert torch.equal(errors.positive, errors.negative)
     close(d.loss(d.v_old, all_r(r), beta), CLIP * errors.positive / beta)
     close(d.loss(d.v_old, all_r(r), beta) * beta, d.loss(d.v_old, all_r(0.3), 1.0))
@@ -146,7 +146,7 @@ def test_swapping_the_branches_mirrors_r_and_the_loss_is_affine_in_r(seed: int, 
 @given(SEEDS, BETAS)
 def test_the_x0_form_is_the_velocity_form_times_sigma(seed: int, beta: float) -> None:
     d = draw(seed)
-    errors = branches(d.x0, d.x_t, d.sigma, d.v, d.v_old, beta)
+    errors = branch_errors(d.x0, d.x_t, d.sigma, d.v, d.v_old, beta)
     plus, minus = (1 - beta) * d.v_old + beta * d.v, (1 + beta) * d.v_old - beta * d.v
     for found, v in ((errors.positive, plus), (errors.negative, minus)):
         gap = v - d.target
@@ -179,7 +179,7 @@ def test_the_adaptive_weight_carries_no_gradient(seed: int, r: float, beta: floa
 def test_no_gradient_reaches_the_old_policy_or_the_reference() -> None:
     d = draw(1)
     v, v_old, v_ref = (t.clone().requires_grad_() for t in (d.v, d.v_old, d.target))
-    errors = branches(d.x0, d.x_t, d.sigma, v, v_old, 0.5)
+    errors = branch_errors(d.x0, d.x_t, d.sigma, v, v_old, 0.5)
     (policy_loss(errors, all_r(0.8), 0.5, CLIP) + kl_loss(v, v_ref)).sum().backward()
     assert v.grad is not None and v_old.grad is None and v_ref.grad is None
 
@@ -188,7 +188,7 @@ def test_a_perfect_prediction_is_finite_and_a_tiny_error_meets_the_clipped_weigh
     d = draw(2)
     assert d.loss(d.target, all_r(1), 1.0).tolist() == pytest.approx([0.0] * B, abs=1e-9)
     assert d.gradient(d.target, all_r(1), 1.0).isfinite().all()
-    tiny = branches(d.x0, d.x0 + 1e-7, torch.ones(B), torch.zeros_like(d.v), torch.zeros_like(d.v), 1.0)
+    tiny = branch_errors(d.x0, d.x0 + 1e-7, torch.ones(B), torch.zeros_like(d.v), torch.zeros_like(d.v), 1.0)
     close(tiny.positive, torch.full((B,), 1e-14 / 1e-5, dtype=torch.float64), 1e-12)
 
 
@@ -196,7 +196,7 @@ def test_a_perfect_prediction_is_finite_and_a_tiny_error_meets_the_clipped_weigh
 def test_low_precision_velocities_give_a_finite_loss_at_sigma_one(dtype: torch.dtype) -> None:
     d = draw(3)
     v = d.v.to(dtype).requires_grad_()
-    errors = branches(d.x0.float(), d.x_t.float(), torch.ones(B), v, d.v_old.to(dtype), 1.0)
+    errors = branch_errors(d.x0.float(), d.x_t.float(), torch.ones(B), v, d.v_old.to(dtype), 1.0)
     loss = policy_loss(errors, all_r(1).float(), 1.0, CLIP)
     loss.sum().backward()
     assert loss.dtype == torch.float32 and loss.isfinite().all() and v.grad is not None and v.grad.isfinite().all()

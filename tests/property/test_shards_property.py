@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firm.records import Candidate, Invalid, Judged, Judgement, Prediction, Provenance, UserError
+from firm.records import Candidate, Invalid, JudgedCandidate, Judgement, Prediction, Provenance, UserError
 from firm.storage.shards import ShardWriter, iter_shards, read_shard, write_shard
 
 TEXT = st.text(max_size=20)
@@ -16,7 +16,7 @@ JUDGEMENTS = st.builds(Judgement, score=st.integers(1, 5), distribution=DISTRIBU
 INVALID = st.builds(Invalid, reason=st.sampled_from(["empty", "unparsable", "non_finite"]), detail=TEXT)
 ROW = {"prompt": TEXT, "source": TEXT, "split": st.sampled_from(["train", "test"]), "images": IMAGES}
 JUDGED = st.builds(
-    Judged,
+    JudgedCandidate,
     index=st.integers(-(2**63), 2**63 - 1),
     material=st.dictionaries(TEXT, st.lists(TEXT, max_size=3), max_size=2),
     assessment=st.dictionaries(TEXT, JUDGEMENTS | INVALID, max_size=3),
@@ -43,7 +43,7 @@ PREDICTIONS = st.builds(
 @given(st.lists(JUDGED, max_size=8), st.lists(PREDICTIONS, max_size=8))
 def test_round_trip(judged, predictions):
     with tempfile.TemporaryDirectory() as folder:
-        for records, model in ((judged, Judged), (predictions, Prediction)):
+        for records, model in ((judged, JudgedCandidate), (predictions, Prediction)):
             write_shard(Path(folder) / "a", records, model)
             assert read_shard(Path(folder) / "a", model) == records
             write_shard(Path(folder) / "b", read_shard(Path(folder) / "a", model), model)

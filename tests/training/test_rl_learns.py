@@ -16,17 +16,17 @@ from firm import dist
 from firm.config import EndpointChat, RewardConfig, RLConfig, RunConfig
 from firm.config.launch import LocalLaunch
 from firm.config.loading import load_config
-from firm.critics.judge import Item
-from firm.dist import World
+from firm.critics.judge import JudgeInput
+from firm.dist import Ranks
 from firm.images import decode_image
-from firm.launch.job import TrainingJob, work
+from firm.launch.job import TrainingJob, worker_main
 from firm.launch.launcher import launch
 from firm.records import Assessment, Invalid, Judgement
-from firm.rl.train import Loop
+from firm.rl.train import RLTrainer
 from firm.storage.artifacts import Output
 from firm.storage.checkpoint import load_state, save_state
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Ranks(0, 1, torch.device("cpu"))
 EPOCHS = 14
 RUBRICS = {"instruction_following": "short_instruction_following"}
 
@@ -37,7 +37,7 @@ class Redness:
     def __init__(self, sign: float = 1.0) -> None:
         self.sign = sign
 
-    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         return [{"instruction_following": self._one(item.images[0])} for item in items]
 
     def _one(self, png: bytes) -> Judgement:
@@ -49,7 +49,7 @@ class Redness:
 class Failing:
     """A critic that cannot be reached."""
 
-    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         return [{"instruction_following": Invalid(reason="request_failed")} for _ in items]
 
 
@@ -71,23 +71,23 @@ def settings(**changes: Any) -> RunConfig:
     return config.model_copy(update={**update, "reward": RewardConfig(formula="base_only")})
 
 
-def make(config: RunConfig, world: World = ALONE, sign: float = 1.0) -> Loop:
-    loop = Loop(config, Path(), world)
-    loop.critic = Redness(sign)
-    if loop.audits is not None:
-        loop.audits.critic = loop.critic
-    return loop
+def make(config: RunConfig, ranks: Ranks = ALONE, sign: float = 1.0) -> RLTrainer:
+    trainer = RLTrainer(config, Path(), ranks)
+    trainer.critic = Redness(sign)
+    if trainer.auditor is not None:
+        trainer.auditor.critic = trainer.critic
+    return trainer
 
 
 def rewards(epochs: int, sign: float = 1.0, **changes: Any) -> list[float]:
     """Redness in [0, 1] of each epoch's rollout."""
-    loop = make(settings(**changes), sign=sign)
-    found = [loop.run_epoch()["reward"] for _ in range(epochs)]
+    trainer = make(settings(**changes), sign=sign)
+    found = [trainer.run_epoch()["reward"] for _ in range(epochs)]
     return found if sign > 0 else [1 - r for r in found]
 
 
-def all_tensors(loop: Loop) -> dict[str, Tensor]:
-    return {k: t.detach().clone() for k, t in loop.tensors().items()}
+def all_tensors(trainer: RLTrainer) -> dict[str, Tensor]:
+    return {k: t.detach().clone() for k, t in trainer.tensors().items()}
 
 
 def gain(values: Sequence[float], still: Sequence[float]) -> float:
@@ -138,15 +138,15 @@ def test_a_resumed_run_equals_the_uninterrupted_bit_for_bit(tmp_path: Path, chan
 
 
 def test_the_old_policy_follows_after_the_epoch() -> None:
-    loop = make(settings(group_size=3, decay="copy"))
-    start = [t.clone() for t in loop.sets.sets["old"]]
-    loop.run_epoch()
-    old, live = loop.sets.sets["old"], loop.sets.live
+    trainer = make(settings(group_size=3, decay="copy"))
+    start = [t.clone() for t in trainer.sets.sets["old"]]
+    trainer.run_epoch()
+    old, live = trainer.sets.sets["old"], trainer.sets.trainable
     assert all(torch.equal(a, b) for a, b in zip(old, live, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(old, start, strict=True))
     slow = make(settings(group_size=3))
     slow.run_epoch()
-    for found, a, b in zip(slow.sets.sets["old"], start, slow.sets.live, strict=True):
+    for found, a, b in zip(slow.sets.sets["old"], start, slow.sets.trainable, strict=True):
         torch.testing.assert_close(found, 0.002 * a + 0.998 * b)  # two steps: decay 0.002
 
 
@@ -203,15 +203,17 @@ def test_a_rank_without_a_valid_judgement_takes_the_step_of_the_other(tmp_path: 
 
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
     """The worker of the test above."""
-    world = dist.start()
-    loop = make(RunConfig.model_validate(request["config"]), world)
-    if world.rank == request.get("failing_rank"):
-        loop.critic = Failing()
-    stats = [loop.run_epoch() for _ in range(request["epochs"])]
-    save_file({k: t.contiguous() for k, t in all_tensors(loop).items()}, out.folder / f"rank{world.rank}.safetensors")
-    if world.is_main:
+    ranks = dist.start()
+    trainer = make(RunConfig.model_validate(request["config"]), ranks)
+    if ranks.rank == request.get("failing_rank"):
+        trainer.critic = Failing()
+    stats = [trainer.run_epoch() for _ in range(request["epochs"])]
+    save_file(
+        {k: t.contiguous() for k, t in all_tensors(trainer).items()}, out.folder / f"rank{ranks.rank}.safetensors"
+    )
+    if ranks.is_main:
         (out.folder / "stats.json").write_text(json.dumps(stats))
 
 
 if __name__ == "__main__":
-    work(train)
+    worker_main(train)

@@ -20,7 +20,7 @@ from firm.config import (
     PythonChat,
     SFTConfig,
 )
-from firm.critics.judge import Item, soft_scores
+from firm.critics.judge import JudgeInput, soft_scores
 from firm.critics.local import Encoder, LocalCritic, load_processor
 from firm.curation.generation import PlanThenScore, student_example
 from firm.curation.sources import open_source
@@ -90,7 +90,7 @@ def test_the_critic_learns(data: Path, tmp_path: Path) -> None:
     assert len(found) == 100 and found[-1] < found[0] / 2
     critic = LocalCritic(tmp_path / "out" / "critic", CRITIC, torch.device("cpu"))
     examples = list(iter_shards(data / "test", Example))
-    assessments = critic.judge([Item(e.prompt, e.images) for e in examples])
+    assessments = critic.judge([JudgeInput(e.prompt, e.images) for e in examples])
     scores = [s for s in soft_scores(assessments, DIMENSION) if s is not None]
     truth = [e.score for e in examples]
     usual = fmean(e.score for e in iter_shards(data / "train", Example))

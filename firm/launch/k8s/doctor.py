@@ -18,7 +18,7 @@ from firm.launch.k8s.backend import Backend
 from firm.launch.k8s.cluster import Cluster
 from firm.launch.k8s.manifest import manifest
 from firm.launch.k8s.names import CONFIG_MAP, GPU, GROUP, IMAGE, PLURAL, VERSION
-from firm.launch.k8s.pods import trouble
+from firm.launch.k8s.pods import start_problem
 from firm.records import UserError
 from firm.storage.open import open_store
 
@@ -168,7 +168,7 @@ def _pipelines(backend: Backend) -> Finding:
 
 def _images(cluster: Cluster) -> Finding:
     pods = cluster.call(lambda: cluster.core.list_namespaced_pod(cluster.namespace)).items
-    found = trouble(pods, float("inf"), datetime.now(UTC))
+    found = start_problem(pods, float("inf"), datetime.now(UTC))
     if found is not None:
         return _finding("failed", f"{found.what} ({found.where})", found.fix)
     return _finding("ok", f"none of {len(pods)} pods waits for an image")

@@ -21,7 +21,7 @@ _IMAGE = {"ImagePullBackOff", "ErrImagePull", *_NEVER}
 _CONFIGURATION = {"CreateContainerConfigError", "CreateContainerError"}
 
 
-def trouble(pods: Sequence[client.V1Pod], pending_s: float, now: datetime) -> UserError | None:
+def start_problem(pods: Sequence[client.V1Pod], pending_s: float, now: datetime) -> UserError | None:
     """Why a pod will not start, once it is clear that waiting does not help.
 
     Args:
@@ -61,7 +61,7 @@ def _where(pod: client.V1Pod) -> str:
     return f"pod {pod.metadata.namespace}/{pod.metadata.name}"
 
 
-def death(pod: client.V1Pod) -> str:
+def termination_reason(pod: client.V1Pod) -> str:
     """How a pod's container ended the last time, empty where it did not: for people."""
     if pod.status.reason == "Evicted":
         return f"was evicted: {pod.status.message}"
@@ -78,7 +78,7 @@ def death(pod: client.V1Pod) -> str:
 
 def restarted(pods: Sequence[client.V1Pod]) -> bool:
     """Whether a container has ended badly."""
-    return any(death(pod) for pod in pods)
+    return any(termination_reason(pod) for pod in pods)
 
 
 class LogFollower:

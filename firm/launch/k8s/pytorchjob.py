@@ -20,8 +20,8 @@ from firm.launch.job import TERMINATED, TrainingJob, worker_error
 from firm.launch.k8s.cluster import Cluster
 from firm.launch.k8s.manifest import job_name, manifest, owner_references
 from firm.launch.k8s.names import CONFIG_MAP, SPEC
-from firm.launch.k8s.pods import LogFollower, death, restarted, trouble
-from firm.progress import relay
+from firm.launch.k8s.pods import LogFollower, restarted, start_problem, termination_reason
+from firm.progress import log_line
 from firm.records import UserError
 
 POLL_S = 2.0
@@ -82,7 +82,7 @@ def _submit(cluster: Cluster, body: dict[str, Any], owner: Mapping[str, str]) ->
         there = cluster.job(name)
         if there is None:
             if cluster.create_job(body):
-                relay(f"created PyTorchJob {cluster.namespace}/{name}")
+                log_line(f"created PyTorchJob {cluster.namespace}/{name}")
                 return False
         elif there["metadata"].get("deletionTimestamp"):
             time.sleep(POLL_S)
@@ -91,7 +91,7 @@ def _submit(cluster: Cluster, body: dict[str, Any], owner: Mapping[str, str]) ->
         else:
             labels, references = metadata["labels"], owner_references(owner)
             cluster.patch_job(name, {"metadata": {"labels": labels, "ownerReferences": references}})
-            relay(f"adopted PyTorchJob {cluster.namespace}/{name}, which runs already")
+            log_line(f"adopted PyTorchJob {cluster.namespace}/{name}, which runs already")
             return True
     raise UserError("an earlier job does not go away", f"{cluster.namespace}/{name}", "look at its finalizers")
 
@@ -119,13 +119,13 @@ def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bo
             return False
         if (now := phase(job)) != said:
             said = now
-            relay(f"PyTorchJob {name}: {said}")
+            log_line(f"PyTorchJob {name}: {said}")
         if said == "Succeeded":
             return True
         pods = cluster.pods(name)
         if said == "Failed":
             raise failure(cluster, job, pods)
-        problem = trouble(pods, config.pending_s, datetime.now(UTC))
+        problem = start_problem(pods, config.pending_s, datetime.now(UTC))
         if problem is None and restarted(pods):
             problem = worker_error(uri)  # a worker that explained itself would say the same again
         if problem is not None:
@@ -142,7 +142,7 @@ def failure(cluster: Cluster, job: Mapping[str, Any], pods: list[Any]) -> UserEr
     if "deadline" in f"{reason} {condition.get('message', '')}".lower():
         return UserError("the job did not end before its deadline", where, "raise launch.deadline_s; it will resume")
     for pod in pods:
-        if how := death(pod):
+        if how := termination_reason(pod):
             lines = cluster.last_lines(pod.metadata.name)
             said = "\n     ".join(["its last lines:", *lines.splitlines()]) if lines else "it left no log"
             fix = "raise launch.memory; it will resume" if "memory" in how else "run again to resume"

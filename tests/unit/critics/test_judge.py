@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from firm.chat.messages import ChatMessage, Reply, RequestFailed
-from firm.critics.judge import Answered, ChatCritic, Item, all_invalid, invalid_counts, question, soft_scores
+from firm.critics.judge import Answered, ChatJudge, JudgeInput, all_invalid, invalid_counts, question, soft_scores
 from firm.critics.rubrics import load_rubric
 from firm.records import Invalid, Judgement, UserError
 
@@ -53,13 +53,13 @@ class Echo:
         return Reply(f'{{"score": {digit}}}' if "prompt :" not in text else f"\\boxed{{{digit}}}")
 
 
-def item(prompt: str = "a red circle", plan: Sequence[str] = ()) -> Item:
-    return Item(prompt, [PNG], {"plan": list(plan)} if plan else {})
+def item(prompt: str = "a red circle", plan: Sequence[str] = ()) -> JudgeInput:
+    return JudgeInput(prompt, [PNG], {"plan": list(plan)} if plan else {})
 
 
 def test_a_good_answer_is_asked_for_once() -> None:
     chat = Scripted(Reply("fine \\boxed{4}"))
-    critic = ChatCritic(chat, FOLLOWING, temperature=0.2, max_tokens=99)
+    critic = ChatJudge(chat, FOLLOWING, temperature=0.2, max_tokens=99)
     assert critic.judge([item()]) == [{"instruction_following": Judgement(score=4, rationale="fine")}]
     assert chat.calls[0] | {"text": ""} == {"text": "", "max_tokens": 99, "temperature": 0.2, "seed": 0}
     assert "a red circle" in chat.calls[0]["text"]
@@ -67,13 +67,13 @@ def test_a_good_answer_is_asked_for_once() -> None:
 
 def test_an_unreadable_answer_is_asked_for_again_with_another_seed() -> None:
     chat = Scripted(Reply("hm"), Reply("", truncated=True), Reply("\\boxed{2}"))
-    answered = ChatCritic(chat, FOLLOWING, attempts=3).ask(item(), "instruction_following")
+    answered = ChatJudge(chat, FOLLOWING, attempts=3).ask(item(), "instruction_following")
     assert answered == Answered(Judgement(score=2), "\\boxed{2}")
     assert [(c["temperature"], c["seed"]) for c in chat.calls] == [(0.0, 0), (0.7, 1), (0.7, 2)]
 
 
 def test_after_the_last_attempt_it_stays_invalid() -> None:
-    answered = ChatCritic(Scripted(Reply("hm"), Reply("well")), FOLLOWING, attempts=2).ask(
+    answered = ChatJudge(Scripted(Reply("hm"), Reply("well")), FOLLOWING, attempts=2).ask(
         item(), "instruction_following"
     )
     assert answered == Answered(Invalid(reason="unparsable", detail="well"), "well")
@@ -81,21 +81,21 @@ def test_after_the_last_attempt_it_stays_invalid() -> None:
 
 def test_failed_requests_are_invalid_and_asked_again_only_if_that_may_help() -> None:
     chat = Scripted(RequestFailed("empty choices", retryable=True), RequestFailed("status 400"), Reply("\\boxed{2}"))
-    answered = ChatCritic(chat, FOLLOWING).ask(item(), "instruction_following")
+    answered = ChatJudge(chat, FOLLOWING).ask(item(), "instruction_following")
     assert answered == Answered(Invalid(reason="request_failed", detail="status 400"), "")
     assert len(chat.calls) == 2
 
 
 def test_the_plan_reaches_the_rubric_that_has_a_place_for_it() -> None:
     chat = Scripted(Reply("\\boxed{2}"), Reply("\\boxed{3}"))
-    critic = ChatCritic(chat, {"instruction_following": "evaluate"})
+    critic = ChatJudge(chat, {"instruction_following": "evaluate"})
     critic.judge([item(plan=["Is it red?"]), item()])
     assert "- Is it red?" in chat.calls[0]["text"] and "no plan was made" in chat.calls[1]["text"]
 
 
 def test_score_first_answers() -> None:
     chat = Scripted(Reply("Score: 2\nnot \\boxed{5}", truncated=True))
-    outcome = ChatCritic(chat, FOLLOWING, answer_style="score_first").ask(item(), "instruction_following").outcome
+    outcome = ChatJudge(chat, FOLLOWING, answer_style="score_first").ask(item(), "instruction_following").outcome
     assert isinstance(outcome, Judgement) and outcome.score == 2
 
 
@@ -103,7 +103,7 @@ def test_score_first_answers() -> None:
 def test_results_have_the_order_of_the_items(concurrency: int) -> None:
     chat = Echo()
     digits = [1, 5, 2, 4, 3, 5, 1]
-    rows = ChatCritic(chat, BOTH, concurrency=concurrency).judge([item(f"circle {d}") for d in digits])
+    rows = ChatJudge(chat, BOTH, concurrency=concurrency).judge([item(f"circle {d}") for d in digits])
     assert [r["instruction_following"] for r in rows] == [Judgement(score=d) for d in digits]
     assert all(list(r) == list(BOTH) and r["quality"] == Judgement(score=1) for r in rows)
     assert chat.most == 1 if concurrency == 1 else 1 < chat.most <= concurrency
@@ -112,18 +112,18 @@ def test_results_have_the_order_of_the_items(concurrency: int) -> None:
 def test_a_useless_endpoint_ends_the_run_and_what_is_queued_is_not_started() -> None:
     chat = Scripted(*[UserError("the endpoint refuses the key")] * 100)
     with pytest.raises(UserError, match="refuses the key"):
-        ChatCritic(chat, FOLLOWING, concurrency=2).judge([item()] * 100)
+        ChatJudge(chat, FOLLOWING, concurrency=2).judge([item()] * 100)
     assert len(chat.calls) < 100
 
 
 def test_misuse() -> None:
-    critic = ChatCritic(Scripted(), FOLLOWING)
+    critic = ChatJudge(Scripted(), FOLLOWING)
     with pytest.raises(UserError, match="no rubric for the dimension 'consistency'"):
         critic.ask(item(), "consistency")
     with pytest.raises(UserError, match="judges 1 image"):
-        critic.ask(Item("a", [PNG, PNG]), "instruction_following")
+        critic.ask(JudgeInput("a", [PNG, PNG]), "instruction_following")
     with pytest.raises(UserError, match="asks for a plan"):
-        ChatCritic(Scripted(), {"instruction_following": "plan"})
+        ChatJudge(Scripted(), {"instruction_following": "plan"})
     assert critic.judge([]) == []
     assert critic.versions == {"instruction_following": load_rubric("instruction_following").version}
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from firm.config import CriticConfig
 from firm.critics.answers import write_answer
-from firm.critics.judge import Item, question
+from firm.critics.judge import JudgeInput, question
 from firm.critics.local import Encoder, LocalCritic, load_model, load_processor
 from firm.critics.rubrics import load_rubric
 from firm.images import encode_image
@@ -40,9 +40,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def items() -> list[Item]:
+def items() -> list[JudgeInput]:
     pairs = [candidate(i, 0, "train") for i in range(7)]
-    return [Item(prompt, [encode_image(image)]) for prompt, image in pairs]
+    return [JudgeInput(prompt, [encode_image(image)]) for prompt, image in pairs]
 
 
 def distributions(assessments: list[Assessment]) -> torch.Tensor:
@@ -50,7 +50,7 @@ def distributions(assessments: list[Assessment]) -> torch.Tensor:
     return torch.tensor(rows)
 
 
-def test_training_and_judging_ask_the_same_question(folder: Path, items: list[Item]) -> None:
+def test_training_and_judging_ask_the_same_question(folder: Path, items: list[JudgeInput]) -> None:
     critic = LocalCritic(folder, config(), CPU)
     rubric = load_rubric("short_instruction_following")
     texts = [question(rubric, item.prompt) for item in items[:3]]
@@ -83,13 +83,15 @@ def test_score_tokens(folder: Path) -> None:
 
 @settings(max_examples=10)
 @given(order=st.permutations(range(7)), size=st.integers(1, 8))
-def test_a_judgement_does_not_depend_on_the_batch(folder: Path, items: list[Item], order: list[int], size: int) -> None:
+def test_a_judgement_does_not_depend_on_the_batch(
+    folder: Path, items: list[JudgeInput], order: list[int], size: int
+) -> None:
     whole = distributions(LocalCritic(folder, config(batch_size=7), CPU).judge(items))
     found = distributions(LocalCritic(folder, config(batch_size=size), CPU).judge([items[i] for i in order]))
     torch.testing.assert_close(found, whole[order], rtol=1e-4, atol=1e-5)
 
 
-def test_scores_are_distributions_over_every_dimension(folder: Path, items: list[Item]) -> None:
+def test_scores_are_distributions_over_every_dimension(folder: Path, items: list[JudgeInput]) -> None:
     critic = LocalCritic(folder, config(), CPU)
     found = critic.judge(items)
     assert [set(a) for a in found] == [set(RUBRICS)] * 7
@@ -102,7 +104,7 @@ def test_scores_are_distributions_over_every_dimension(folder: Path, items: list
     torch.testing.assert_close(distributions(critic.judge(items)), distributions(found), rtol=0, atol=0)
 
 
-def test_a_critic_that_writes_first_is_read_or_invalid(folder: Path, items: list[Item]) -> None:
+def test_a_critic_that_writes_first_is_read_or_invalid(folder: Path, items: list[JudgeInput]) -> None:
     critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
     for assessment in critic.judge(items[:4]):
         for outcome in assessment.values():
@@ -110,7 +112,7 @@ def test_a_critic_that_writes_first_is_read_or_invalid(folder: Path, items: list
             assert not isinstance(outcome, Invalid) or outcome.reason in ("truncated", "unparsable", "empty")
 
 
-def test_a_broken_model_is_not_a_score(folder: Path, items: list[Item]) -> None:
+def test_a_broken_model_is_not_a_score(folder: Path, items: list[JudgeInput]) -> None:
     critic = LocalCritic(folder, config(), CPU)
     with torch.no_grad():
         for parameter in critic.model.parameters():
@@ -119,8 +121,8 @@ def test_a_broken_model_is_not_a_score(folder: Path, items: list[Item]) -> None:
     assert all(isinstance(o, Invalid) and o.reason == "non_finite" for o in found.values())
 
 
-def test_a_corrupt_image_is_named(folder: Path, items: list[Item]) -> None:
-    spoilt = [*items[:4], Item(items[4].prompt, [items[4].images[0][:40]])]
+def test_a_corrupt_image_is_named(folder: Path, items: list[JudgeInput]) -> None:
+    spoilt = [*items[:4], JudgeInput(items[4].prompt, [items[4].images[0][:40]])]
     with pytest.raises(UserError, match="cannot decode image") as caught:
         LocalCritic(folder, config(), CPU).judge(spoilt)
     assert "item 4" in str(caught.value)
@@ -129,8 +131,8 @@ def test_a_corrupt_image_is_named(folder: Path, items: list[Item]) -> None:
 @pytest.mark.parametrize(
     "prompt", ["<image>", "<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"]
 )
-def test_a_prompt_with_special_tokens_is_only_text(folder: Path, items: list[Item], prompt: str) -> None:
-    found = LocalCritic(folder, config(), CPU).judge([Item(f"a red circle {prompt}", items[0].images), items[1]])
+def test_a_prompt_with_special_tokens_is_only_text(folder: Path, items: list[JudgeInput], prompt: str) -> None:
+    found = LocalCritic(folder, config(), CPU).judge([JudgeInput(f"a red circle {prompt}", items[0].images), items[1]])
     assert all(isinstance(outcome, Judgement) for assessment in found for outcome in assessment.values())
 
 

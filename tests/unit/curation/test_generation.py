@@ -11,7 +11,7 @@ from firm.critics.answers import parse_answer, parse_score_first
 from firm.critics.rubrics import load_rubric
 from firm.curation.generation import PlanThenScore, student_example
 from firm.images import encode_image
-from firm.records import Candidate, Invalid, Judged, Judgement
+from firm.records import Candidate, Invalid, JudgedCandidate, Judgement
 from firm.shapes import teacher
 from firm.shapes.world import candidate
 
@@ -55,7 +55,9 @@ class Scripted:
         return Reply(text)
 
 
-def judge(candidates: Sequence[Candidate], planner: Chat | None = None, evaluator: Chat | None = None) -> list[Judged]:
+def judge(
+    candidates: Sequence[Candidate], planner: Chat | None = None, evaluator: Chat | None = None
+) -> list[JudgedCandidate]:
     return PlanThenScore(settings(), planner or open_chat(TEACHER), evaluator or open_chat(TEACHER)).judge(candidates)
 
 

@@ -20,7 +20,7 @@ def sets(module: nn.Module) -> ParameterSets:
     """With copies that differ from the policy."""
     made = ParameterSets(module, ("old", "ema"))
     with torch.no_grad():
-        for parameter in made.live:
+        for parameter in made.trainable:
             parameter.add_(torch.randn_like(parameter))
     return made
 
@@ -39,21 +39,21 @@ def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
 def test_only_trainable_parameters_are_kept_and_copies_are_independent(module: nn.Module) -> None:
     sets = ParameterSets(module, ("old",))
     assert sets.names == ["0.weight", "1.weight", "1.bias"]
-    before = sets.live[2].detach().clone()
+    before = sets.trainable[2].detach().clone()
     with torch.no_grad():
-        sets.live[2].add_(1)
+        sets.trainable[2].add_(1)
     assert torch.equal(sets.sets["old"][2], before)
 
 
 def test_using_evaluates_the_copy_and_restores_the_very_values(module: nn.Module, sets: ParameterSets) -> None:
-    before, pointers, live = values(module), [p.data_ptr() for p in sets.live], module(X)
+    before, pointers, live = values(module), [p.data_ptr() for p in sets.trainable], module(X)
     with sets.using("old"):
-        assert same([p.data for p in sets.live], sets.sets["old"])
+        assert same([p.data for p in sets.trainable], sets.sets["old"])
         old = module(X)
         assert not old.requires_grad and not torch.is_grad_enabled()
     assert not torch.equal(old, live) and torch.equal(module(X), live) and module(X).requires_grad
-    assert same(values(module), before) and [p.data_ptr() for p in sets.live] == pointers
-    assert all(p.requires_grad for p in sets.live)
+    assert same(values(module), before) and [p.data_ptr() for p in sets.trainable] == pointers
+    assert all(p.requires_grad for p in sets.trainable)
 
 
 def test_using_the_policy_keeps_gradients(module: nn.Module, sets: ParameterSets) -> None:
@@ -74,25 +74,25 @@ def test_an_exception_inside_restores(module: nn.Module, sets: ParameterSets, er
 
 def test_a_gradient_through_the_policy_survives_a_swap_in_between(module: nn.Module, sets: ParameterSets) -> None:
     module(X).sum().backward()
-    expected = [p.grad.clone() for p in sets.live if p.grad is not None]
+    expected = [p.grad.clone() for p in sets.trainable if p.grad is not None]
     module.zero_grad()
     loss = module(X).sum()
     with sets.using("old"):
         module(X)
     loss.backward()
-    assert same([p.grad for p in sets.live if p.grad is not None], expected) and len(expected) == 3
+    assert same([p.grad for p in sets.trainable if p.grad is not None], expected) and len(expected) == 3
 
 
 def test_pull_copies_interpolates_and_stays(sets: ParameterSets) -> None:
-    start, live = [t.clone() for t in sets.sets["old"]], [p.detach().clone() for p in sets.live]
-    sets.pull("old", 1.0)
+    start, live = [t.clone() for t in sets.sets["old"]], [p.detach().clone() for p in sets.trainable]
+    sets.update_average("old", 1.0)
     assert same(sets.sets["old"], start)
-    sets.pull("old", 0.25)
+    sets.update_average("old", 0.25)
     for found, a, b in zip(sets.sets["old"], start, live, strict=True):
         torch.testing.assert_close(found, 0.25 * a + 0.75 * b)
-    sets.pull("old", 0.0)
+    sets.update_average("old", 0.0)
     assert same(sets.sets["old"], live)
-    assert same([p.detach() for p in sets.live], live) and same(sets.sets["ema"], start)
+    assert same([p.detach() for p in sets.trainable], live) and same(sets.sets["ema"], start)
 
 
 def test_what_tensors_gives_load_restores(module: nn.Module, sets: ParameterSets) -> None:
@@ -109,6 +109,6 @@ def test_what_tensors_gives_load_restores(module: nn.Module, sets: ParameterSets
 
 def test_a_snapshot_does_not_follow(sets: ParameterSets) -> None:
     ema, policy = sets.snapshot("ema"), sets.snapshot("policy")
-    sets.pull("ema", 0.0)
+    sets.update_average("ema", 0.0)
     assert not torch.equal(ema["1.bias"], sets.sets["ema"][2])
-    assert torch.equal(policy["1.bias"], sets.live[2])
+    assert torch.equal(policy["1.bias"], sets.trainable[2])

@@ -99,7 +99,7 @@ def test_a_lora_changes_nothing_at_first_and_trains_alone(policy: Policy) -> Non
     assert trainable == set(sets.names) and all("lora_" in n for n in trainable)
     assert len(names) + len(trainable) == len(list(policy.family.denoiser.parameters()))
     with torch.no_grad():
-        for parameter in sets.live:
+        for parameter in sets.trainable:
             parameter.add_(0.1)
     assert not torch.equal(velocity(policy), base)
     with policy.using("old"):
@@ -112,7 +112,7 @@ def test_a_lora_depends_on_the_seed_and_leaves_global_randomness_alone(folder: P
     torch.manual_seed(5)
     made = [Policy(config(folder), CPU).train(LORA, (), seed) for seed in (1, 1, 2)]
     assert torch.equal(torch.rand(1), expected)
-    a, b, c = (torch.cat([p.detach().flatten() for p in sets.live]) for sets in made)
+    a, b, c = (torch.cat([p.detach().flatten() for p in sets.trainable]) for sets in made)
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 

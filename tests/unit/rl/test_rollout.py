@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firm.config import PolicyConfig, RewardConfig, RLConfig
-from firm.critics.judge import Item
-from firm.dist import World
+from firm.critics.judge import JudgeInput
+from firm.dist import Ranks
 from firm.images import decode_image
 from firm.policies.policy import Policy
 from firm.records import Assessment, Invalid, Judgement
 from firm.rl.rollout import Rollout, draw_prompts, rewards_of, rollout
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Ranks(0, 1, torch.device("cpu"))
 BASE, QMA = RewardConfig(formula="base_only"), RewardConfig()
 PROMPTS = ["a red circle", "a blue square", "a green triangle", "a yellow circle"]
 
@@ -39,13 +39,13 @@ class Redness:
     """A critic whose score is the redness of the image; ``Invalid`` for images whose number is in ``failing``."""
 
     def __init__(self, failing: Sequence[int] = ()) -> None:
-        self.failing, self.asked = failing, list[Item]()
+        self.failing, self.asked = failing, list[JudgeInput]()
 
-    def judge(self, items: Sequence[Item]) -> list[Assessment]:
+    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         self.asked += items
         return [{"instruction_following": self._one(i, item)} for i, item in enumerate(items)]
 
-    def _one(self, index: int, item: Item) -> Judgement | Invalid:
+    def _one(self, index: int, item: JudgeInput) -> Judgement | Invalid:
         if index in self.failing:
             return Invalid(reason="unparsable")
         red, green, blue = np.asarray(decode_image(item.images[0], "")).reshape(-1, 3).mean(0) / 255
@@ -101,10 +101,10 @@ def test_it_samples_from_the_old_policy(policy: Policy) -> None:
     before = roll(policy).latents
     saved = {k: t.clone() for k, t in policy.parameters.tensors().items()}
     with torch.no_grad():
-        for parameter in policy.parameters.live:
+        for parameter in policy.parameters.trainable:
             parameter.mul_(1.1)
     assert torch.equal(roll(policy).latents, before)
-    policy.parameters.pull("old", 0.0)
+    policy.parameters.update_average("old", 0.0)
     assert not torch.equal(roll(policy).latents, before)
     policy.parameters.load(saved)
 

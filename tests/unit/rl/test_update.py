@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from firm.config import LoraConfig, PolicyConfig, RLConfig
-from firm.dist import World
+from firm.dist import Ranks
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.rl.rollout import Rollout
 from firm.rl.update import Updater
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Ranks(0, 1, torch.device("cpu"))
 PROMPTS = ["a red circle", "a blue square"]
 N = 6
 Make = Callable[..., Updater]
@@ -59,7 +59,7 @@ def rolled(policy: Policy, trained: list[bool] | None = None, advantage: Tensor 
 def gradients(updater: Updater, rollout: Rollout) -> list[Tensor]:
     """Of the last step of an epoch."""
     updater.epoch(rollout, 0)
-    return [p.grad.clone() for p in updater.sets.live if p.grad is not None]
+    return [p.grad.clone() for p in updater.sets.trainable if p.grad is not None]
 
 
 def close(a: list[Tensor], b: list[Tensor], tolerance: float = 1e-6) -> None:
@@ -84,7 +84,7 @@ def test_micro_batches_give_the_step_of_the_whole_batch(make: Make, timesteps: s
     expected = gradients(whole, rolled(whole.policy))
     parts = make(timesteps=timesteps, kl_weight=0.1, batch_size=batch_size)
     close(gradients(parts, rolled(parts.policy)), expected)
-    for a, b, g in zip(whole.sets.live, parts.sets.live, expected, strict=True):
+    for a, b, g in zip(whole.sets.trainable, parts.sets.trainable, expected, strict=True):
         clear = g.abs() > 1e-5  # below that Adam's first step is the sign of what may be rounding
         torch.testing.assert_close(a[clear], b[clear], rtol=0, atol=1e-6)
 
@@ -152,13 +152,13 @@ def test_steps_and_inner_epochs(make: Make) -> None:
     updater = make(inner_epochs=2, optimizer_steps=3, batch_size=2, max_grad_norm=1e-3)
     rollout = rolled(updater.policy)
     seen = count_forwards(updater.policy)
-    before = [p.detach().clone() for p in updater.sets.live]
+    before = [p.detach().clone() for p in updater.sets.trainable]
     values = updater.epoch(rollout, 0)
     assert updater.steps == 6 and len(seen) == 6 * 3 * 2 and values["grad_norm"] > 1e-3
-    norm = torch.stack([p.grad.norm() for p in updater.sets.live if p.grad is not None]).norm()
+    norm = torch.stack([p.grad.norm() for p in updater.sets.trainable if p.grad is not None]).norm()
     assert norm <= 1.001e-3
-    assert any(not torch.equal(a, b) for a, b in zip(before, updater.sets.live, strict=True))
-    ema = zip(before, updater.sets.live, updater.sets.sets["ema"], strict=True)
+    assert any(not torch.equal(a, b) for a, b in zip(before, updater.sets.trainable, strict=True))
+    ema = zip(before, updater.sets.trainable, updater.sets.sets["ema"], strict=True)
     assert all(torch.all((e - b).abs() <= (p - b).abs().max() + 1e-6) for b, p, e in ema)
 
 

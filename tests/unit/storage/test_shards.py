@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from firm.images import decode_image, encode_image
-from firm.records import Candidate, Example, Judged, Judgement, Message, Prediction, Record, UserError
+from firm.records import Candidate, Example, JudgedCandidate, Judgement, Message, Prediction, Record, UserError
 from firm.storage import shards
 from firm.storage.files import TEMPORARY
 from firm.storage.shards import ShardWriter, count_rows, iter_shards, read_shard, schema_of, write_shard
@@ -42,8 +42,8 @@ def test_schema_is_what_other_tools_read():
     assert schema.field("score").type == pa.int64() and schema.field("split").type == pa.string()
     assert schema.field("messages").type == pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
     assert schema.field("images").type == pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-    assert schema_of(Judged).field("material").type == pa.string()  # JSON
-    assert schema_of(Judged).field("assessment").type == pa.string()  # JSON text
+    assert schema_of(JudgedCandidate).field("material").type == pa.string()  # JSON
+    assert schema_of(JudgedCandidate).field("assessment").type == pa.string()  # JSON text
     assert schema_of(Prediction).field("outcome").type == pa.string()
 
 
@@ -271,7 +271,7 @@ def test_wrong_schema_and_missing_shards(tmp_path):
         read_shard(tmp_path / "absent", Candidate)
     write_all(tmp_path, 25)
     with pytest.raises(UserError, match="column 'plan' should be list.* and is absent"):
-        next(iter_shards(tmp_path, Judged))
+        next(iter_shards(tmp_path, JudgedCandidate))
     pq.write_table(pa.table({"index": ["text"]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="column 'index' should be int64 and is string"):
         read_shard(tmp_path / "other.parquet", Candidate)

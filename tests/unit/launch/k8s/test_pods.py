@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from kubernetes import client
 
-from firm.launch.k8s.pods import death, trouble
+from firm.launch.k8s.pods import start_problem, termination_reason
 from firm.launch.k8s.pytorchjob import phase
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -52,7 +52,7 @@ UNSCHEDULABLE = [{"type": "PodScheduled", "status": "False", "reason": "Unschedu
     ],
 )
 def test_waiting_that_does_not_help_is_told(status: dict[str, Any], age_s: float, what: str) -> None:
-    problem = trouble([pod(age_s, **status)], 300, NOW)
+    problem = start_problem([pod(age_s, **status)], 300, NOW)
     assert problem is not None and what in str(problem) and "pod team/job-master-0" in str(problem) and problem.fix
 
 
@@ -68,7 +68,7 @@ def test_waiting_that_does_not_help_is_told(status: dict[str, Any], age_s: float
     ],
 )
 def test_waiting_that_may_help_goes_on(status: dict[str, Any], age_s: float) -> None:
-    assert trouble([pod(age_s, **status)], 300, NOW) is None
+    assert start_problem([pod(age_s, **status)], 300, NOW) is None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_waiting_that_may_help_goes_on(status: dict[str, Any], age_s: float) -> 
     ],
 )
 def test_how_a_pod_ended(status: dict[str, Any], how: str) -> None:
-    found = death(pod(**status))
+    found = termination_reason(pod(**status))
     assert how in found and bool(found) == bool(how)
 
 
