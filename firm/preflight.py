@@ -7,7 +7,7 @@ from pathlib import Path
 
 from firm.chat.client import open_chat
 from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSource, RunConfig
-from firm.critics.rubrics import load_rubric
+from firm.critics.rubrics import check_rubrics
 from firm.locate import load_object, model_path
 from firm.prompts import Splits, load_prompts
 from firm.records import SPLITS, UserError
@@ -34,9 +34,7 @@ def check(config: RunConfig) -> None:
             open_chat(chat)
         else:
             load_object(chat.target, f"{key}.target")
-    for _, section in config.walk(""):
-        for rubric in section.named_rubrics():
-            load_rubric(rubric)
+    check_rubrics(config)
     _check_gate(config)
 
 

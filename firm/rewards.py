@@ -50,7 +50,10 @@ def _check(terms: Sequence[Tensor], weights: Sequence[float]) -> None:
 
 
 def base_and_bonus(base: Tensor, bonuses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """Base-and-bonus, base * (w_0 + sum_i w_i * bonus_i): the general form of `qma` and `cme`.
+    """Base-and-bonus, base * (w_0 + sum_i w_i * bonus_i).
+
+    QMA, for generation, is IF * (0.4 + 0.6 * quality); CME, for editing, Exec * (0.6 + 0.4 * Cons): settings of this
+    one function, which `RewardConfig` names.
 
     Args:
         base: Necessary condition in [0, 1], shape [N].
@@ -70,16 +73,6 @@ def base_and_bonus(base: Tensor, bonuses: Sequence[Tensor], weights: Sequence[fl
     return (base * bracket).clamp(0, 1)
 
 
-def qma(ifollow: Tensor, quality: Tensor, weights: Sequence[float] = (0.4, 0.6)) -> Tensor:
-    """QMA, the reward of generation: IF * (0.4 + 0.6 * quality); see `base_and_bonus`."""
-    return base_and_bonus(ifollow, [quality], weights)
-
-
-def cme(execution: Tensor, consistency: Tensor, weights: Sequence[float] = (0.6, 0.4)) -> Tensor:
-    """CME, the reward of editing: Exec * (0.6 + 0.4 * Cons); see `base_and_bonus`."""
-    return base_and_bonus(execution, [consistency], weights)
-
-
 def weighted_sum(base: Tensor, bonuses: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """w_0 * base + sum_i w_i * bonus_i: the paper's hackable baseline, for ablations. Arguments as `base_and_bonus`."""
     _check([base, *bonuses], weights)
@@ -92,18 +85,12 @@ def base_only(base: Tensor) -> Tensor:
     return base.clone()
 
 
-def _one(bonuses: Sequence[Tensor]) -> Tensor:
-    if len(bonuses) != 1:
-        raise ValueError(f"this formula takes exactly one bonus, got {len(bonuses)}")
-    return bonuses[0]
-
-
 FORMULAS: dict[str, Formula] = {
-    "qma": lambda base, bonuses, weights: qma(base, _one(bonuses), weights),
-    "cme": lambda base, bonuses, weights: cme(base, _one(bonuses), weights),
+    "qma": base_and_bonus,
+    "cme": base_and_bonus,
+    "base_and_bonus": base_and_bonus,
     "weighted_sum": weighted_sum,
     "base_only": lambda base, _bonuses, _weights: base_only(base),
-    "base_and_bonus": base_and_bonus,
 }
 """The formulas that a config can name: functions of (base, bonuses, weights), all normalised to [0, 1]."""
 
@@ -121,8 +108,7 @@ def reward(config: RewardConfig, scores: Mapping[str, Tensor]) -> Tensor:
     Raises:
         ValueError: A dimension is missing, or a score is NaN or out of range.
     """
-    bonuses = [] if config.formula == "base_only" else list(config.bonuses)
-    if missing := [d for d in (config.base, *bonuses) if d not in scores]:
+    if missing := [d for d in config.dimensions if d not in scores]:
         raise ValueError(f"the reward needs scores on {missing}, got {sorted(scores)}")
-    base, *rest = (normalise(scores[d]) for d in (config.base, *bonuses))
+    base, *rest = (normalise(scores[d]) for d in config.dimensions)
     return FORMULAS[config.formula](base, rest, config.weights)

@@ -23,7 +23,7 @@ from firm.config import RunConfig, fingerprint
 from firm.config.launch import for_pod
 from firm.config.loading import parse_config
 from firm.config.section import NamedFile, Section
-from firm.critics.rubrics import load_rubric
+from firm.critics.rubrics import check_rubrics, load_rubric
 from firm.locate import model_path
 from firm.progress import emit
 from firm.records import ArtifactRef, Summary, UserError
@@ -78,6 +78,7 @@ def execute(
     emit(stage=stage, state="started")
     try:
         run = parse_config(config)
+        check_rubrics(run)
         run = run.model_copy(update={"launch": for_pod(run.launch, pod or {})})
         folder, state = _execute(stage, run, inputs, Path(output))
         summary = read_summary(folder)
@@ -146,7 +147,8 @@ def stage_key(stage: str, config: RunConfig, sections: tuple[str, ...], refs: Ma
 
 
 def _rubrics(section: Section) -> dict[str, str]:
-    return {name: load_rubric(name).version for name in section.named_rubrics()}  # edited, it is another rubric
+    """Name -> version, which is another one after an edit."""
+    return {rubric.name: load_rubric(rubric.name).version for rubric in section.named_rubrics()}
 
 
 def _content(file: NamedFile, key: str) -> str:

@@ -10,8 +10,8 @@ from firm.config import Rule
 from firm.records import Check, UserError, Verdict
 
 
-def judge_gate(rules: Sequence[Rule], agreement: Agreement) -> Verdict:
-    """Apply the rules to a critic's agreement.
+def judge_gate(rules: Sequence[Rule], agreement: Agreement, base: str) -> Verdict:
+    """Apply the rules to a critic's agreement; a rule without a dimension is on the reward's ``base``.
 
     A metric without a value fails its rule: no examples of a source, no valid judgement, a constant critic's
     correlation.
@@ -27,12 +27,12 @@ def judge_gate(rules: Sequence[Rule], agreement: Agreement) -> Verdict:
             raise UserError(
                 f"the gate has a rule on an unknown metric {rule.metric!r}", "bench.gate", known, usage=True
             )
-    checks = [_check(rule, agreement) for rule in rules]
+    checks = [_check(rule, rule.dimension or base, agreement) for rule in rules]
     return Verdict(trusted=all(check.passed for check in checks), checks=checks)
 
 
-def _check(rule: Rule, agreement: Agreement) -> Check:
-    metrics = agreement.metrics.get((rule.dimension, rule.source))
+def _check(rule: Rule, dimension: str, agreement: Agreement) -> Check:
+    metrics = agreement.metrics.get((dimension, rule.source))
     value = metrics[rule.metric] if metrics else None
     if value is not None and not math.isfinite(value):
         value = None
@@ -43,9 +43,9 @@ def _check(rule: Rule, agreement: Agreement) -> Check:
     if value is not None and rule.at_most is not None:
         passed = passed and value <= rule.at_most
     bound = _bound(rule, value)
-    message = _sentence(rule, value, bound, passed, metrics, agreement)
+    message = _sentence(rule, dimension, value, bound, passed, metrics, agreement)
     return Check(
-        metric=rule.metric, dimension=rule.dimension, source=rule.source, value=value, bound=bound, passed=passed,
+        metric=rule.metric, dimension=dimension, source=rule.source, value=value, bound=bound, passed=passed,
         message=message,
     )  # fmt: skip
 
@@ -67,11 +67,17 @@ def _bound(rule: Rule, value: float | None) -> str:
 
 
 def _sentence(
-    rule: Rule, value: float | None, bound: str, passed: bool, metrics: Metrics | None, agreement: Agreement
+    rule: Rule,
+    dimension: str,
+    value: float | None,
+    bound: str,
+    passed: bool,
+    metrics: Metrics | None,
+    agreement: Agreement,
 ) -> str:
-    where = f"{rule.dimension} {rule.metric}" + (f" on {rule.source}" if rule.source else "")
+    where = f"{dimension} {rule.metric}" + (f" on {rule.source}" if rule.source else "")
     if metrics is None:
-        known = sorted(source for d, source in agreement.metrics if d == rule.dimension and source)
+        known = sorted(source for d, source in agreement.metrics if d == dimension and source)
         sources = f"; it has examples of {', '.join(known)}" if known else ""
         return f"{where} has no value, must be {bound}: the bench has no such examples{sources}"
     if value is None:

@@ -34,7 +34,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     (out.folder / PREDICTIONS).write_text("".join(p.model_dump_json() + "\n" for p in predictions))
     bench = config.bench
     result = agreement(predictions, bench.point_estimate, bench.num_bootstrap, config.seed, expected)
-    verdict = judge_gate(bench.gate, result)
+    verdict = judge_gate(bench.gate, result, config.reward.base)
     (out.folder / VERDICT).write_text(verdict.model_dump_json(indent=1))
     checks = [check.model_dump() for check in verdict.checks]
     return Summary(

@@ -24,7 +24,6 @@ from firm.config.prompts import PromptsConfig
 from firm.config.reward import RewardConfig
 from firm.config.rl import RLConfig
 from firm.config.run import RunConfig, fingerprint
-from firm.config.section import Dimension
 from firm.config.sft import SFTConfig
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "ChatConfig",
     "CriticConfig",
     "CurationConfig",
-    "Dimension",
     "EndpointChat",
     "EvaluateConfig",
     "FilesSource",

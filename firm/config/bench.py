@@ -6,14 +6,14 @@ from typing import Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from firm.config.section import Dimension, Section
+from firm.config.section import Section
 
 
 class Rule(Section):
     """One condition of the gate, on a metric of the bench, for example ``mae <= 0.6``."""
 
     metric: str
-    dimension: Dimension = "instruction_following"
+    dimension: str | None = None  # none: the reward's base
     source: str | None = None  # only examples of this candidate source
     at_most: float | None = None
     at_least: float | None = None

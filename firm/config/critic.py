@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import PositiveInt, model_validator
 
 from firm.config.chat import EndpointChat
-from firm.config.section import Dimension, NamedFile, Section
+from firm.config.section import NamedFile, NamedRubric, Section
 
 
 class CriticConfig(Section):
@@ -22,7 +22,7 @@ class CriticConfig(Section):
     from_scratch: bool = False  # random weights from the model's config (tiny models only)
     endpoint: EndpointChat | None = None
     answer_style: Literal["score_first", "reason_first"] = "reason_first"
-    rubrics: dict[Dimension, str]  # template names in firm/critics/templates
+    rubrics: dict[str, str]  # template names in firm/critics/templates
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_new_tokens: PositiveInt = 1024
     batch_size: PositiveInt = 8
@@ -40,6 +40,7 @@ class CriticConfig(Section):
         if self.kind == "trained":
             yield NamedFile("model", self.model, is_model=True)
 
-    def named_rubrics(self) -> Iterator[str]:
+    def named_rubrics(self) -> Iterator[NamedRubric]:
         """One for each dimension."""
-        yield from self.rubrics.values()
+        for dimension, name in self.rubrics.items():
+            yield NamedRubric(f"rubrics.{dimension}", name, dimension)

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from firm.config.chat import ChatConfig
 from firm.config.policy import PolicyConfig
-from firm.config.section import Dimension, NamedFile, NonNegative, Positive, Section, Share
+from firm.config.section import NamedFile, NamedRubric, NonNegative, Positive, Section, Share
 
 
 class GeneratedSource(Section):
@@ -54,10 +54,6 @@ class JudgedDimension(Section):
     rubric: str
     share: Share = 1.0
 
-    def named_rubrics(self) -> Iterator[str]:
-        """The teacher's."""
-        yield self.rubric
-
 
 class CurationConfig(Section):
     """Plan-then-score curation (paper section 3.2) and score balancing."""
@@ -66,7 +62,7 @@ class CurationConfig(Section):
     evaluator: ChatConfig
     sources: list[CandidateSource] = Field(min_length=1)
     planner_rubric: str = "plan"
-    dimensions: dict[Dimension, JudgedDimension] = {"instruction_following": JudgedDimension(rubric="evaluate")}
+    dimensions: dict[str, JudgedDimension] = Field(min_length=1)
     rationale: Literal["full", "summary"] = "full"  # summary: the evaluator's Final Analysis only
     hard_from: PositiveInt = 6  # prompts whose plan has this many questions are "hard", others "easy"
     attempts: PositiveInt = 3  # tries for an answer that does not parse
@@ -86,6 +82,8 @@ class CurationConfig(Section):
             raise ValueError("sources must have distinct names")
         return self
 
-    def named_rubrics(self) -> Iterator[str]:
-        """The planner's."""
-        yield self.planner_rubric
+    def named_rubrics(self) -> Iterator[NamedRubric]:
+        """The planner's and, for each dimension, the evaluator's."""
+        yield NamedRubric("planner_rubric", self.planner_rubric, None)
+        for dimension, judged in self.dimensions.items():
+            yield NamedRubric(f"dimensions.{dimension}.rubric", judged.rubric, dimension)

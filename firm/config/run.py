@@ -34,7 +34,7 @@ class RunConfig(Section):
     critic: CriticConfig
     sft: SFTConfig = SFTConfig()
     bench: BenchConfig
-    reward: RewardConfig = RewardConfig()
+    reward: RewardConfig = RewardConfig.model_validate({})
     rl: RLConfig
     auditor: AuditorConfig
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -48,7 +48,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _reward_is_judged(self) -> RunConfig:
-        needed = {self.reward.base, *(self.reward.bonuses if self.reward.formula != "base_only" else ())}
+        needed = set(self.reward.dimensions)
         if missing := sorted(needed - set(self.critic.rubrics)):
             raise ValueError(f"reward needs {missing}, for which critic.rubrics has no rubric")
         if self.reward.base not in self.auditor.rubrics:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Dimension = Literal["instruction_following", "quality"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -29,6 +28,14 @@ class NamedFile(NamedTuple):
     follow: tuple[str, ...] = ()
 
 
+class NamedRubric(NamedTuple):
+    """A rubric that a section names, and the dimension it must judge (None: it asks for no score)."""
+
+    key: str
+    name: str
+    dimension: str | None
+
+
 class Section(BaseModel):
     """Base of every section: immutable, unknown keys rejected."""
 
@@ -47,6 +54,6 @@ class Section(BaseModel):
         """Files and folders that this section itself names."""
         yield from ()
 
-    def named_rubrics(self) -> Iterator[str]:
+    def named_rubrics(self) -> Iterator[NamedRubric]:
         """Rubrics that this section itself names."""
         yield from ()

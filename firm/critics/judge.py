@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from firm.chat.messages import IMAGE_MARK, Chat, ChatMessage, Reply, RequestFailed, user_message
-from firm.config import Dimension
 from firm.critics.answers import AnswerStyle, parse_answer, parse_score_first
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.records import Assessment, Invalid, Judgement, Reason, UserError
@@ -67,7 +66,7 @@ class ChatJudge:
     def __init__(
         self,
         chat: Chat,
-        rubrics: Mapping[str, str] | Mapping[Dimension, str],
+        rubrics: Mapping[str, str],
         *,
         attempts: int = 3,
         concurrency: int = 1,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from firm.chat.client import open_chat
 from firm.chat.messages import Chat
-from firm.config import CriticConfig, Dimension, EndpointChat, PythonChat
+from firm.config import CriticConfig, EndpointChat, PythonChat
 from firm.critics.answers import AnswerStyle
 from firm.critics.judge import ChatJudge, Judge
 
@@ -28,7 +28,7 @@ def load_critic(folder: Path, config: CriticConfig, device: torch.device) -> Jud
 
 def open_judge(
     config: PythonChat | EndpointChat,
-    rubrics: Mapping[Dimension, str],
+    rubrics: Mapping[str, str],
     *,
     chat: Chat | None = None,
     attempts: int = 3,

@@ -23,6 +23,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Literal, cast, get_args
 
+from firm.config.section import Section
 from firm.records import UserError
 
 AnswerFormat = Literal["boxed", "json", "checklist"]
@@ -120,3 +121,18 @@ def load_rubric(name: str) -> Rubric:
         raise UserError(f"unknown rubric {name!r}", "", f"use one of {', '.join(rubric_names())}", usage=True)
     source = resources.files("firm.critics").joinpath("templates", f"{name}.md").read_text(encoding="utf-8")
     return parse_rubric(name, source)
+
+
+def check_rubrics(config: Section) -> None:
+    """Look whether every rubric that a configuration names is there and judges the dimension it is named for.
+
+    Raises:
+        UserError: One is not, or does not; the key is named (exit code 2).
+    """
+    for key, section in config.walk(""):
+        for named in section.named_rubrics():
+            rubric = load_rubric(named.name)
+            if rubric.dimension != named.dimension:
+                judges = rubric.dimension or "no dimension"
+                what = f"the rubric {named.name!r} judges {judges}, not {named.dimension or 'no dimension'}"
+                raise UserError(what, f"{key}.{named.key}", f"use one of {', '.join(rubric_names())}", usage=True)

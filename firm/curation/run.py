@@ -121,7 +121,7 @@ class _Scores:
             if split == "test":
                 rows = [i for i, s in enumerate(mine) if s is not None]
             else:
-                share = curation.dimensions[dimension].share  # type: ignore[index]
+                share = curation.dimensions[dimension].share
                 rows = balance(mine, curation.target, curation.oversample, share, config.seed)
             counts[dimension] = Counter(rows)
         if not any(counts.values()):
@@ -174,7 +174,7 @@ def _examples(config: RunConfig, folder: Path, chosen: Mapping[str, Counter[int]
     for row, judged in enumerate(iter_shards(folder / "judged", JudgedCandidate)):
         for dimension, counter in chosen.items():
             if counter[row]:
-                rubric = config.critic.rubrics.get(dimension)  # type: ignore[call-overload]
+                rubric = config.critic.rubrics.get(dimension)
                 if rubric is not None:
                     example = student_example(judged, dimension, rubric, config.critic.answer_style, config.curation)
                     yield from [example] * counter[row]

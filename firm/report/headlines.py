@@ -59,7 +59,7 @@ def _trust(config: RunConfig, bench: Summary) -> Headline:
         f"Always answering {score:.0f} would be off by {constant:.2f}."
     )
     better = mae < constant
-    for bonus in config.reward.bonuses if config.reward.formula != "base_only" else ():
+    for bonus in config.reward.dimensions[1:]:
         # The gate may have no rule for these, and the reward is made of them, too.
         mine, other = metrics.get(f"{bonus}_mae"), metrics.get(f"{bonus}_constant_mae")
         if mine is not None and other is not None:

@@ -155,6 +155,17 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
         ["curation.evaluator={kind: endpoint, base_url: localhost, model: m}"],
         ["base_url", "localhost"],
     ),
+    "rubric of another dimension": (
+        {},
+        ["critic.rubrics.quality=short_instruction_following"],
+        ["critic.rubrics.quality", "judges instruction_following, not quality"],
+    ),
+    "dimension that no rubric judges": (
+        {},
+        ["curation.dimensions.beauty={rubric: quality}"],
+        ["curation.dimensions.beauty.rubric", "judges quality, not beauty"],
+    ),
+    "plan as evaluator": ({}, ["curation.dimensions.quality.rubric=plan"], ["judges no dimension, not quality"]),
     "unknown rubric": ({}, ["critic.rubrics.quality=nice"], ["'nice'", "short_quality"]),
     "gate on no metric": ({}, ["bench.gate=[{metric: acc, at_least: 1}]"], ["bench.gate.0.metric", "'acc'"]),
     "gate on no source": ({}, ["bench.gate=[{metric: mae, source: x, at_most: 1}]"], ["bench.gate.0.source", "render"]),

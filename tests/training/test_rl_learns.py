@@ -68,7 +68,9 @@ def settings(**changes: Any) -> RunConfig:
     )  # fmt: skip
     auditor = config.auditor.model_copy(update={"num_images": 4})
     update = {"rl": RLConfig(**{**few, **changes}), "critic": critic, "auditor": auditor}
-    return config.model_copy(update={**update, "reward": RewardConfig(formula="base_only")})
+    return config.model_copy(
+        update={**update, "reward": RewardConfig(formula="base_only", base="instruction_following")}
+    )
 
 
 def make(config: RunConfig, ranks: Ranks = ALONE, sign: float = 1.0) -> RLTrainer:

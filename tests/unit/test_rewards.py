@@ -1,10 +1,12 @@
 """Reward formulas: exact values of the paper, and what is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from firm.config import RewardConfig
-from firm.rewards import FORMULAS, base_and_bonus, base_only, cme, normalise, qma, reward, weighted_sum
+from firm.rewards import FORMULAS, base_and_bonus, base_only, normalise, reward, weighted_sum
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -26,13 +28,36 @@ def test_scores_off_the_scale_are_refused(bad: float) -> None:
 
 def test_the_paper_s_values() -> None:
     """R = IF * (0.4 + 0.6 Q) and R = Exec * (0.6 + 0.4 Cons), method.md 1.1."""
-    assert qma(tensor(1, 0.5, 1, 0), tensor(0, 0.5, 1, 1)).tolist() == pytest.approx([0.4, 0.35, 1, 0])
-    assert cme(tensor(1, 0.5, 1, 0), tensor(0, 0.5, 1, 1)).tolist() == pytest.approx([0.6, 0.4, 1, 0])
+    first, second = tensor(5, 3, 5, 1), tensor(1, 3, 5, 5)
+    generation = reward(RewardConfig(formula="qma"), {"instruction_following": first, "quality": second})
+    assert generation.tolist() == pytest.approx([0.4, 0.35, 1, 0])
+    editing = reward(RewardConfig(formula="cme"), {"execution": first, "consistency": second})
+    assert editing.tolist() == pytest.approx([0.6, 0.4, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("formula", "given", "words"),
+    [
+        ("cme", {"base": "instruction_following", "bonuses": ["quality"]}, "cme has base execution and bonuses"),
+        ("cme", {"bonuses": ["quality"]}, r"cme has base execution and bonuses \['consistency'\]"),
+        ("qma", {"base": "execution"}, "with other dimensions it is base_and_bonus"),
+        ("base_and_bonus", {}, "base"),
+    ],
+)
+def test_a_named_formula_has_its_own_dimensions(formula: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        RewardConfig(formula=formula, **given)
+
+
+def test_a_named_formula_may_have_other_weights() -> None:
+    same = RewardConfig(formula="base_and_bonus", base="execution", bonuses=["consistency"], weights=[0.5, 0.5])
+    named, scores = RewardConfig(formula="cme", weights=[0.5, 0.5]), {"execution": tensor(4), "consistency": tensor(2)}
+    assert reward(named, scores) == reward(same, scores) and named.dimensions == ("execution", "consistency")
 
 
 def test_the_source_image_returned_untouched_earns_nothing() -> None:
     execution, consistency = tensor(0), tensor(1)
-    assert cme(execution, consistency).item() == 0
+    assert base_and_bonus(execution, [consistency], [0.6, 0.4]).item() == 0
     assert weighted_sum(execution, [consistency], [0.5, 0.5]).item() == 0.5  # the hackable baseline
 
 
@@ -57,17 +82,19 @@ def test_impossible_weights(weights: list[float], match: str) -> None:
 def test_impossible_terms(bad: torch.Tensor) -> None:
     for base, bonus in ((bad, tensor(0.5, 0.5)), (tensor(0.5, 0.5), bad)):
         with pytest.raises(ValueError, match=r"same shape|normalised to \[0, 1\]"):
-            qma(base, bonus)
+            base_and_bonus(base, [bonus], [0.4, 0.6])
 
 
 def test_reward_follows_the_config() -> None:
     scores = {"instruction_following": tensor(5, 3, 1), "quality": tensor(1, 3, 5)}
     assert reward(RewardConfig(), scores).tolist() == pytest.approx([0.4, 0.35, 0])
-    config = RewardConfig(formula="weighted_sum", weights=[0.5, 0.5])
+    two = {"base": "instruction_following", "bonuses": ["quality"], "weights": [0.5, 0.5]}
+    config = RewardConfig(formula="weighted_sum", **two)
     assert reward(config, scores).tolist() == pytest.approx([0.5, 0.5, 0.5])
-    assert reward(RewardConfig(formula="base_only"), {"instruction_following": tensor(5, 3)}).tolist() == [1, 0.5]
-    for formula in FORMULAS:
-        assert reward(RewardConfig(formula=formula), scores).shape == (3,)  # type: ignore[arg-type]
+    alone = RewardConfig(formula="base_only", base="instruction_following")
+    assert reward(alone, {"instruction_following": tensor(5, 3)}).tolist() == [1, 0.5]
+    for formula in FORMULAS.keys() - {"cme"}:
+        assert reward(RewardConfig(formula=formula, **two), scores).shape == (3,)
 
 
 def test_reward_refuses_missing_dimensions_and_invalid_scores() -> None:

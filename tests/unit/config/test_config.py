@@ -31,7 +31,7 @@ def plain() -> dict[str, Any]:
         "critic": {"model": "tiny", "rubrics": rubrics},
         "bench": {"gate": [{"metric": "mae", "at_most": 0.6}]},
         "rl": {"prompts_per_epoch": 2, "group_size": 4, "max_epochs": 3},
-        "auditor": {"judge": judge},
+        "auditor": {"judge": judge, "rubrics": {"instruction_following": "evaluate"}},
     }
 
 
@@ -95,6 +95,7 @@ def test_unknown_key_is_refused_with_its_path(plain: dict[str, Any], key: str) -
         ("reward.weights", [0.4, 0.7]),
         ("reward.weights", [0.4, 0.3, 0.3]),
         ("reward.bonuses", []),
+        ("reward", {"formula": "cme", "base": "instruction_following", "bonuses": ["quality"]}),
         ("rl.group_size", 1),
         ("rl.timestep_fraction", 1.5),
         ("rl.max_epochs", "many"),

@@ -13,6 +13,7 @@ from firm.config import (
     FilesSource,
     FunctionSource,
     GeneratedSource,
+    JudgedDimension,
     PolicyConfig,
     PromptsConfig,
     PythonChat,
@@ -23,6 +24,7 @@ from firm.prompts import Splits
 from firm.records import SPLITS, Candidate, Split, UserError
 
 PROMPTS = PromptsConfig(function="firm.shapes.world:prompts", test_share=0.3)
+DIMENSIONS = {"instruction_following": JudgedDimension(rubric="evaluate")}
 TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
 Files = Callable[..., FilesSource]
 
@@ -47,7 +49,9 @@ def rows(*numbers: int) -> list[dict[str, str]]:
 
 
 def curation(source: Any, test_share: float = 0.3) -> CurationConfig:
-    return CurationConfig(planner=TEACHER, evaluator=TEACHER, sources=[source], test_share=test_share)
+    return CurationConfig(
+        planner=TEACHER, evaluator=TEACHER, sources=[source], test_share=test_share, dimensions=DIMENSIONS
+    )
 
 
 def both(config: FilesSource, test_share: float = 0.3) -> tuple[list[Candidate], list[Candidate]]:

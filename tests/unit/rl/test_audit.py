@@ -20,7 +20,9 @@ def audits(*pairs: tuple[float, float]) -> list[Audit]:
 
 
 def rule(patience: int = 2, tolerance: float = 0.0) -> AuditorConfig:
-    return AuditorConfig(judge=JUDGE, patience=patience, tolerance=tolerance)
+    return AuditorConfig(
+        judge=JUDGE, rubrics={"instruction_following": "evaluate"}, patience=patience, tolerance=tolerance
+    )
 
 
 HACKED = [(0.2, 3.0), (0.4, 3.5), (0.5, 3.4), (0.6, 3.2)]
@@ -58,7 +60,7 @@ def test_the_best_is_the_earliest_with_the_highest_auditor_score() -> None:
 @pytest.fixture
 def config() -> RunConfig:
     return load_config("gen-shapes").model_copy(
-        update={"reward": RewardConfig(formula="base_only"), "auditor": rule()},
+        update={"reward": RewardConfig(formula="base_only", base="instruction_following"), "auditor": rule()},
     )
 
 

@@ -18,7 +18,7 @@ from firm.records import Assessment, Invalid, Judgement
 from firm.rl.rollout import Rollout, draw_prompts, rewards_of, rollout
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-BASE, QMA = RewardConfig(formula="base_only"), RewardConfig()
+BASE, QMA = RewardConfig(formula="base_only", base="instruction_following"), RewardConfig()
 PROMPTS = ["a red circle", "a blue square", "a green triangle", "a yellow circle"]
 
 
@@ -135,5 +135,5 @@ def test_rewards_need_every_dimension_of_the_formula_and_no_other() -> None:
     assert rewards_of(assessments, BASE)[1].tolist() == [True, True, False]
     rewards, mask = rewards_of(assessments[1:], QMA)
     assert not mask.any() and not rewards.isnan().any()
-    hard = RewardConfig(formula="base_only", soft=False)
+    hard = RewardConfig(formula="base_only", base="instruction_following", soft=False)
     assert rewards_of([{"instruction_following": Judgement(score=5, distribution=(0.4, 0, 0, 0, 0.6))}], hard)[0] == 1
