@@ -30,8 +30,8 @@ from firm.critics.serve import BatchingChat, model_folder, serve
 from firm.critics.server import ChatServer
 from firm.images import encode_image
 from firm.records import Assessment, Invalid, UserError
+from firm.shapes.generation import candidate
 from firm.shapes.models import WEIGHTS, build_critic
-from firm.shapes.world import candidate
 
 RUBRICS = {"instruction_following": "short_instruction_following", "quality": "short_quality"}
 CPU = torch.device("cpu")
