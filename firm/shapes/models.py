@@ -21,17 +21,18 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from firm.shapes.teacher import VOCABULARY
-from firm.shapes.world import COLOURS, SHAPES, SIZE, prompts
+from firm.shapes.generation import prompts
+from firm.shapes.scene import COLOURS, SHAPES, SIZE
+from firm.shapes.vision import VOCABULARY
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Where the shipped folders lie: `critic` (no weights), `base` and `strong`."""
+"""The shipped folders: `critic` (no weights), `base` and `strong`."""
 
 _SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>", "<unk>",
 )  # fmt: skip
-# What prompts, captions and short rubrics of this world are made of, and edits, which are to come.
+# The words of prompts, captions and short rubrics, and of image editing, which is planned.
 _WORDS = """
     a an and of object objects shape background score scores judge rate image images picture prompt the is this
     follows follow instruction following quality aesthetics technical structure texture yes no system user assistant
@@ -86,7 +87,7 @@ def build_critic(folder: Path | str) -> None:
         tie_word_embeddings=True, architectures=["Qwen3VLForConditionalGeneration"], dtype="float32",
     )  # fmt: skip
     pixels = dict(patch_size=_PATCH, merge_size=1, temporal_patch_size=1, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    # `size` holds areas: without it the processor would enlarge our pictures to its own least area.
+    # `size` holds areas: without it the processor would enlarge our pictures to its own minimum area.
     area = {"shortest_edge": (2 * _PATCH) ** 2, "longest_edge": (8 * _PATCH) ** 2}
     processor = Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=area, **pixels),
@@ -143,7 +144,7 @@ def build_generator(seed: int) -> StableDiffusion3Pipeline:
 
 
 def load_generator(folder: Path | str) -> StableDiffusion3Pipeline:
-    """Loads a saved generator as any Stable Diffusion 3 without T5; computes in float32 whatever it is stored in."""
+    """Loads a saved generator as any Stable Diffusion 3 without T5; computes in float32, however it is stored."""
     return StableDiffusion3Pipeline.from_pretrained(folder, text_encoder_3=None, tokenizer_3=None, dtype=torch.float32)
 
 
@@ -182,6 +183,6 @@ def _text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModelWithProjection:
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     encoder = CLIPTextModelWithProjection(config)
-    # The pipeline reads the last layer but one; at the default scale of .02 words would all look alike there.
+    # The pipeline reads the penultimate layer; at the default scale of 0.02 all words would look alike there.
     torch.nn.init.normal_(encoder.text_model.embeddings.token_embedding.weight, std=0.5)
     return encoder

@@ -1,7 +1,7 @@
 """Makes the shipped models: `python -m firm.shapes.pretrain OUT` writes `OUT/base`, `OUT/strong` and `OUT/critic`.
 
 `base` is trained briefly, so that it still fails often enough for reinforcement learning to have something to do;
-`strong`, its longer-trained sister, is a second source of candidates for curation. `critic` has no weights, as it is
+`strong` is trained for longer and is a second source of candidates for curation. `critic` has no weights, as it is
 always trained in the run. About eight minutes on two cores.
 """
 
@@ -16,9 +16,10 @@ from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from diffusers.training_utils import EMAModel
 from torch.nn.functional import l1_loss, mse_loss
 
+from firm.shapes.generation import compose, draw_prompt, prompts
 from firm.shapes.models import build_critic, build_generator, load_generator
+from firm.shapes.scene import SIZE, render
 from firm.shapes.teacher import instruction_following
-from firm.shapes.world import SIZE, compose, draw_prompt, prompts, render
 
 VAE_STEPS = 1400
 STEPS = {"base": 1200, "strong": 1900}
@@ -58,7 +59,8 @@ def train_vae(images: torch.Tensor, steps: int, seed: int) -> AutoencoderKL:
     vae = build_generator(seed).vae
     optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator, start = torch.Generator().manual_seed(seed), time.monotonic()
+    generator = torch.Generator().manual_seed(seed)
+    start = time.monotonic()
     for step in range(1, steps + 1):
         batch = images[torch.randint(len(images), (32,), generator=generator)]
         posterior = vae.encode(batch).latent_dist
@@ -97,7 +99,8 @@ def train_generator(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, step / 50, 0.05 + 1.9 * (1 - step / steps))
     )
-    generator, start = torch.Generator().manual_seed(seed), time.monotonic()
+    generator = torch.Generator().manual_seed(seed)
+    start = time.monotonic()
     for step in range(1, steps + 1):
         rows = torch.randint(len(texts), (64,), generator=generator)
         dropped = torch.rand(64, generator=generator) < 0.1  # for guidance without a condition

@@ -1,6 +1,6 @@
 """Serves the teacher over HTTP in the OpenAI protocol: `python -m firm.shapes.serve --port 8000`.
 
-With FIRM_TEACHER_TOKEN in the environment, requests must carry it as bearer token.
+With FIRM_TEACHER_TOKEN in the environment, requests must carry it as a bearer token.
 """
 
 import argparse
@@ -13,7 +13,7 @@ MODEL = "pixel-teacher"
 
 
 def teacher_server(host: str = "127.0.0.1", port: int = 0) -> ChatServer:
-    """A server of the teacher; binds to this machine only, on a free port, unless told otherwise."""
+    """Returns a server of the teacher; by default it binds to this machine only, on a free port."""
     chat = PythonClient("firm.shapes.teacher:PixelTeacher")
     chat.name = MODEL
     return ChatServer(chat, host, port, token=os.environ.get("FIRM_TEACHER_TOKEN", ""))

@@ -19,7 +19,7 @@ from firm.images import encode_image
 from firm.policies.policy import Conditions, Policy
 from firm.rl.nft import branch_errors, kl_loss, policy_loss
 from firm.sft.train import prepare
-from firm.shapes.world import candidate
+from firm.shapes.generation import candidate
 
 pytestmark = pytest.mark.bench
 CPU = torch.device("cpu")
@@ -71,12 +71,14 @@ def test_update_against_the_reference_order(kl_weight: float, bound: float) -> N
 
     The reference is a re-statement of its order of calls: it always runs the reference forward, also without a KL.
     """
-    policy, number = lora_policy(), 8
+    policy = lora_policy()
+    number = 8
     generator = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(number, *policy.latent_shape, generator=generator) for _ in range(2))
     sigma = torch.rand(number, generator=generator)
     x_t = (1 - sigma.view(-1, 1, 1, 1)) * x0 + sigma.view(-1, 1, 1, 1) * noise
-    conditions, r = policy.encode(["a red circle"] * number), torch.rand(number, generator=generator)
+    conditions = policy.encode(["a red circle"] * number)
+    r = torch.rand(number, generator=generator)
 
     def loss_of(v: Tensor, v_old: Tensor, v_ref: Tensor | None) -> Tensor:
         loss = policy_loss(branch_errors(x0, x_t, sigma, v, v_old, 1.0), r, 1.0, 5.0).mean()
@@ -85,7 +87,8 @@ def test_update_against_the_reference_order(kl_weight: float, bound: float) -> N
     def ours() -> None:
         with policy.using("old"):
             v_old = policy.velocity(x_t, sigma, conditions)
-        v, v_ref = policy.velocity(x_t, sigma, conditions), None
+        v = policy.velocity(x_t, sigma, conditions)
+        v_ref = None
         if kl_weight:
             with policy.using("reference"):
                 v_ref = policy.velocity(x_t, sigma, conditions)
@@ -96,11 +99,14 @@ def test_update_against_the_reference_order(kl_weight: float, bound: float) -> N
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [m for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]
-    for layer in layers:  # a second adapter beside "default", as the reference keeps the old policy
+    for layer in layers:  # a second adapter in addition to "default", as the reference keeps the old policy
         for kind in (layer.lora_A, layer.lora_B):
             kind["old"] = deepcopy(kind["default"])
-        layer.scaling["old"], layer.r["old"], layer.lora_alpha["old"] = layer.scaling["default"], 32, 64
-        layer.lora_dropout["old"], layer.use_dora["old"] = torch.nn.Identity(), False
+        layer.scaling["old"] = layer.scaling["default"]
+        layer.r["old"] = 32
+        layer.lora_alpha["old"] = 64
+        layer.lora_dropout["old"] = torch.nn.Identity()
+        layer.use_dora["old"] = False
     velocity = twin.velocity
 
     def adapter(name: str) -> None:

@@ -29,7 +29,7 @@ SMALL = """
 base: gen-shapes-kind
 name: small
 curation:
-  sources: [{kind: function, name: rendered, function: "firm.shapes.world:candidate", num_images: 256}]
+  sources: [{kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: 256}]
 sft: {max_steps: 60, checkpoint_steps: 10}
 bench: {num_bootstrap: 50, gate: [{metric: coverage, at_least: 0.5}]}
 rl: {prompts_per_epoch: 4, group_size: 4, max_epochs: 12, checkpoint_epochs: 2, batch_size: 16}
@@ -130,7 +130,8 @@ def kind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kind]:
         subprocess.run([docker, "image", "inspect", BACKEND], capture_output=True, check=False).returncode == 0
     )
     kfp = os.environ.get("KFP", str(int(has_backend)))
-    name, namespace = os.environ.get("CLUSTER", "firm-test"), os.environ.get("NAMESPACE", "firm")
+    name = os.environ.get("CLUSTER", "firm-test")
+    namespace = os.environ.get("NAMESPACE", "firm")
     settings = {
         **os.environ,
         "BIN": str(Path(sys.executable).parent),

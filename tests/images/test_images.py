@@ -21,7 +21,7 @@ pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[2]
 TARGETS = ("slim", "runtime", "critic")
 SMALL = (
-    "curation.sources=[{kind: function, name: rendered, function: firm.shapes.world:candidate, num_images: 24}]",
+    "curation.sources=[{kind: function, name: rendered, function: firm.shapes.generation:candidate, num_images: 24}]",
     "store=/data",
 )
 

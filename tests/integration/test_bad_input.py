@@ -24,7 +24,7 @@ curation:
   shard_size: 8
   batch_size: 4
   test_share: 0.5
-  sources: [{kind: function, name: rendered, function: "firm.shapes.world:candidate", num_images: 48}]
+  sources: [{kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: 48}]
 bench: {num_bootstrap: 10, gate: [{metric: coverage, at_least: 0.9}]}
 """
 # Runs stages in one process, as the components of the pipeline do.
@@ -122,7 +122,7 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "prompt function no colon": ({}, ["prompts.function=firm.shapes"], ["prompts.function", "package.module:"]),
     "prompt function of no module": ({}, ["prompts.function=nowhere:f"], ["prompts.function", "'nowhere'"]),
     "prompt function without module": ({}, ["prompts.function=:f"], ["prompts.function", "':f'"]),
-    "prompt function that is none": ({}, ["prompts.function=firm.shapes.world:SIZE"], ["prompts.function", "SIZE"]),
+    "prompt function that is none": ({}, ["prompts.function=firm.shapes.scene:SIZE"], ["prompts.function", "SIZE"]),
     "prompt function that fails": ({}, ["prompts.function=judges:failing"], ["prompts.function", "no database"]),
     "prompt function of no prompts": ({}, ["prompts.function=posixpath:dirname"], ["prompts.function", "no list"]),
     "module that fails": ({"bad.py": "1 / 0"}, ["prompts.function=bad:f"], ["prompts.function", "ZeroDivisionError"]),
@@ -219,7 +219,8 @@ def mount(folder: Path, options: str) -> None:
 @pytest.fixture
 def disk(folder: Path) -> Iterator[Callable[[str], Path]]:
     """disk(options): a file system of its own; called again, it is changed."""
-    path, mounted = folder / "disk", list[str]()
+    path = folder / "disk"
+    mounted: list[str] = []
 
     def make(options: str) -> Path:
         mount(path, f"remount,{options}" if mounted else options)

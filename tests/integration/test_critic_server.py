@@ -29,8 +29,8 @@ from firm.critics.local import LocalCritic, load_model
 from firm.critics.serve import BatchingChat, model_folder, serve
 from firm.images import encode_image
 from firm.records import Assessment, Invalid, UserError
+from firm.shapes.generation import candidate
 from firm.shapes.models import WEIGHTS, build_critic
-from firm.shapes.world import candidate
 from firm.storage.artifacts import Output
 
 RUBRICS = {"instruction_following": "short_instruction_following", "quality": "short_quality"}

@@ -20,7 +20,9 @@ from firm.shapes.serve import teacher_server
 from firm.storage.inputs import read_manifest, read_ref
 from firm.storage.shards import iter_shards
 
-ROWS, DIMENSIONS, CONCURRENCY = 96, 2, 4
+ROWS = 96
+DIMENSIONS = 2
+CONCURRENCY = 4
 SMALL = f"""
 base: gen-shapes
 name: small
@@ -28,19 +30,19 @@ curation:
   shard_size: 16
   batch_size: 8
   test_share: 0.25
-  sources: [{{kind: function, name: rendered, function: "firm.shapes.world:candidate", num_images: {ROWS}}}]
+  sources: [{{kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: {ROWS}}}]
 """
 STAGE = (
     "import json, sys; from firm.stage import execute; execute('curation', json.loads(sys.argv[1]), {}, sys.argv[2])"
 )
-# The teacher's server, telling in a file of every request that it received: its kind and a hash of what was asked.
+# The teacher's server; it logs every request that it receives: its kind and a hash of what was asked.
 SERVER = """
 import hashlib, json, os, sys, time
 from firm.chat.client import PythonClient
 from firm.chat.server import ChatServer
 log = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
-class Telling(PythonClient):
+class Logging(PythonClient):
     def complete(self, messages, **options):
         text = json.dumps([messages, options], sort_keys=True)
         kind = "rating" if "image_url" in text else "plan"
@@ -48,19 +50,20 @@ class Telling(PythonClient):
         time.sleep(0.01)
         return super().complete(messages, **options)
 
-teacher = Telling("firm.shapes.teacher:PixelTeacher")
+teacher = Logging("firm.shapes.teacher:PixelTeacher")
 teacher.name = "pixel-teacher"
 ChatServer(teacher, port=int(sys.argv[1])).serve()
 """
 
 
 class Teacher:
-    """The telling server in a process of its own, always at the same address."""
+    """The logging server in a process of its own, always at the same address."""
 
     def __init__(self, folder: Path) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
-        self.log, self.process = folder / "requests", None
+        self.log = folder / "requests"
+        self.process = None
         self.start()
 
     @property

@@ -14,7 +14,7 @@ from firm.config import PromptsConfig
 from firm.config.loading import load_config
 from firm.prompts import load_prompts
 from firm.records import Example, JudgedCandidate, Judgement
-from firm.shapes import teacher, world
+from firm.shapes import generation, teacher
 from firm.storage.inputs import read_manifest, read_ref
 from firm.storage.shards import iter_shards
 
@@ -45,11 +45,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The user's folder: prompts as they are released with the paper, images of several formats, a configuration."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "images").mkdir()
-    prompts = [{"input_prompt": p, "id": i} for i, p in enumerate(world.prompts("train")[:30])]
+    prompts = [{"input_prompt": p, "id": i} for i, p in enumerate(generation.prompts("train")[:30])]
     (folder / "prompts.json").write_text(json.dumps(prompts))
     lines = []
     for i in range(FILES):
-        prompt, image = world.candidate(i, 5, "train")
+        prompt, image = generation.candidate(i, 5, "train")
         name = f"{i}.{('png', 'webp')[i % 2]}"
         image.save(folder / "images" / name, lossless=True)
         lines.append(json.dumps({"prompt": prompt, "image": name}))
@@ -72,7 +72,7 @@ def test_every_own_image_is_judged_against_its_own_prompt(artifact: Path) -> Non
     mine = [j for j in iter_shards(artifact / "judged", JudgedCandidate) if j.source == "mine"]
     expected = {}
     for i in range(FILES):
-        prompt, image = world.candidate(i, 5, "train")
+        prompt, image = generation.candidate(i, 5, "train")
         expected[prompt, image.convert("RGB").tobytes()] = teacher.instruction_following(prompt, image)
     found = {}
     for judged in mine:

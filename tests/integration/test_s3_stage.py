@@ -16,7 +16,9 @@ from firm.records import ArtifactRef, JudgedCandidate
 from firm.storage.inputs import open_input, read_manifest, read_ref
 from firm.storage.shards import count_rows, iter_shards
 
-ROWS, PER_SHARD, DIMENSIONS = 64, 8, 2
+ROWS = 64
+PER_SHARD = 8
+DIMENSIONS = 2
 SMALL = f"""
 base: gen-shapes
 name: small
@@ -24,11 +26,11 @@ curation:
   shard_size: {PER_SHARD}
   batch_size: 4
   test_share: 0.25
-  sources: [{{kind: function, name: rendered, function: "firm.shapes.world:candidate", num_images: {ROWS}}}]
+  sources: [{{kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: {ROWS}}}]
   evaluator: {{kind: python, target: "telling:Teacher"}}
 sft: {{batch_size: 4, max_steps: 10, checkpoint_steps: 5}}
 """
-# The teacher, which tells of every question and can be slowed down.
+# The teacher; it logs every question and can be slowed down.
 TELLING = """
 import os, time
 from firm.shapes.teacher import PixelTeacher
@@ -52,7 +54,9 @@ class Machine:
     """A machine with a disk of its own: pointers, caches and scratch files of one do not exist on another."""
 
     def __init__(self, folder: Path, store: str, told: Path) -> None:
-        self.folder, self.told, self.scratch = folder, told, folder / "tmp"
+        self.folder = folder
+        self.told = told
+        self.scratch = folder / "tmp"
         self.scratch.mkdir(parents=True)
         (folder / "telling.py").write_text(TELLING)
         (folder / "small.yaml").write_text(SMALL)
@@ -102,7 +106,8 @@ def objects(s3_server: Any, uri: str) -> dict[str, Any]:
 
 
 def test_an_artifact_in_s3_is_complete_and_found_again(machine: Any, s3_server: Any, tmp_path: Path) -> None:
-    first, second = machine("first"), machine("second")
+    first = machine("first")
+    second = machine("second")
     ref, state = first.execute()
     assert state == "finished" and first.questions == ROWS * DIMENSIONS
     assert ref.uri.startswith(first.config["store"]) and "/small/curation-" in ref.uri
@@ -130,8 +135,10 @@ def test_an_artifact_in_s3_is_complete_and_found_again(machine: Any, s3_server: 
 def test_killed_while_it_writes_to_s3_it_goes_on_elsewhere(
     machine: Any, s3_server: Any, s3_uri: str, tmp_path: Path
 ) -> None:
-    lost, heir = machine("lost"), machine("heir")
-    process, deadline = lost.start(slow_s=0.01), time.monotonic() + 60
+    lost = machine("lost")
+    heir = machine("heir")
+    process = lost.start(slow_s=0.01)
+    deadline = time.monotonic() + 60
     while sum("judged/" in name for name in objects(s3_server, s3_uri)) < 3:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "finished shards are not published"

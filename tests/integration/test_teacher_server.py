@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from firm.chat.server import MAX_BODY_BYTES
-from firm.shapes import serve, teacher, world
+from firm.shapes import generation, serve, teacher
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def request(url: str, method: str, path: str, body: object = None, **headers: st
 
 def rating_request(prompt: str) -> tuple[dict, int]:
     """Returns a request about candidate 0 and the score it should get."""
-    _, image = world.candidate(0, 0, "train")
+    _, image = generation.candidate(0, 0, "train")
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     data = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -21,7 +21,7 @@ curation:
   shard_size: 128
   batch_size: 64
   sources:
-    - {kind: function, name: rendered, function: "firm.shapes.world:candidate", num_images: 480}
+    - {kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: 480}
     - kind: generated
       name: base
       policy: {family: sd3, model: "pkg://firm.shapes/weights/base", resolution: 32, max_sequence_length: 1}
@@ -119,7 +119,8 @@ def test_killed_in_every_long_stage_it_ends_with_the_same_artifacts(whole: Path,
     for stage, done in KILLS:
         kill_in(tmp_path, config, stage, done)
     finish(tmp_path, config)
-    mine, theirs = manifests(tmp_path), manifests(whole)
+    mine = manifests(tmp_path)
+    theirs = manifests(whole)
     for stage in STAGES[:-1]:  # the report shows timings
         assert mine[stage] == theirs[stage], f"{stage} differs after kills"
     leftovers = [p for p in (tmp_path / "small").glob("*-*/work") if p.exists()]

@@ -35,8 +35,8 @@ from firm.storage.shards import ShardWriter, iter_shards
 disable_progress_bars()
 DIMENSION = "instruction_following"
 TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
-PROMPTS = PromptsConfig(function="firm.shapes.world:prompts")
-SOURCE = FunctionSource(name="rendered", function="firm.shapes.world:candidate", num_images=400)
+PROMPTS = PromptsConfig(function="firm.shapes.generation:prompts")
+SOURCE = FunctionSource(name="rendered", function="firm.shapes.generation:candidate", num_images=400)
 CRITIC = CriticConfig(
     model="pkg://firm.shapes/weights/critic", from_scratch=True, answer_style="score_first", dtype="float32",
     rubrics={DIMENSION: "short_instruction_following"}, batch_size=64,
@@ -146,7 +146,8 @@ def test_a_resumed_run_equals_the_uninterrupted(data: Path, tmp_path: Path, opti
     kill_at(data, tmp_path, 13, options)
     assert not (tmp_path / "parts" / "critic").exists()
     train(data, tmp_path / "parts", **options)
-    a, b = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    a = weights(tmp_path / "whole")
+    b = weights(tmp_path / "parts")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
 
@@ -170,7 +171,7 @@ def test_checkpoints_hold_no_pickle(data: Path, tmp_path: Path) -> None:
     assert not pickled, f"pickles: {sorted(pickled)}"
 
 
-def test_few_steps_are_told_of(data: Path, tmp_path: Path) -> None:
+def test_few_steps_are_reported(data: Path, tmp_path: Path) -> None:
     """The sft stage reads the last loss, however short the training."""
     train(data, tmp_path / "out", max_steps=3)
     assert losses(tmp_path / "out")

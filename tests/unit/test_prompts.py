@@ -75,7 +75,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_the_split_is_disjoint_complete_and_survives_edits(tmp_path: Path) -> None:
     path = write(tmp_path, "p.txt", "\n".join(ALL))
-    train, test = load(path, test_share=0.2), load(path, "test", test_share=0.2)
+    train = load(path, test_share=0.2)
+    test = load(path, "test", test_share=0.2)
     assert sorted(train + test) == sorted(ALL) and not set(train) & set(test) and 20 < len(test) < 60
     assert train == [p for p in ALL if p in set(train)]  # in the order of the file
     edited = write(tmp_path, "q.txt", "\n".join(["new", *reversed(ALL[50:])]))
@@ -90,9 +91,9 @@ def test_a_split_without_prompts_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_function() -> None:
-    config = PromptsConfig(function="firm.shapes.world:prompts", limit=5)
+    config = PromptsConfig(function="firm.shapes.generation:prompts", limit=5)
     assert len(load_prompts(config, "test")) == 5 != load_prompts(config, "train")
-    for name in ("firm.shapes.world:absent", "no_such_module:f", "firm.shapes.world"):
+    for name in ("firm.shapes.generation:absent", "no_such_module:f", "firm.shapes.generation"):
         with pytest.raises(UserError, match="cannot import"):
             load_prompts(PromptsConfig(function=name), "train")
 

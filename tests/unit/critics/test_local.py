@@ -1,4 +1,4 @@
-"""The local critic: asked as it was trained, whatever the batch, and clear about what it can not read."""
+"""The local critic: asked as it was trained, whatever the batch, and clear about what it cannot read."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from firm.critics.rubrics import load_rubric
 from firm.images import encode_image
 from firm.records import Assessment, Invalid, Judgement, UserError
 from firm.sft.train import Collator
+from firm.shapes.generation import candidate
 from firm.shapes.models import WEIGHTS, build_critic
-from firm.shapes.world import candidate
 
 CPU = torch.device("cpu")
 RUBRICS = {"instruction_following": "short_instruction_following", "quality": "short_quality"}

@@ -13,14 +13,14 @@ from firm.curation.generation import PlanThenScore, student_example
 from firm.images import encode_image
 from firm.records import Candidate, Invalid, JudgedCandidate, Judgement
 from firm.shapes import teacher
-from firm.shapes.world import candidate
+from firm.shapes.generation import candidate
 
 TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
 DIMENSIONS = {"instruction_following": "evaluate", "quality": "quality"}
 
 
 def settings(**changes: object) -> CurationConfig:
-    source = FunctionSource(name="rendered", function="firm.shapes.world:candidate", num_images=8)
+    source = FunctionSource(name="rendered", function="firm.shapes.generation:candidate", num_images=8)
     plain = {
         "planner": TEACHER, "evaluator": TEACHER, "sources": [source],
         "dimensions": {d: JudgedDimension(rubric=r) for d, r in DIMENSIONS.items()},
@@ -43,7 +43,8 @@ class Scripted:
     name = "scripted"
 
     def __init__(self, *texts: str | None) -> None:
-        self.texts, self.asked = list(texts), list[tuple[Sequence[ChatMessage], float, int | None]]()
+        self.texts = list(texts)
+        self.asked: list[tuple[Sequence[ChatMessage], float, int | None]] = []
 
     def complete(
         self, messages: Sequence[ChatMessage], *, max_tokens: int, temperature: float, seed: int | None
@@ -125,7 +126,8 @@ def test_an_answer_that_does_not_parse_is_asked_again(candidates: list[Candidate
 
 
 def test_without_a_plan_the_evaluator_makes_its_own(candidates: list[Candidate]) -> None:
-    planner, evaluator = Scripted("no list here"), Scripted("\\boxed{3}")
+    planner = Scripted("no list here")
+    evaluator = Scripted("\\boxed{3}")
     [judged] = judge(candidates[:1], planner, evaluator)
     assert judged.material["plan"] == [] and len(planner.asked) == 3
     assert "no plan was made" in str(evaluator.asked[0][0])

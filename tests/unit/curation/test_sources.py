@@ -23,7 +23,7 @@ from firm.images import decode_image, encode_image
 from firm.prompts import Splits
 from firm.records import SPLITS, Candidate, Split, UserError
 
-PROMPTS = PromptsConfig(function="firm.shapes.world:prompts", test_share=0.3)
+PROMPTS = PromptsConfig(function="firm.shapes.generation:prompts", test_share=0.3)
 DIMENSIONS = {"instruction_following": JudgedDimension(rubric="evaluate")}
 TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
 Files = Callable[..., FilesSource]
@@ -31,7 +31,7 @@ Files = Callable[..., FilesSource]
 
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    """files(rows or text): a source of a JSONL file beside the images 0.png ... 9.png."""
+    """files(rows or text): a source of a JSONL file next to the images 0.png ... 9.png."""
     for i in range(10):
         (tmp_path / f"{i}.png").write_bytes(encode_image(Image.new("RGB", (8, 8), (i * 20, 0, 0))))
 
@@ -137,7 +137,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_function_depends_on_seed_split_and_index() -> None:
-    config = FunctionSource(name="rendered", function="firm.shapes.world:candidate", num_images=20)
+    config = FunctionSource(name="rendered", function="firm.shapes.generation:candidate", num_images=20)
     made = open_source(config, PROMPTS, 1).make("train", range(4))
     assert open_source(config, PROMPTS, 1).make("train", [2]) == made[2:3]
     assert open_source(config, PROMPTS, 2).make("train", [2]) != made[2:3]

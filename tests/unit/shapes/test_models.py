@@ -9,9 +9,9 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-from firm.shapes import models, pretrain, teacher, world
+from firm.shapes import generation, models, pretrain, vision
 
-IMAGE = world.candidate(0, 0, "train")[1]
+IMAGE = generation.candidate(0, 0, "train")[1]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,7 +67,8 @@ def test_a_picture_becomes_sixteen_tokens_and_left_padding_does_not_matter(criti
     assert inputs["attention_mask"][0, 0] == 0
     alone = chat(processor, "a red circle", add_generation_prompt=True)
     with torch.no_grad():
-        together, single = critic(**inputs).logits[0, -1], critic(**alone).logits[0, -1]
+        together = critic(**inputs).logits[0, -1]
+        single = critic(**alone).logits[0, -1]
     torch.testing.assert_close(together, single, atol=1e-4, rtol=1e-4)
 
 
@@ -93,7 +94,7 @@ def test_a_critic_saved_and_loaded_is_the_same(critic: Any, tmp_path: Path) -> N
 
 def test_the_tokenizer_knows_every_word_of_the_world(processor: Any) -> None:
     tokenizer = processor.tokenizer
-    texts = [*world.prompts("train"), *world.prompts("test"), " ".join(teacher.VOCABULARY)]
+    texts = [*generation.prompts("train"), *generation.prompts("test"), " ".join(vision.VOCABULARY)]
     texts.append(
         "Score: 5\nJudge instruction following, judge aesthetics, technical quality, structure. Yes/no? \\boxed{3}"
     )
@@ -135,7 +136,7 @@ def test_every_prompt_fits_into_the_text_encoders_word_by_word() -> None:
     assert (
         tokenizer.get_vocab() == models.build_generator(seed=0).tokenizer.get_vocab()
     )  # ids are the same in every run
-    for prompt in world.prompts("train") + world.prompts("test"):
+    for prompt in generation.prompts("train") + generation.prompts("test"):
         tokens = tokenizer.tokenize(prompt)
         assert tokens == [f"{word}</w>" for word in prompt.split()]
         assert len(tokens) + 2 <= tokenizer.model_max_length

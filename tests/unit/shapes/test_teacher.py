@@ -1,9 +1,8 @@
-"""The teacher: what it sees, how it scores, and how it answers messages."""
+"""The teacher: how it scores, and how it answers messages."""
 
 import base64
 import io
 import json
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -13,19 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from firm.shapes import teacher, world
+from firm.shapes import generation, scene, teacher, vision
 from firm.shapes.teacher import PixelTeacher
 
-PROMPTS = world.prompts("train") + world.prompts("test")
+PROMPTS = generation.prompts("train") + generation.prompts("test")
 PAIR = "a red circle left of a blue square"
 
 
-def draw(scene: world.Scene, seed: int = 0) -> Image.Image:
-    return Image.fromarray(world.render(scene, np.random.default_rng(seed)))
+def draw(drawing: scene.Scene, seed: int = 0) -> Image.Image:
+    return Image.fromarray(scene.render(drawing, np.random.default_rng(seed)))
 
 
-def scene_of(prompt: str, seed: int = 0) -> world.Scene:
-    return world.compose(prompt, np.random.default_rng(seed))
+def scene_of(prompt: str, seed: int = 0) -> scene.Scene:
+    return generation.compose(prompt, np.random.default_rng(seed))
 
 
 def ask(text: str, *images: Image.Image) -> list[dict]:
@@ -56,11 +55,11 @@ def test_a_perturbed_scene_never_scores_above_the_clean_one(prompt: str, seed: i
     clean = scene_of(prompt, seed)
     first, *rest = clean.drawn
     rng = np.random.default_rng(seed)
-    other = next(c for c in world.COLOURS if c not in {d.thing.colour for d in clean.drawn})
+    other = next(c for c in scene.COLOURS if c not in {d.thing.colour for d in clean.drawn})
     worse = {
         "drop": replace(clean, drawn=tuple(rest)),
         "colour": replace(clean, drawn=(replace(first, thing=replace(first.thing, colour=other)), *rest)),
-        "deform": replace(clean, drawn=(world.deform(first, rng), *rest)),
+        "deform": replace(clean, drawn=(scene.deform(first, rng), *rest)),
         "noise": replace(clean, noise=0.15),
         "blur": replace(clean, blur=2.0),
     }[kind]
@@ -81,45 +80,32 @@ def test_any_image_gets_scores_in_range_and_a_caption_of_known_words(
     pixels: np.ndarray | None, seed: int, prompt: str
 ) -> None:
     if pixels is None:  # hypothesis likes constant arrays; noise in palette colours makes most objects
-        palette = (np.array(list(world.COLOURS.values())) * 255).astype(np.uint8)
+        palette = (np.array(list(scene.COLOURS.values())) * 255).astype(np.uint8)
         coarse = np.random.default_rng(seed).integers(0, 4, (8, 8))
         pixels = palette[coarse].repeat(4, 0).repeat(4, 1)
     image = Image.fromarray(pixels)
     assert teacher.instruction_following(prompt, image) in range(1, 6)
     assert all(score in range(1, 6) for score in teacher.quality(image))
-    assert set(teacher.caption(teacher.observe(image)).split()) <= set(teacher.VOCABULARY)
+    assert set(vision.caption(vision.observe(image)).split()) <= set(vision.VOCABULARY)
 
 
 @pytest.mark.parametrize("pixels", [np.full((32, 32, 3), 128), np.random.default_rng(0).integers(0, 256, (32, 32, 3))])
 def test_empty_and_noisy_pictures_are_of_low_quality(pixels: np.ndarray) -> None:
     image = Image.fromarray(pixels.astype(np.uint8))
     assert max(teacher.quality(image)) <= 2
-    assert teacher.caption(teacher.observe(image)) == "nothing"
+    assert vision.caption(vision.observe(image)) == "nothing"
     assert teacher.instruction_following("a red circle", image) == 1
 
 
-def test_the_caption_tells_in_scan_order_what_is_where() -> None:
-    things = [world.Thing("blue", "square"), world.Thing("red", "circle"), world.Thing("green", "triangle")]
-    places = [(24, 24), (8, 8), (24, 8)]
-    scene = world.Scene(tuple(world.Drawn(t, x, y, 6.5) for t, (x, y) in zip(things, places, strict=True)))
-    expected = "red clear circle top left ; green clear triangle top right ; blue clear square bottom right"
-    assert teacher.caption(teacher.observe(draw(scene))) == expected
-
-
 def test_a_wrong_relation_and_an_extra_object_cost_a_mark() -> None:
-    red, blue = world.Thing("red", "circle"), world.Thing("blue", "square")
-    swapped = draw(world.Scene((world.Drawn(blue, 8, 16, 6.5), world.Drawn(red, 24, 16, 6.5))))
+    red = scene.Thing("red", "circle")
+    blue = scene.Thing("blue", "square")
+    swapped = draw(scene.Scene((scene.Drawn(blue, 8, 16, 6.5), scene.Drawn(red, 24, 16, 6.5))))
     assert teacher.instruction_following("a red circle and a blue square", swapped) == 5
     assert teacher.instruction_following("a blue square and a red circle", swapped) == 5
     assert teacher.instruction_following(PAIR, swapped) == 4
     assert teacher.instruction_following("a red circle", swapped) == 4
     assert teacher.instruction_following("a green triangle", swapped) == 1
-
-
-def test_a_larger_picture_in_another_mode_reads_the_same() -> None:
-    image = draw(scene_of(PAIR))
-    large = image.convert("RGBA").resize((256, 256), Image.Resampling.NEAREST)
-    assert teacher.caption(teacher.observe(large)) == teacher.caption(teacher.observe(image))
 
 
 def test_a_request_without_an_image_gets_a_markdown_plan() -> None:
@@ -140,7 +126,7 @@ def test_an_evaluation_answers_every_question_and_ends_in_a_boxed_score(with_pla
     *analysis, final, _, rating, boxed = (line for line in answer.splitlines())
     assert analysis[0].startswith("1. Is there a red circle? Yes, red clear circle ")
     assert len([line for line in analysis if line]) == len(teacher.plan(PAIR))
-    assert final == f"Final Analysis: {teacher.caption(teacher.observe(image))}"
+    assert final == f"Final Analysis: {vision.caption(vision.observe(image))}"
     assert (rating, boxed) == ("Final Alignment Rating: 5", "\\boxed{5}")
 
 
@@ -155,7 +141,7 @@ def test_a_quality_request_is_answered_in_json_without_the_prompt() -> None:
     image = draw(replace(scene_of(PAIR), noise=0.1))
     answer = json.loads(PixelTeacher().complete(ask("Judge aesthetics, Technical Quality and structure.", image)))
     assert answer == {
-        "reasoning": teacher.caption(teacher.observe(image)),
+        "reasoning": vision.caption(vision.observe(image)),
         "score": list(teacher.quality(image)),
     }
 
@@ -181,11 +167,3 @@ IMAGE = draw(scene_of(PAIR))
 def test_what_cannot_be_answered_is_said_clearly(messages: list[dict], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         PixelTeacher().complete(messages)
-
-
-def test_looking_at_a_picture_takes_about_a_millisecond() -> None:
-    images = [image for _, image in world.candidates(100, seed=0, split="train")]
-    start = time.perf_counter()
-    for image in images:
-        teacher.observe(image)
-    assert (time.perf_counter() - start) / len(images) < 0.005  # measured .6 ms; a shared machine gets room
