@@ -197,6 +197,25 @@ class Verdict(Record):
         return [check.message for check in self.checks if not check.passed]
 
 
+# ---- stages -----------------------------------------------------------------------------------------------------
+
+
+class Stage(Record):
+    """What the result of a stage depends on, besides its inputs.
+
+    Attributes:
+        name: Name of its package.
+        sections: Keys of the configuration; ``critic.rubrics`` is a part of a section.
+        reads: Input -> start of the paths that it reads, where that is not all of them.
+        worker: Module that torchrun starts, of a stage that launches a job.
+    """
+
+    name: str
+    sections: tuple[str, ...]
+    reads: dict[str, str] = {}
+    worker: str | None = None
+
+
 # ---- artifacts --------------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@ from firm.config.section import NamedFile, Section
 from firm.critics.rubrics import check_rubrics, load_rubric
 from firm.locate import model_path
 from firm.progress import emit
-from firm.records import ArtifactRef, Summary, UserError
+from firm.records import ArtifactRef, Stage, Summary, UserError
 from firm.storage.artifacts import TIMING, WORK, Output
 from firm.storage.digests import content_hash
 from firm.storage.files import atomic_write, disk_error
@@ -37,13 +37,9 @@ SUMMARY = "summary.json"
 
 
 class Run(Protocol):
-    """What ``firm.<stage>.run`` provides: ``SECTIONS``, the keys of RunConfig it depends on, and ``run``.
+    """What ``firm.<stage>.run`` provides."""
 
-    A stage that launches a job names its worker in ``JOB``; one that reads only parts of its inputs says so in
-    ``READS`` (see `firm.storage.inputs.Inputs`).
-    """
-
-    SECTIONS: tuple[str, ...]
+    STAGE: Stage
 
     def run(self, config: RunConfig, inputs: Inputs, out: Output) -> Summary:
         """Do the stage's work: read input folders, write into ``out.folder``."""
@@ -100,26 +96,27 @@ def execute(
     emit(stage=stage, state=state, metrics=summary.metrics)
 
 
-def _execute(stage: str, config: RunConfig, inputs: Mapping[str, str], output: Path) -> tuple[Path, str]:
+def _execute(name: str, config: RunConfig, inputs: Mapping[str, str], output: Path) -> tuple[Path, str]:
     """Make or find the artifact; returns its local folder and "finished" or "reused"."""
-    module: Run = importlib.import_module(f"firm.{stage}.run")
-    refs = {name: read_ref(Path(path)) for name, path in inputs.items()}
-    key = stage_key(stage, config, module.SECTIONS, refs)
+    module: Run = importlib.import_module(f"firm.{name}.run")
+    stage, launches = module.STAGE, module.STAGE.worker is not None
+    refs = {source: read_ref(Path(path)) for source, path in inputs.items()}
+    key = stage_key(stage, config, refs)
     if "KFP_POD_NAME" in os.environ and "://" not in config.store:
         fix = "set it to s3://bucket/prefix, as the preset gen-shapes-kind does"
         raise UserError("steps on a cluster do not share a folder", f"store: {config.store}", fix, usage=True)
-    uri = f"{config.store.rstrip('/')}/{config.name}/{stage}-{key[:12]}"
-    out = Output.open(uri, small_only=hasattr(module, "JOB"))
+    uri = f"{config.store.rstrip('/')}/{config.name}/{name}-{key[:12]}"
+    out = Output.open(uri, small_only=launches)
     if out.manifest() is not None:
         out.discard(WORK)
         write_ref(out.ref(), output)
-        return out.folder if hasattr(module, "JOB") else open_input(out.ref()), "reused"
+        return out.folder if launches else open_input(out.ref()), "reused"
     start = time.monotonic()
-    summary = module.run(config, Inputs(refs, getattr(module, "READS", {})), out)
+    summary = module.run(config, Inputs(refs, stage.reads), out)
     with atomic_write(out.folder / SUMMARY) as file:
         file.write(summary.model_dump_json(indent=1).encode())
-    hashes = {name: ref.sha256 for name, ref in refs.items()}
-    ref = out.commit(stage, key, hashes, {"version": __version__}, out.files())
+    hashes = {source: ref.sha256 for source, ref in refs.items()}
+    ref = out.commit(name, key, hashes, {"version": __version__}, out.files())
     seconds = round(time.monotonic() - start, 1)
     open_store(uri).put(TIMING, json.dumps({"seconds": seconds}).encode())
     out.discard(WORK)
@@ -127,12 +124,12 @@ def _execute(stage: str, config: RunConfig, inputs: Mapping[str, str], output: P
     return out.folder, "finished"
 
 
-def stage_key(stage: str, config: RunConfig, sections: tuple[str, ...], refs: Mapping[str, ArtifactRef]) -> str:
+def stage_key(stage: Stage, config: RunConfig, refs: Mapping[str, ArtifactRef]) -> str:
     """Hash of everything the stage's result depends on: its sections, the user's files they name, its inputs."""
     plain = config.model_dump(mode="json")
-    parts = {name: reduce(lambda node, key: node[key], name.split("."), plain) for name in sections}
+    parts = {name: reduce(lambda node, key: node[key], name.split("."), plain) for name in stage.sections}
     rubrics, files = dict[str, str](), dict[str, str]()
-    for name in sections:
+    for name in stage.sections:
         *above, last = name.split(".")
         parent: Section = reduce(getattr, above, config)
         value = getattr(parent, last)
@@ -143,7 +140,7 @@ def stage_key(stage: str, config: RunConfig, sections: tuple[str, ...], refs: Ma
             rubrics |= _rubrics(section)
             files |= {f"{key}.{file.key}": _content(file, f"{key}.{file.key}") for file in section.named_files()}
     inputs = {name: ref.sha256 for name, ref in refs.items()}
-    return fingerprint([stage, __version__, parts, files, rubrics, inputs])
+    return fingerprint([stage.name, __version__, parts, files, rubrics, inputs])
 
 
 def _rubrics(section: Section) -> dict[str, str]:

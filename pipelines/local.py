@@ -9,14 +9,12 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from firm.config import RunConfig
+from firm.config import STAGES, RunConfig
 from firm.lifeline import LIFELINE
 from firm.progress import PROGRESS_FILE
 from firm.records import UserError
 from firm.storage.files import disk_error
 from firm.watcher import Watcher
-
-STAGES = ("curation", "sft", "bench", "gate", "rl", "evaluate", "report")
 
 
 def run_locally(config: RunConfig, folder: Path) -> Path:
@@ -41,7 +39,9 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
     warnings.filterwarnings("ignore", module="kfp")
-    watcher = Watcher(folder / "progress.jsonl", STAGES, config.expected_s, sys.stdout)
+    watcher = Watcher(
+        folder / "progress.jsonl", STAGES, {str(stage): s for stage, s in config.expected_s.items()}, sys.stdout
+    )
     failed = ""
     try:
         with watcher, _output_to(log):

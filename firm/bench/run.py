@@ -14,11 +14,11 @@ from firm.config import RunConfig
 from firm.critics.judge import Judge, JudgeInput
 from firm.critics.load import load_critic
 from firm.progress import Task
-from firm.records import Example, Prediction, Summary
+from firm.records import Example, Prediction, Stage, Summary
 from firm.storage.artifacts import Output
 from firm.storage.shards import count_rows, iter_shards
 
-SECTIONS = ("seed", "critic", "bench", "reward.base")
+STAGE = Stage(name="bench", sections=("seed", "critic", "bench", "reward.base"))
 PREDICTIONS = "predictions.jsonl"
 VERDICT = "verdict.json"
 BATCH = 256

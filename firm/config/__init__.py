@@ -23,10 +23,11 @@ from firm.config.policy import PolicyConfig
 from firm.config.prompts import PromptsConfig
 from firm.config.reward import RewardConfig
 from firm.config.rl import RLConfig
-from firm.config.run import RunConfig, fingerprint
+from firm.config.run import STAGES, RunConfig, fingerprint
 from firm.config.sft import SFTConfig
 
 __all__ = [
+    "STAGES",
     "AuditorConfig",
     "BenchConfig",
     "CandidateSource",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -20,6 +20,10 @@ from firm.config.reward import RewardConfig
 from firm.config.rl import RLConfig
 from firm.config.section import Positive, Section
 from firm.config.sft import SFTConfig
+
+StageName = Literal["curation", "sft", "bench", "gate", "rl", "evaluate", "report"]
+STAGES: tuple[StageName, ...] = get_args(StageName)
+"""All stages, left to right: each a package of firm and a component of the pipeline."""
 
 
 class RunConfig(Section):
@@ -39,7 +43,7 @@ class RunConfig(Section):
     auditor: AuditorConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     launch: LaunchConfig = LocalLaunch()
-    expected_s: dict[str, Positive] = {}  # stage -> seconds on two cores, for the first estimate of the time left
+    expected_s: dict[StageName, Positive] = {}  # stage -> seconds on two cores, for the first estimate of the time left
 
     @model_validator(mode="before")
     @classmethod

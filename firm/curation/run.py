@@ -16,11 +16,22 @@ from firm.curation.balance import balance, histogram
 from firm.curation.generation import PlanThenScore, student_example
 from firm.curation.sources import Source, count, no_candidates, open_source
 from firm.progress import Task
-from firm.records import SPLITS, Candidate, Example, Invalid, JudgedCandidate, Judgement, Split, Summary, UserError
+from firm.records import (
+    SPLITS,
+    Candidate,
+    Example,
+    Invalid,
+    JudgedCandidate,
+    Judgement,
+    Split,
+    Stage,
+    Summary,
+    UserError,
+)
 from firm.storage.artifacts import Output
 from firm.storage.shards import ShardWriter, iter_shards
 
-SECTIONS = ("seed", "prompts", "curation", "critic.rubrics", "critic.answer_style")
+STAGE = Stage(name="curation", sections=("seed", "prompts", "curation", "critic.rubrics", "critic.answer_style"))
 
 
 class Batch(NamedTuple):

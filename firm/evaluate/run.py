@@ -18,13 +18,13 @@ from firm.policies.policy import Policy, load_policy
 from firm.policies.sampler import noise_for, sample
 from firm.progress import Task
 from firm.prompts import load_prompts
-from firm.records import Sample, Summary
+from firm.records import Sample, Stage, Summary
 from firm.seeds import seed_for
 from firm.stats import mean_ci
 from firm.storage.artifacts import Output
 from firm.storage.shards import ShardWriter, iter_shards
 
-SECTIONS = ("seed", "prompts", "policy", "critic", "reward", "auditor", "evaluate")
+STAGE = Stage(name="evaluate", sections=("seed", "prompts", "policy", "critic", "reward", "auditor", "evaluate"))
 Which = Literal["base", "final"]
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from firm.config import RunConfig
-from firm.records import Summary, UserError, Verdict
+from firm.records import Stage, Summary, UserError, Verdict
 from firm.storage.artifacts import Output
 
-SECTIONS = ()
+STAGE = Stage(name="gate", sections=())
 VERDICT = "verdict.json"
 
 

@@ -63,10 +63,10 @@ def worker_main(train: Train) -> None:
     lifeline.exit_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # the first process of a container ignores it
     try:
-        world = dist.start()
+        ranks = dist.start()
         out, request, inputs = _open(uri)
         train(request, inputs, out)
-        if world.is_main:
+        if ranks.is_main:
             out.hand_over()
     except UserError as error:
         store = open_store(uri)

@@ -13,7 +13,7 @@ from jinja2 import Environment, StrictUndefined
 from pydantic import ValidationError
 
 from firm.config import RunConfig
-from firm.records import Summary, UserError
+from firm.records import Stage, Summary, UserError
 from firm.report import figures
 from firm.report.headlines import audited_dimension, headlines, number, signed, words
 from firm.report.lineage import trace
@@ -21,10 +21,13 @@ from firm.report.pairs import choose, pictures
 from firm.storage.artifacts import TIMING, Output
 from firm.storage.files import atomic_write
 
-SECTIONS = tuple(name for name in RunConfig.model_fields if name != "store")
 PAGE, DATA, SUMMARY = "report.html", "data.json", "summary.json"
 ARTIFACTS = ("data", "critic", "bench", "verdict", "policy", "samples")
-READS = {name: SUMMARY for name in ARTIFACTS if name != "samples"}
+STAGE = Stage(
+    name="report",
+    sections=tuple(name for name in RunConfig.model_fields if name != "store"),
+    reads={name: SUMMARY for name in ARTIFACTS if name != "samples"},
+)
 NUM_PAIRS = 12
 Rows = list[dict[str, Any]]
 

@@ -6,19 +6,19 @@ from firm.config import RunConfig
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
 from firm.metrics import read_metrics
-from firm.records import Curve, Summary
+from firm.records import Curve, Stage, Summary
 from firm.rl.audit import Audit, best, over_optimised
 from firm.storage.artifacts import Output
 from firm.storage.inputs import Inputs
 
-SECTIONS = ("seed", "prompts", "policy", "critic", "reward", "rl", "auditor")
-JOB = "firm.rl.train"
+WORKER = "firm.rl.train"
+STAGE = Stage(name="rl", sections=("seed", "prompts", "policy", "critic", "reward", "rl", "auditor"), worker=WORKER)
 
 
 def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
     """Train the policy with the critic in ``inputs["critic"]``; ``inputs["verdict"]`` is the gate's permission."""
     request = {"config": config.model_dump(mode="json")}
-    launch(TrainingJob(config.name, "rl", JOB, request, inputs.refs), out, config.launch)
+    launch(TrainingJob(config.name, "rl", WORKER, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / "metrics.jsonl")
     audits = [Audit.model_validate(line) for line in read_metrics(out.folder / "audits.jsonl")]
     base, kept = audits[0], best(audits)

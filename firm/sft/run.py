@@ -6,12 +6,12 @@ from firm.config import RunConfig
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
 from firm.metrics import read_metrics
-from firm.records import Curve, Summary
+from firm.records import Curve, Stage, Summary
 from firm.storage.artifacts import Output
 from firm.storage.inputs import Inputs
 
-SECTIONS = ("seed", "critic", "sft")
-JOB = "firm.sft.train"
+WORKER = "firm.sft.train"
+STAGE = Stage(name="sft", sections=("seed", "critic", "sft"), worker=WORKER)
 CRITIC = "critic"
 METRICS = "metrics.jsonl"
 
@@ -25,7 +25,7 @@ def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
         "critic": config.critic.model_dump(mode="json"),
         "sft": config.sft.model_dump(mode="json"),
     }
-    launch(TrainingJob(config.name, "sft", JOB, request, inputs.refs), out, config.launch)
+    launch(TrainingJob(config.name, "sft", WORKER, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / METRICS)
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     curve = Curve(name="loss", x=[s for s, _ in losses], y=[loss for _, loss in losses])

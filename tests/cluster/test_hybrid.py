@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from firm.config import STAGES
+
 pytestmark = pytest.mark.cluster
 TOKEN = secrets.token_hex(2)  # runs of an earlier session are in the store: theirs would be found complete
-STAGES = {"curation", "sft", "bench", "gate", "rl", "evaluate", "report"}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def steps(kind: Any, run: str, stage: str) -> list[int]:
 
 def test_every_stage_is_in_the_store_and_no_work_is_left(kind: Any, whole: str) -> None:
     found = {name.split("/")[2].rpartition("-")[0] for name in kind.objects(f"runs/{whole}/")}
-    assert found == STAGES
+    assert found == set(STAGES)
     assert not [name for name in kind.objects(f"runs/{whole}/") if "work" in name.split("/")]
     assert steps(kind, whole, "sft") == list(range(1, 61)) and steps(kind, whole, "rl") == list(range(1, 13))
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from firm.config import STAGES
+
 pytestmark = pytest.mark.kfp
 TOKEN = secrets.token_hex(2)  # runs of an earlier session are in the store: theirs would be found complete
 WHOLE = f"kfp-whole-{TOKEN}"
-STAGES = ("curation", "sft", "bench", "gate", "rl", "evaluate", "report")
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from firm.config import STAGES
+
 ROOT = Path(__file__).parents[2]
 MAX_FILE, MAX_FUNCTION = 350, 60
 MAX_IMPORT_CPU_S = 0.3
-STAGES = ("curation", "sft", "bench", "gate", "rl", "evaluate", "report")
 SOURCES = sorted([*(ROOT / "firm").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
 FIRM = [path for path in SOURCES if path.is_relative_to(ROOT / "firm")]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -148,7 +149,7 @@ def test_stages_have_the_same_shape(stage: str) -> None:
     assert [argument.arg for argument in run[0].args.args] == ["config", "inputs", "out"]
     assert run[0].returns is not None and ast.unparse(run[0].returns) == "Summary"
     targets = [t for n in body if isinstance(n, ast.Assign | ast.AnnAssign) for t in getattr(n, "targets", [n])]
-    assert "SECTIONS" in {dotted(getattr(t, "target", t)) for t in targets}, "run.py names its sections of RunConfig"
+    assert "STAGE" in {dotted(getattr(t, "target", t)) for t in targets}, "run.py says what the stage depends on"
 
 
 # ---- what is never used

@@ -12,9 +12,9 @@ from firm import stage
 from firm.config import RunConfig
 from firm.config.loading import load_config
 from firm.critics.rubrics import load_rubric, parse_rubric
-from firm.curation.run import SECTIONS as CURATION
+from firm.curation.run import STAGE as CURATION
 from firm.images import encode_image
-from firm.records import ArtifactRef, UserError
+from firm.records import ArtifactRef, Stage, UserError
 from firm.stage import stage_key
 from firm.storage.digests import content_hash
 
@@ -51,9 +51,9 @@ def config(folder: Path) -> RunConfig:
     )
 
 
-def key(config: RunConfig, sections: tuple[str, ...] = CURATION, **inputs: str) -> str:
+def key(config: RunConfig, sections: tuple[str, ...] = CURATION.sections, **inputs: str) -> str:
     refs = {name: ArtifactRef(uri="anywhere", sha256=sha) for name, sha in inputs.items()}
-    return stage_key("a-stage", config, sections, refs)
+    return stage_key(Stage(name="a-stage", sections=sections), config, refs)
 
 
 def change(config: RunConfig, **sections: Any) -> RunConfig:
@@ -66,7 +66,7 @@ def test_it_depends_on_its_sections_and_inputs_only(config: RunConfig) -> None:
     assert key(change(config, seed=7), data="a" * 64) != before
     assert key(change(config, name="other", store="elsewhere"), data="a" * 64) == before
     assert key(change(config, sft=config.sft.model_copy(update={"batch_size": 3})), data="a" * 64) == before
-    assert stage_key("another", config, CURATION, {}) != key(config)
+    assert stage_key(CURATION, config, {}) != key(config)
     critic = config.critic.model_copy(update={"answer_style": "reason_first"})
     assert key(change(config, critic=critic), data="a" * 64) != before
     critic = config.critic.model_copy(update={"batch_size": 3})  # no part of "critic.rubrics"

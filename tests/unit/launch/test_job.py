@@ -20,17 +20,17 @@ from firm.storage.artifacts import Output
 WORKER = """
 import os, signal, time
 from firm import dist
-from firm.launch.job import work
+from firm.launch.job import worker_main
 from firm.records import UserError
 
 def train(request, inputs, out):
-    world = dist.start()
-    rank, folder = world.rank, out.folder
+    ranks = dist.start()
+    rank, folder = ranks.rank, out.folder
     (folder / f"pid{rank}").write_text(str(os.getpid()))
     match request["do"]:
         case "write":
-            ranks = dist.gather([rank], world)
-            (folder / f"out{rank}").write_text(f"{ranks} {request['x']}")
+            everyone = dist.gather([rank], ranks)
+            (folder / f"out{rank}").write_text(f"{everyone} {request['x']}")
         case "fail":
             raise UserError("no cats", f"rank {rank}", "bring cats", usage=True)
         case "fail on 1":
@@ -44,7 +44,7 @@ def train(request, inputs, out):
         case "sleep":
             time.sleep(60)
 
-work(train)
+worker_main(train)
 """
 
 

@@ -19,7 +19,7 @@ from firm.images import encode_image
 from firm.records import Assessment, Curve, Invalid, Judgement, Prediction, Sample, Summary, UserError
 from firm.report.headlines import headlines
 from firm.report.pairs import choose, pictures
-from firm.report.run import ARTIFACTS, SECTIONS, _duration, run
+from firm.report.run import ARTIFACTS, STAGE, _duration, run
 from firm.storage.artifacts import Output
 from firm.storage.shards import ShardWriter
 
@@ -66,7 +66,7 @@ def bench(config: RunConfig) -> Summary:
     ]
     expected = [Expected(**p.model_dump(exclude={"outcome"})) for p in predictions]
     result = agreement(predictions, "score", 50, 0, expected)
-    checks = [check.model_dump() for check in judge_gate(config.bench.gate, result).checks]
+    checks = [check.model_dump() for check in judge_gate(config.bench.gate, result, "instruction_following").checks]
     return Summary(
         stage="bench", metrics={"trusted": 1.0, **result.headline()}, tables={**result.tables(), "gate": checks}
     )
@@ -225,7 +225,7 @@ def test_texts_of_others_are_escaped(whole: tuple[str, str, Summary]) -> None:
 
 
 def test_the_whole_configuration_is_shown_but_the_store(whole: tuple[str, str, Summary], config: RunConfig) -> None:
-    assert set(SECTIONS) == set(RunConfig.model_fields) - {"store"}
+    assert set(STAGE.sections) == set(RunConfig.model_fields) - {"store"}
     text = unescape(whole[0].split("<pre>")[1].split("</pre>")[0])
     shown = yaml.safe_load(text)
     assert "store" not in shown
