@@ -1,44 +1,50 @@
 """The other side of `firm.chat.client`: any chat, served over HTTP in the OpenAI protocol.
 
-``POST /v1/chat/completions``, ``GET /v1/models``, ``GET /health`` and ``GET /metrics`` (Prometheus). A chat
-should take images as data URIs only: a server that fetches what a request names can be made to read what its caller can
-not.
+``POST /v1/chat/completions``, ``GET /v1/models``, ``GET /health`` and ``GET /metrics`` (Prometheus). A chat should take
+images as data URIs only: a server that fetches what a request names can be made to read what its caller cannot.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import math
-import sys
+import socket
 import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
+
+import uvicorn
+from anyio import CapacityLimiter, to_thread
+from prometheus_client import CollectorRegistry, Counter, Gauge, Summary, disable_created_metrics, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from firm.chat.messages import Chat, Reply, RequestFailed
 from firm.records import UserError
 
 MAX_BODY_BYTES = 20 * 2**20
+MAX_THREADS = 512
+"""Most requests that the chat is given at once; more wait."""
 MAX_TOKENS = 1024
 """Limit of an answer where the request gives none."""
+STALL_S = 60
+"""A caller is dropped after one to two of these without the rest of its request, or without taking its answer."""
 _UNSUPPORTED = {"stream": (None, False), "n": (None, 1)}
+_ERRORS = {401: "authentication_error", 404: "not_found_error"}
+
+disable_created_metrics()  # they would double the series and tell when this process began
 
 
-class Refused(Exception):
-    """A request that is answered with an error status."""
-
-    def __init__(self, status: int, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.kind = status, kind
-
-
-class ChatServer(ThreadingHTTPServer):
-    """Serves a chat; a thread a connection.
+class ChatServer:
+    """Serves a chat. It holds its port from the start; who connects before `serve` waits.
 
     Args:
         chat: What answers. A `RequestFailed` of it is the caller's mistake (400), anything else the server's (5xx).
@@ -47,12 +53,13 @@ class ChatServer(ThreadingHTTPServer):
         token: Bearer token that requests must carry; empty: none.
         gauges: Name of a metric -> its value now, for ``/metrics``.
 
-    Raises:
-        UserError: The address can not be used, such as a port that is taken.
-    """
+    Attributes:
+        port: The port that was taken.
+        registry: The metrics.
 
-    daemon_threads = True
-    request_queue_size = 128
+    Raises:
+        UserError: The address cannot be used, such as a port that is taken.
+    """
 
     def __init__(
         self,
@@ -64,181 +71,155 @@ class ChatServer(ThreadingHTTPServer):
         gauges: Mapping[str, Callable[[], float]] | None = None,
     ) -> None:
         try:
-            super().__init__((host, port), _Handler)
+            self._socket = socket.create_server((host, port), backlog=128)
         except (OSError, OverflowError) as error:
             fix = "choose another --port or --host"
-            raise UserError(f"can not listen: {error}", f"{host}:{port}", fix, usage=True) from error
-        self.chat, self.token, self.stopping = chat, token, False
-        self._gauges = {"firm_requests_in_progress": self.in_progress, **(gauges or {})}
-        self._statuses: Counter[int] = Counter()
-        self._seconds, self._active, self._changed = 0.0, 0, threading.Condition()
-
-    def in_progress(self) -> int:
-        """How many requests wait for their answer."""
-        return self._active
+            raise UserError(f"cannot listen: {error}", f"{host}:{port}", fix, usage=True) from error
+        self.port: int = self._socket.getsockname()[1]
+        self.registry = CollectorRegistry()
+        self._chat = chat
+        self._token = token
+        self._threads = CapacityLimiter(MAX_THREADS)
+        self._owed: dict[Any, Any] = {}
+        self._codes = Counter("firm_requests", "Answers by status.", ["code"], registry=self.registry)
+        self._seconds = Summary("firm_request_seconds", "Time until the answer.", registry=self.registry)
+        self._active = Gauge("firm_requests_in_progress", "Requests without an answer yet.", registry=self.registry)
+        for name, value in (gauges or {}).items():
+            Gauge(name, "Value now.", registry=self.registry).set_function(value)
+        routes = [
+            Route("/health", self._health),
+            Route("/metrics", self._metrics),
+            Route("/v1/models", self._models),
+            Route("/v1/chat/completions", self._completions, methods=["POST"]),
+        ]
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _explain})
+        config = uvicorn.Config(
+            app, http="h11", ws="none", lifespan="off", log_config=None, log_level="error", access_log=False,
+            timeout_keep_alive=STALL_S, timeout_notify=STALL_S, callback_notify=self._drop_stalled,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
 
     @property
     def url(self) -> str:
         """Base URL for clients on this machine."""
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+        return f"http://127.0.0.1:{self.port}/v1"
 
-    def serve(self, grace_s: float = 0.0) -> None:
+    def serve(self, grace_s: float = 1.0) -> None:
         """Serve until `stop` is called, then wait up to ``grace_s`` for the answers to what has been asked."""
-        self.serve_forever(poll_interval=0.02)
-        with self._changed:
-            self._changed.wait_for(lambda: self._active == 0, grace_s)
+        self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
+        # Threads of a daemon are daemons: a chat that hangs cannot keep the process alive. Signals stay the caller's.
+        thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+        thread.start()
+        thread.join()
 
     def stop(self, *_signal: object) -> None:
         """Take no more connections; may be a signal's handler."""
-        self.stopping = True
-        threading.Thread(target=self.shutdown).start()  # it waits for the thread that serves, which may be this one
+        self._server.should_exit = True
 
     @contextmanager
     def running(self) -> Iterator[str]:
         """Serve in the background; yields the base URL."""
         thread = threading.Thread(target=self.serve, daemon=True)
-        with self:
-            thread.start()
-            try:
-                yield self.url
-            finally:
-                self.stop()
-                thread.join()
-
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """Count a request as in progress, and its time."""
-        start = time.monotonic()
-        with self._changed:
-            self._active += 1
+        thread.start()
         try:
-            yield
+            yield self.url
         finally:
-            with self._changed:
-                self._active -= 1
-                self._seconds += time.monotonic() - start
-                self._changed.notify_all()
+            self.stop()
+            thread.join()
 
-    def count(self, status: int) -> None:
-        """Count an answer."""
-        with self._changed:
-            self._statuses[status] += 1
+    async def _drop_stalled(self) -> None:
+        """Drop callers that owe what they owed a minute ago: a request, the rest of it, or room for the answer."""
+        before = self._owed
+        self._owed = {}
+        for connection in cast(set[Any], self._server.server_state.connections):
+            cycle = connection.cycle
+            if cycle is None or cycle.more_body or cycle.response_complete or connection.flow.write_paused:
+                self._owed[connection] = cycle and (cycle, cycle.more_body, cycle.response_complete)
+                if connection in before and before[connection] == self._owed[connection]:
+                    connection.transport.abort()
 
-    def metrics(self) -> str:
-        """Counters and gauges in Prometheus' text format."""
-        with self._changed:
-            lines = ["# TYPE firm_requests_total counter"]
-            lines += [f'firm_requests_total{{code="{code}"}} {n}' for code, n in sorted(self._statuses.items())]
-            lines += ["# TYPE firm_request_seconds summary", f"firm_request_seconds_sum {self._seconds:.6f}"]
-            lines += [f"firm_request_seconds_count {self._statuses.total()}"]
-            for name, value in self._gauges.items():
-                lines += [f"# TYPE {name} gauge", f"{name} {value():g}"]
-        return "\n".join(lines) + "\n"
+    # The endpoints are coroutines because Starlette would run functions in a pool of 40 threads.
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Keep quiet about callers that went away."""
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
+    async def _health(self, _request: Request) -> Response:
+        return _json({"status": "ok"})
 
+    async def _metrics(self, _request: Request) -> Response:
+        return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds; a client that stalls must not hold its thread for ever
-    server: ChatServer
+    async def _models(self, request: Request) -> Response:
+        self._authorise(request)
+        model = {"id": self._chat.name, "object": "model", "created": 0, "owned_by": "firm"}
+        return _json({"object": "list", "data": [model]})
 
-    def do_GET(self) -> None:
-        if self.path == "/metrics":
-            self._send(200, self.server.metrics().encode(), "text/plain; version=0.0.4")
-        else:
-            self._respond(self._get)
+    async def _completions(self, request: Request) -> Response:
+        with self._active.track_inprogress(), self._seconds.time():
+            try:
+                self._authorise(request)
+                body = await _read(request)
+                answer = to_thread.run_sync(self._answer, body, limiter=self._threads, abandon_on_cancel=True)
+                response = _json(await answer)
+            except HTTPException as error:
+                response = await _explain(request, error)
+            except asyncio.CancelledError:  # by uvicorn, when the time of grace is over
+                response = await _explain(request, HTTPException(503, "the server stops"))
+        self._codes.labels(response.status_code).inc()
+        return response
 
-    def do_POST(self) -> None:
-        with self.server.counted():
-            self.server.count(self._respond(self._post))
+    def _authorise(self, request: Request) -> None:
+        given = request.headers.get("Authorization", "")
+        if self._token and not hmac.compare_digest(given.encode(), f"Bearer {self._token}".encode()):
+            raise HTTPException(401, "the bearer token is missing or wrong")
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Keep quiet: thousands of requests a run; /metrics counts them."""
-
-    def _respond(self, route: Callable[[], dict[str, Any]]) -> int:
+    def _answer(self, body: bytes) -> dict[str, Any]:
+        messages, options = _parse(body, self._chat.name)
         try:
-            status, answer = 200, route()
-        except Refused as error:
-            status, answer = error.status, {"error": {"message": str(error), "type": error.kind}}
-            self.close_connection = True  # the body may not have been read: the connection cannot be used again
-        self._send(status, json.dumps(answer).encode(), "application/json")
-        return status
-
-    def _get(self) -> dict[str, Any]:
-        if self.path == "/health":
-            return {"status": "ok"}
-        self._authorise()
-        if self.path == "/v1/models":
-            model = {"id": self.server.chat.name, "object": "model", "created": 0, "owned_by": "firm"}
-            return {"object": "list", "data": [model]}
-        raise Refused(404, "not_found_error", f"no such path: {self.path}")
-
-    def _post(self) -> dict[str, Any]:
-        self._authorise()
-        if self.path != "/v1/chat/completions":
-            raise Refused(404, "not_found_error", f"no such path: {self.path}")
-        request, chat = self._body(), self.server.chat
-        model = request.get("model") or chat.name
-        if model != chat.name:
-            raise Refused(404, "not_found_error", f"the model {model!r} is not served here, only {chat.name!r}")
-        for name, supported in _UNSUPPORTED.items():
-            if request.get(name) not in supported:
-                raise _invalid(f"{name}={request[name]!r} is not supported")
-        limit = request.get("max_completion_tokens") or request.get("max_tokens") or MAX_TOKENS
-        if type(limit) is not int or limit < 1:
-            raise _invalid(f"max_tokens must be a positive whole number, got {limit!r}")
-        temperature = request.get("temperature") or 0.0
-        if type(temperature) not in (int, float) or not (math.isfinite(temperature) and temperature >= 0):
-            raise _invalid(f"temperature must be a number from 0 on, got {temperature!r}")
-        messages = request.get("messages")
-        if not isinstance(messages, list) or not messages:
-            raise _invalid("messages must be a list of at least one message")
-        try:
-            reply = chat.complete(messages, max_tokens=limit, temperature=temperature, seed=request.get("seed"))
+            return _completion(self._chat.name, messages, self._chat.complete(messages, **options))
         except RequestFailed as error:
-            raise _invalid(error.detail) from error
+            raise HTTPException(400, error.detail) from error
         except UserError as error:
-            raise Refused(503, "server_error", str(error)) from error
+            raise HTTPException(503, str(error)) from error
         except Exception as error:  # one request must not take the server down; the caller sees what happened
-            raise Refused(500, "server_error", f"{type(error).__name__}: {error}") from error
-        return _completion(str(model), messages, reply)
-
-    def _authorise(self) -> None:
-        given = self.headers.get("Authorization", "")
-        if self.server.token and not hmac.compare_digest(given.encode(), f"Bearer {self.server.token}".encode()):
-            raise Refused(401, "authentication_error", "the bearer token is missing or wrong")
-
-    def _body(self) -> dict[str, Any]:
-        length = self.headers.get("Content-Length", "")
-        if not length.isdecimal():
-            raise _invalid("the request has no Content-Length")
-        if int(length) > MAX_BODY_BYTES:
-            raise Refused(413, "invalid_request_error", f"the body is larger than {MAX_BODY_BYTES} bytes")
-        try:
-            request = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError) as error:
-            raise _invalid(f"the body is not JSON: {error}") from None
-        if not isinstance(request, dict):
-            raise _invalid("the body is not a JSON object")
-        return request
-
-    def _send(self, status: int, body: bytes, kind: str) -> None:
-        self.close_connection = self.close_connection or self.server.stopping
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        self.end_headers()
-        self.wfile.write(body)
+            raise HTTPException(500, f"{type(error).__name__}: {error}") from error
 
 
-def _invalid(message: str) -> Refused:
-    return Refused(400, "invalid_request_error", message)
+async def _read(request: Request) -> bytes:
+    too_large = HTTPException(413, f"the body is larger than {MAX_BODY_BYTES} bytes")
+    if int(request.headers.get("Content-Length", 0)) > MAX_BODY_BYTES:
+        raise too_large
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise too_large
+    except ClientDisconnect:
+        raise HTTPException(400, "the caller went away") from None
+    return bytes(body)
+
+
+def _parse(body: bytes, model: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Messages and options of a request for the model."""
+    try:
+        request = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"the body is not JSON: {error}") from None
+    if not isinstance(request, dict):
+        raise HTTPException(400, "the body is not a JSON object")
+    if (asked := request.get("model") or model) != model:
+        raise HTTPException(404, f"the model {asked!r} is not served here, only {model!r}")
+    for name, supported in _UNSUPPORTED.items():
+        if request.get(name) not in supported:
+            raise HTTPException(400, f"{name}={request[name]!r} is not supported")
+    limit = request.get("max_completion_tokens") or request.get("max_tokens") or MAX_TOKENS
+    if type(limit) is not int or limit < 1:
+        raise HTTPException(400, f"max_tokens must be a positive whole number, got {limit!r}")
+    temperature = request.get("temperature") or 0.0
+    if type(temperature) not in (int, float) or not (math.isfinite(temperature) and temperature >= 0):
+        raise HTTPException(400, f"temperature must be a number from 0 on, got {temperature!r}")
+    messages = request.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise HTTPException(400, "messages must be a list of at least one message")
+    return messages, {"max_tokens": limit, "temperature": temperature, "seed": request.get("seed")}
 
 
 def _completion(model: str, messages: list[dict[str, Any]], reply: Reply) -> dict[str, Any]:
@@ -259,3 +240,15 @@ def _completion(model: str, messages: list[dict[str, Any]], reply: Reply) -> dic
 def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
     content = message.get("content")
     return [{"text": content}] if isinstance(content, str) else content or []
+
+
+async def _explain(_request: Request, error: Exception) -> Response:
+    """An error in the protocol's form."""
+    assert isinstance(error, HTTPException)
+    kind = _ERRORS.get(error.status_code, "server_error" if error.status_code >= 500 else "invalid_request_error")
+    return _json({"error": {"message": error.detail, "type": kind}}, error.status_code)
+
+
+def _json(content: dict[str, Any], status: int = 200) -> Response:
+    # Starlette's JSONResponse fails with lone surrogates, which a chat's text may have.
+    return Response(json.dumps(content), status, media_type="application/json")

@@ -230,9 +230,9 @@ def serve(
         raise UserError(first["msg"], option, "see `firm serve --help`", usage=True) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chat = BatchingChat(served_model_name or model, LocalCritic(Path(model_folder(model)), config, device))
-    token, gauges = os.environ.get(TOKEN, "").strip(), {"firm_queue_length": chat.waiting}
-    with ChatServer(chat, host, port, token=token, gauges=gauges) as server:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, server.stop)
-        sys.stderr.write(f"serving {chat.name} on {host}:{server.server_address[1]} ({device})\n")
-        server.serve(grace_s)
+    token = os.environ.get(TOKEN, "").strip()
+    server = ChatServer(chat, host, port, token=token, gauges={"firm_queue_length": chat.waiting})
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, server.stop)
+    sys.stderr.write(f"serving {chat.name} on {host}:{server.port} ({device})\n")
+    server.serve(grace_s)

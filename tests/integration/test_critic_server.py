@@ -128,13 +128,13 @@ def test_requests_that_wait_are_answered_together() -> None:
         first = executor.submit(post, url, ask("5", model="slow"))
         until(lambda: critic.sizes == [1])
         rest = [executor.submit(post, url, ask(str(1 + i % 5), model="slow")) for i in range(6)]
-        until(lambda: "firm_queue_length 6" in get(url, "/metrics"))
+        until(lambda: "firm_queue_length 6.0\n" in get(url, "/metrics"))
         critic.go.set()
         texts = [f.result()[1]["choices"][0]["message"]["content"] for f in [first, *rest]]
         assert texts == [f"Score: {n}" for n in (5, 1, 2, 3, 4, 5, 1)]
         assert critic.sizes == [1, 4, 2]
         metrics = get(url, "/metrics")
-    assert 'firm_requests_total{code="200"} 7\n' in metrics and "firm_request_seconds_count 7\n" in metrics
+    assert 'firm_requests_total{code="200"} 7.0\n' in metrics and "firm_request_seconds_count 7.0\n" in metrics
     assert float(re.search(r"firm_request_seconds_sum (\S+)", metrics)[1]) > 0  # type: ignore[index]
 
 
@@ -202,20 +202,21 @@ def test_what_has_been_asked_is_answered_before_a_stop() -> None:
             return Reply("done")
 
     asked, server = threading.Event(), ChatServer(Sleeper())
-    with server, ThreadPoolExecutor(2) as executor:
+    with ThreadPoolExecutor(2) as executor:
         serving = executor.submit(server.serve, 10)
         answer = executor.submit(post, server.url, {"messages": [{}]})
         assert asked.wait(10)
         server.stop()
         serving.result(10)
-        assert server.in_progress() == 0
+        assert server.registry.get_sample_value("firm_requests_in_progress") == 0
     assert answer.result()[1]["choices"][0]["message"]["content"] == "done"
 
 
 def test_a_port_that_is_taken_is_named() -> None:
     chat = SimpleNamespace(name="any")
-    with ChatServer(chat) as server, pytest.raises(UserError, match="can not listen"):  # type: ignore[arg-type]
-        ChatServer(chat, port=server.server_address[1])  # type: ignore[arg-type]
+    server = ChatServer(chat)  # type: ignore[arg-type]
+    with server.running(), pytest.raises(UserError, match="cannot listen"):
+        ChatServer(chat, port=server.port)  # type: ignore[arg-type]
 
 
 def test_a_trained_critic_is_served_by_its_artifact(artifact: Path, tmp_path: Path) -> None:

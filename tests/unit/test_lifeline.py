@@ -16,12 +16,12 @@ from firm.lifeline import LIFELINE
 OWNER = """
 import subprocess, sys, time
 from firm import lifeline
-lifeline.hold()
+lifeline.exit_with_parent()
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 print(child.pid, flush=True)
 time.sleep(60)
 """
-CHILD = "import time; from firm import lifeline; lifeline.hold(); print('held', flush=True); time.sleep(60)"
+CHILD = "import time; from firm import lifeline; lifeline.exit_with_parent(); print('held', flush=True); time.sleep(60)"
 
 
 @pytest.fixture
