@@ -13,7 +13,7 @@ from firm.chat.client import open_chat
 from firm.chat.journal import Journal
 from firm.config import CandidateSource, RunConfig
 from firm.curation.balance import balance, histogram
-from firm.curation.generation import PlanThenScore, student_example
+from firm.curation.plan_then_score import PlanThenScore, student_example
 from firm.curation.sources import Source, count, no_candidates, open_source
 from firm.progress import Task
 from firm.records import (

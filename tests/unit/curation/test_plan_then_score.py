@@ -9,7 +9,7 @@ from firm.chat.messages import Chat, ChatMessage, Reply, RequestFailed
 from firm.config import CurationConfig, FunctionSource, JudgedDimension, PythonChat
 from firm.critics.answers import parse_answer, parse_score_first
 from firm.critics.rubrics import load_rubric
-from firm.curation.generation import PlanThenScore, student_example
+from firm.curation.plan_then_score import PlanThenScore, student_example
 from firm.images import encode_image
 from firm.records import Candidate, Invalid, JudgedCandidate, Judgement
 from firm.shapes import teacher
