@@ -115,7 +115,7 @@ class SD3:
         self._pipe.save_lora_weights(
             folder,
             transformer_lora_layers=self._trained(),
-            transformer_lora_adapter_metadata={  # a list in order, as a set has another one in every process
+            transformer_lora_adapter_metadata={
                 "r": lora.r,
                 "lora_alpha": lora.lora_alpha,
                 "target_modules": sorted(lora.target_modules),
