@@ -1,8 +1,9 @@
-"""Where configured things are: dotted names of Python objects, folders of models."""
+"""Where configured things are: dotted names of Python objects, folders of models and what they say they hold."""
 
 from __future__ import annotations
 
 import importlib
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,19 @@ def model_path(model: str, where: str) -> str:
     if not folder.is_dir():
         raise UserError(f"there is no model folder {model}", where, "give a model folder or a hub id", usage=True)
     return str(folder)
+
+
+def kind_of_model(model: str, where: str, file: str, field: str) -> str | None:
+    """What a model's folder says it holds: ``field`` of the JSON ``file``; None for a hub id, left to the loader.
+
+    Raises:
+        UserError: The folder does not exist or does not say.
+    """
+    folder = Path(model_path(model, where))
+    if not folder.is_dir():
+        return None
+    try:
+        return str(json.loads((folder / file).read_text())[field])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"{model} is not the right kind of model folder: it needs {file} with {field!r}"
+        raise UserError(what, where, "give a model folder or a hub id", usage=True) from error

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from firm.chat.client import open_chat
-from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSource, RunConfig
+from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSource, PolicyConfig, RunConfig
 from firm.critics.rubrics import check_rubrics
-from firm.locate import load_object, model_path
+from firm.locate import kind_of_model, load_object
 from firm.prompts import Splits, load_prompts
 from firm.records import SPLITS, UserError
 
@@ -21,11 +18,12 @@ def check(config: RunConfig) -> None:
     """
     for split in SPLITS:
         load_prompts(config.prompts, split)
-    _check_generator(config.policy.model, "policy.model")
+    _check_policy(config.policy, "policy")
     if config.critic.kind == "trained":
-        _kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
+        kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
     _check_sources(config)
-    curation, chats = config.curation, {"auditor.judge": config.auditor.judge}
+    curation = config.curation
+    chats = {"auditor.judge": config.auditor.judge}
     chats |= {"curation.planner": curation.planner, "curation.evaluator": curation.evaluator}
     if config.critic.endpoint is not None:
         chats["critic.endpoint"] = config.critic.endpoint
@@ -44,7 +42,7 @@ def _check_sources(config: RunConfig) -> None:
     for i, source in enumerate(config.curation.sources):
         key = f"curation.sources.{i}"
         if isinstance(source, GeneratedSource):
-            _check_generator(source.policy.model, f"{key}.policy.model")
+            _check_policy(source.policy, f"{key}.policy")
         elif isinstance(source, FunctionSource):
             load_object(source.function, f"{key}.function")
         elif isinstance(source, FilesSource):
@@ -70,20 +68,7 @@ def _check_gate(config: RunConfig) -> None:
                 raise UserError(f"unknown {field} {value!r}", f"bench.gate.{i}.{field}", fix, usage=True)
 
 
-def _check_generator(model: str, key: str) -> None:
-    kind = _kind_of_model(model, key, "model_index.json", "_class_name")
-    if kind is not None and not kind.startswith("StableDiffusion3"):
-        fix = "give the folder of a StableDiffusion3Pipeline"
-        raise UserError(f"{model} is a {kind}, not a generator of the family sd3", key, fix, usage=True)
+def _check_policy(policy: PolicyConfig, key: str) -> None:
+    from firm.policies.policy import find_family  # imports torch
 
-
-def _kind_of_model(model: str, key: str, file: str, field: str) -> str | None:
-    """What a model folder says it holds; None for a hub id, which is left to the loader."""
-    folder = Path(model_path(model, key))
-    if not folder.is_dir():
-        return None
-    try:
-        return str(json.loads((folder / file).read_text())[field])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"{model} is not the right kind of model folder: it needs {file} with {field!r}"
-        raise UserError(what, key, "give a model folder or a hub id", usage=True) from error
+    find_family(policy.family, f"{key}.family").check(policy.model, f"{key}.model")

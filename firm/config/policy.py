@@ -13,7 +13,7 @@ from firm.config.section import NamedFile, Section
 class PolicyConfig(Section):
     """An image generator: the model that RL trains, or a source of candidates."""
 
-    family: Literal["sd3"] = "sd3"
+    family: str = "sd3"  # a key of firm.policies.policy.FAMILIES
     model: str  # a folder, a hub id, or pkg://PACKAGE/PATH for files inside an installed package
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     resolution: PositiveInt

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from PIL import Image
 
 from firm.config import CandidateSource, CurationConfig, FilesSource, FunctionSource, GeneratedSource, PromptsConfig
 from firm.dist import generator
@@ -57,34 +56,30 @@ class Generated:
     def __init__(self, config: GeneratedSource, prompts: PromptsConfig, seed: int) -> None:
         from firm.policies.policy import Policy
 
-        self.config, self.seed = config, seed
+        self.config = config
+        self.seed = seed
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.policy = Policy(config.policy, device)
         self.prompts = {split: load_prompts(prompts, split) for split in SPLITS}
-        self.negative = self.policy.encode([""]) if config.guidance_scale != 1 else None
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
         """Sample a batch."""
-        from firm.policies.sampler import noise_for, sample
+        from firm.policies.generate import generate, to_images
+        from firm.policies.sampler import noise_for
 
         drawn = [self._draw(split, i) for i in indices]
-        unique = list(dict.fromkeys(asked for asked, _ in drawn))
-        rows = torch.tensor([unique.index(asked) for asked, _ in drawn], device=self.policy.device)
-        conditions = self.policy.encode(unique).select(rows)
-        purpose = f"candidate/{self.config.name}/{split}"
-        noise = noise_for(self.policy.latent_shape, self.seed, purpose, indices)
-        steps, scale = self.config.num_inference_steps, self.config.guidance_scale
-        latents = sample(self.policy, conditions, noise, steps, guidance_scale=scale, negative=self.negative)
-        images = self.policy.decode(latents).cpu().numpy()
+        generated = generate(
+            self.policy,
+            [asked for asked, _ in drawn],
+            noise_for(self.policy.latent_shape, self.seed, f"candidate/{self.config.name}/{split}", indices),
+            num_inference_steps=self.config.num_inference_steps,
+            guidance_scale=self.config.guidance_scale,
+            batch_size=len(indices),
+        )
+        images = to_images(self.policy, generated.latents, len(indices))
         return [
-            Candidate(
-                index=i,
-                prompt=judged,
-                source=self.config.name,
-                split=split,
-                images=[encode_image(Image.fromarray(image))],
-            )
-            for i, (_, judged), image in zip(indices, drawn, images, strict=True)
+            Candidate(index=i, prompt=judged, source=self.config.name, split=split, images=[png])
+            for i, (_, judged), png in zip(indices, drawn, images, strict=True)
         ]
 
     def _draw(self, split: Split, index: int) -> tuple[str, str]:
@@ -100,7 +95,9 @@ class Function:
     """Candidates made by a function(index, seed, split) -> (prompt, image)."""
 
     def __init__(self, config: FunctionSource, splits: Splits, seed: int) -> None:
-        self.config, self.splits, self.seed = config, splits, seed_for(seed, "source", config.name) % 2**31
+        self.config = config
+        self.splits = splits
+        self.seed = seed_for(seed, "source", config.name) % 2**31
         self.function = load_object(config.function, "curation.sources.function")
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
@@ -129,7 +126,8 @@ class Files:
     """
 
     def __init__(self, config: FilesSource, splits: Splits) -> None:
-        self.config, self.path = config, Path(config.path)
+        self.config = config
+        self.path = Path(config.path)
         self.rows: dict[Split, list[tuple[int, str, str]]] = {split: [] for split in SPLITS}
         for entry, (prompt, image) in enumerate(_read_rows(self.path)):
             self.rows[splits.of(prompt)].append((entry, prompt, image))
@@ -182,7 +180,8 @@ _ROW = 'every line must be {"prompt": "...", "image": "file.png"}'
 def _parse_row(line: str, where: str) -> tuple[str, str]:
     try:
         row = json.loads(line)
-        prompt, image = row["prompt"], row["image"]
+        prompt = row["prompt"]
+        image = row["image"]
     except KeyError as error:
         raise UserError(f"a candidate without {error}", where, _ROW, True) from error
     except (ValueError, TypeError) as error:

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from PIL import Image
 
 from firm.config import RunConfig
 from firm.critics.judge import Judge, JudgeInput, soft_scores
 from firm.critics.load import load_critic, open_judge
 from firm.dist import generator
-from firm.images import encode_image
+from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy, load_policy
-from firm.policies.sampler import noise_for, sample
+from firm.policies.sampler import noise_for
 from firm.progress import Task
 from firm.prompts import load_prompts
 from firm.records import Sample, Stage, Summary
@@ -39,7 +38,8 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     writer = ShardWriter(out.folder / "samples", Sample, size)
     done = sum(1 for _ in batches[: -(-writer.rows_done // size)])
     task = Task("evaluate", "judging held-out samples", 2 * len(prompts), "images", writer.rows_done)
-    policy, loaded = None, ""
+    policy: Policy | None = None
+    loaded = ""
     for which, indices in batches[done:]:
         if policy is None or loaded != which:
             policy = (
@@ -72,13 +72,16 @@ def _samples(
     critic: Judge,
     auditor: Judge,
 ) -> list[Sample]:
-    asked, e = [prompts[i] for i in indices], config.evaluate
-    negative = policy.encode([""]) if e.guidance_scale != 1 else None
-    noise = noise_for(policy.latent_shape, config.seed, "evaluate", indices)
-    latents = sample(
-        policy, policy.encode(asked), noise, e.num_inference_steps, guidance_scale=e.guidance_scale, negative=negative
+    asked = [prompts[i] for i in indices]
+    generated = generate(
+        policy,
+        asked,
+        noise_for(policy.latent_shape, config.seed, "evaluate", indices),
+        num_inference_steps=config.evaluate.num_inference_steps,
+        guidance_scale=config.evaluate.guidance_scale,
+        batch_size=len(indices),
     )
-    images = [encode_image(Image.fromarray(image)) for image in policy.decode(latents).cpu().numpy()]
+    images = to_images(policy, generated.latents, len(indices))
     items = [JudgeInput(prompt, [png]) for prompt, png in zip(asked, images, strict=True)]
     judged = zip(indices, items, critic.judge(items), auditor.judge(items), strict=True)
     return [
@@ -97,7 +100,8 @@ def _samples(
 
 def _summary(config: RunConfig, samples: Sequence[Sample]) -> Summary:
     by = {which: [s for s in samples if s.policy == which] for which in _WHICH}
-    rows, metrics = [], {}
+    rows = []
+    metrics = {}
     for judge, dimension in _judged(config):
         scores = {w: soft_scores([getattr(s, judge) for s in by[w]], dimension) for w in _WHICH}
         differences = [

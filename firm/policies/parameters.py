@@ -53,10 +53,10 @@ class ParameterSets:
         sets = {"policy": [p.data for p in self.trainable], **self.sets}
         return {f"{s}/{n}": t for s, values in sets.items() for n, t in zip(self.names, values, strict=True)}
 
-    def snapshot(self, name: str) -> dict[str, Tensor]:
-        """Copies of one set's values, keyed by parameter name."""
-        values = [p.data for p in self.trainable] if name == "policy" else self.sets[name]
-        return {n: t.detach().clone() for n, t in zip(self.names, values, strict=True)}
+    @torch.no_grad()
+    def copy(self, source: str, target: str) -> None:
+        """``target <- source``, two of the named copies, bit for bit."""
+        torch._foreach_copy_(self.sets[target], self.sets[source])
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

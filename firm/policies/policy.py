@@ -7,14 +7,14 @@ a class like :class:`firm.policies.sd3.SD3` and one line in ``FAMILIES``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from firm.config import LoraConfig, PolicyConfig
@@ -23,7 +23,6 @@ from firm.policies.parameters import ParameterSets
 from firm.records import UserError
 from firm.seeds import seed_for
 
-WEIGHTS = "policy.safetensors"
 CARD = "policy.json"
 
 
@@ -39,27 +38,73 @@ class Conditions:
 
 
 class Family(Protocol):
-    """What a model family supplies."""
+    """What a model family supplies.
+
+    Latents are [B, *latent_shape], of any rank: [B, C, H, W], or packed [B, L, C].
+
+    Attributes:
+        denoiser: What RL trains.
+        lora_targets: Names of the denoiser's layers that a LoRA adapts.
+        latent_shape: Shape of one sample's latents.
+    """
 
     denoiser: nn.Module
     lora_targets: tuple[str, ...]
-    latent_shape: tuple[int, int, int]
-    device: torch.device
+    latent_shape: tuple[int, ...]
+
+    def __init__(self, config: PolicyConfig, device: torch.device) -> None:
+        """Load the model.
+
+        Raises:
+            UserError: The folder does not hold a model of this family.
+        """
+
+    @classmethod
+    def check(cls, model: str, key: str) -> None:
+        """Look, without loading weights, whether ``model`` can be one of this family; ``key`` is what to blame.
+
+        Raises:
+            UserError: It cannot.
+        """
 
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """Encode prompts, one row each."""
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity noise - x0 [B, C, H, W] at ``latents`` [B, C, H, W] and ``sigma`` [B] in [0, 1]."""
+        """Velocity noise - x0 [B, ...] at ``latents`` [B, ...] and ``sigma`` [B] in [0, 1]."""
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Images uint8 [B, H, W, 3] of clean latents [B, C, H, W]."""
+        """Images uint8 [B, H, W, 3] of clean latents [B, ...]."""
 
     def sigmas(self, num_inference_steps: int) -> Tensor:
         """The scheduler's own sigmas [num_inference_steps + 1], from 1 down to 0."""
 
+    def save(self, folder: Path) -> None:
+        """Write the denoiser's LoRA, or the whole denoiser where it has none, as the model's own pipeline reads it."""
 
-FAMILIES: dict[str, str] = {"sd3": "firm.policies.sd3:SD3"}
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote into the denoiser, which has got its LoRA again.
+
+        Raises:
+            OSError, ValueError, KeyError, RuntimeError: The files are damaged, or do not fit the denoiser.
+        """
+
+
+FAMILIES: dict[str, str] = {
+    "sd3": "firm.policies.sd3:SD3",
+}
+
+
+def find_family(name: str, key: str) -> type[Family]:
+    """The class of a family.
+
+    Raises:
+        UserError: There is no such family; ``key`` of the configuration is to blame.
+    """
+    if name not in FAMILIES:
+        raise UserError(f"there is no family {name!r}", key, f"use one of {', '.join(sorted(FAMILIES))}", usage=True)
+    found: type[Family] = load_object(FAMILIES[name], key)
+    return found
 
 
 class Policy:
@@ -69,17 +114,18 @@ class Policy:
         """Load the model frozen; :meth:`train` makes it trainable.
 
         Raises:
-            UserError: The folder does not hold a model of this family.
+            UserError: There is no such family, or the folder does not hold a model of it.
         """
-        build: Callable[[PolicyConfig, torch.device], Family] = load_object(FAMILIES[config.family], "policy.family")
-        self.config, self.family, self.device = config, build(config, device), device
+        self.config = config
+        self.device = device
+        self.family = find_family(config.family, "policy.family")(config, device)
         self.family.denoiser.requires_grad_(False).eval()
         self.parameters: ParameterSets | None = None
         self.lora: LoraConfig | None = None
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of the latents."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's latents."""
         return self.family.latent_shape
 
     def train(self, lora: LoraConfig | None, copies: tuple[str, ...], seed: int) -> ParameterSets:
@@ -112,7 +158,7 @@ class Policy:
             return self.family.encode(prompts)
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity [B, C, H, W] under the set in use."""
+        """Velocity [B, ...] under the set in use."""
         return self.family.velocity(latents, sigma, conditions)
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -125,14 +171,13 @@ class Policy:
         return self.family.sigmas(num_inference_steps)
 
 
-def save_policy(folder: Path, policy: Policy, weights: dict[str, Tensor]) -> list[str]:
-    """Write the trained parameters (LoRA or whole denoiser) and a card naming their base; returns the file names."""
+def save_policy(folder: Path, policy: Policy) -> None:
+    """Write the values in use as the family's own pipeline reads them, and a card naming base and LoRA."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: v.cpu().contiguous() for k, v in sorted(weights.items())}, folder / WEIGHTS)
+    policy.family.save(folder)
     lora = policy.lora.model_dump() if policy.lora else None
     card = {"base": policy.config.model_dump(mode="json"), "lora": lora}
     (folder / CARD).write_text(json.dumps(card, indent=1, sort_keys=True))
-    return [WEIGHTS, CARD]
 
 
 def load_policy(folder: Path, device: torch.device) -> Policy:
@@ -146,11 +191,9 @@ def load_policy(folder: Path, device: torch.device) -> Policy:
     card = json.loads((folder / CARD).read_text())
     policy = Policy(PolicyConfig.model_validate(card["base"]), device)
     policy._make_trainable(LoraConfig.model_validate(card["lora"]) if card["lora"] else None, seed=0)
-    weights, targets = load_file(folder / WEIGHTS), dict(policy.family.denoiser.named_parameters())
-    if unfit := sorted(n for n, w in weights.items() if n not in targets or targets[n].shape != w.shape):
-        raise UserError(f"parameter {unfit[0]} does not fit the base model", str(folder), "was the base replaced?")
-    with torch.no_grad():
-        for name, value in weights.items():
-            targets[name].copy_(value)
+    try:
+        policy.family.load(folder)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"cannot load a trained policy: {error}", str(folder), "was the base replaced?") from error
     policy.family.denoiser.requires_grad_(False)
     return policy

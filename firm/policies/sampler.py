@@ -34,7 +34,9 @@ def dpm2(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Tensor:
     One velocity a step. Coefficients in float64: with s the signal-to-noise ratio (1 - sigma) / sigma, a first-order
     step is ``x <- (sigma' / sigma) x + (1 - sigma') (1 - s / s') x0``.
     """
-    x, previous, last = noise, None, len(sigmas) - 2
+    x = noise
+    previous = None
+    last = len(sigmas) - 2
     grid = [float(s) for s in sigmas.double()]
     for i, (now, after) in enumerate(pairwise(grid)):
         x0 = x - now * velocity(x, sigmas[i].expand(len(x)))
@@ -67,7 +69,7 @@ def sample(
     guidance_scale: float = 1.0,
     negative: Conditions | None = None,
 ) -> Tensor:
-    """Clean latents [B, C, H, W] from ``noise`` [B, C, H, W] under the parameter set in use.
+    """Clean latents [B, ...] from ``noise`` [B, ...] under the parameter set in use.
 
     Args:
         policy: The policy.

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import StableDiffusion3Pipeline
-from diffusers.utils import logging
 from torch import Tensor
 
 from firm.config import PolicyConfig
-from firm.locate import model_path
+from firm.locate import kind_of_model, model_path
 from firm.policies.policy import Conditions
 from firm.records import UserError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+TRANSFORMER = "transformer"  # the pipeline's name of the denoiser: a folder, and the prefix of a LoRA's parameters
 
 
 class SD3:
@@ -36,6 +40,9 @@ class SD3:
         Raises:
             UserError: Not a Stable Diffusion 3 pipeline.
         """
+        from diffusers import StableDiffusion3Pipeline  # slow to import, and :meth:`check` needs none of it
+        from diffusers.utils import logging
+
         path = model_path(config.model, "policy.model")
         has_t5 = not Path(path).is_dir() or (Path(path) / "text_encoder_3").is_dir()
         absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
@@ -47,10 +54,20 @@ class SD3:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"cannot load a generator: {reason}", config.model, fix, usage=True) from error
         pipe.set_progress_bar_config(disable=True)
-        self._pipe, self.device, self._tokens = pipe.to(device), device, config.max_sequence_length
+        self._pipe = pipe.to(device)
+        self._device = device
+        self._tokens = config.max_sequence_length
         self.denoiser = pipe.transformer
         side = config.resolution // pipe.vae_scale_factor
         self.latent_shape = (pipe.transformer.config.in_channels, side, side)
+
+    @classmethod
+    def check(cls, model: str, key: str) -> None:
+        """Read what a pipeline's folder says it is; a hub id is left to the loader."""
+        kind = kind_of_model(model, key, "model_index.json", "_class_name")
+        if kind is not None and not kind.startswith("StableDiffusion3"):
+            fix = "give the folder of a StableDiffusion3Pipeline"
+            raise UserError(f"{model} is a {kind}, not a generator of the family sd3", key, fix, usage=True)
 
     def encode(self, prompts: Sequence[str]) -> Conditions:
         """CLIP (and T5) embeddings of the prompts, without classifier-free guidance."""
@@ -60,7 +77,7 @@ class SD3:
             prompt_3=list(prompts),
             do_classifier_free_guidance=False,
             max_sequence_length=self._tokens,
-            device=self.device,
+            device=self._device,
         )
         return Conditions({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
@@ -86,5 +103,51 @@ class SD3:
     def sigmas(self, num_inference_steps: int) -> Tensor:
         """Sigmas [num_inference_steps + 1] of the pipeline's scheduler, ending at 0."""
         scheduler = self._pipe.scheduler
-        scheduler.set_timesteps(num_inference_steps, device=self.device)
-        return scheduler.sigmas.to(self.device, torch.float32)
+        scheduler.set_timesteps(num_inference_steps, device=self._device)
+        return scheduler.sigmas.to(self._device, torch.float32)
+
+    def save(self, folder: Path) -> None:
+        """Write what ``StableDiffusion3Pipeline.load_lora_weights`` reads, or the whole transformer as a folder."""
+        lora = self._lora()
+        if lora is None:
+            self.denoiser.save_pretrained(folder / TRANSFORMER)
+            return
+        self._pipe.save_lora_weights(
+            folder,
+            transformer_lora_layers=self._trained(),
+            transformer_lora_adapter_metadata={
+                "r": lora.r,
+                "lora_alpha": lora.lora_alpha,
+                "target_modules": sorted(lora.target_modules),
+            },
+        )
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: A parameter is missing, superfluous or of another shape.
+        """
+        if self._lora() is None:
+            saved = type(self.denoiser).from_pretrained(folder, subfolder=TRANSFORMER, use_safetensors=True)
+            weights = saved.state_dict()
+        else:
+            found = self._pipe.lora_state_dict(folder, use_safetensors=True)
+            weights = {name.removeprefix(f"{TRANSFORMER}."): value for name, value in found.items()}
+        targets = self._trained()
+        for name in sorted(weights.keys() | targets.keys()):
+            if name not in weights or name not in targets or weights[name].shape != targets[name].shape:
+                raise ValueError(f"parameter {name} does not fit the base model")
+            targets[name].copy_(weights[name])
+
+    def _lora(self) -> LoraConfig | None:
+        """Peft's configuration of the denoiser's LoRA, None where it has none."""
+        lora: LoraConfig | None = getattr(self.denoiser, "peft_config", {}).get("default")
+        return lora
+
+    def _trained(self) -> dict[str, Tensor]:
+        """The LoRA's parameters or the whole denoiser's, under the names of their files; no copies."""
+        from peft import get_peft_model_state_dict
+
+        state: dict[str, Tensor] = self.denoiser.state_dict()
+        return state if self._lora() is None else get_peft_model_state_dict(self.denoiser, state)

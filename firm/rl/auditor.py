@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-import torch
-
 from firm.config import RunConfig
 from firm.critics.judge import Judge, JudgeInput, soft_scores
 from firm.critics.load import open_judge
+from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.records import Assessment, Invalid, UserError
 from firm.rl.audit import Audit
-from firm.rl.rollout import decode, draw_prompts, generate, rewards_of
+from firm.rl.rollout import draw_prompts, rewards_of
 from firm.stats import spearman
 
 
@@ -22,7 +21,9 @@ class Auditor:
     """Checks the EMA policy on fixed training prompts and noise, by critic and auditor."""
 
     def __init__(self, policy: Policy, critic: Judge, prompts: Sequence[str], config: RunConfig) -> None:
-        self.policy, self.critic, self.config = policy, critic, config
+        self.policy = policy
+        self.critic = critic
+        self.config = config
         number = config.auditor.num_images
         self.prompts = [prompts[i] for i in draw_prompts(prompts, number, config.seed, -1)]
         self.noise = noise_for(policy.latent_shape, config.seed, "audit", range(number))
@@ -30,14 +31,18 @@ class Auditor:
 
     def check(self, epoch: int) -> Audit:
         """Sample with the EMA parameters and judge."""
-        rl, policy = self.config.rl, self.policy
-        unique = list(dict.fromkeys(self.prompts))
-        rows = torch.tensor([unique.index(p) for p in self.prompts], device=policy.device)
-        with policy.using("ema"):
-            latents = generate(policy, policy.encode(unique), rows, self.noise, rl)
-        items = [
-            JudgeInput(p, [png]) for p, png in zip(self.prompts, decode(policy, latents, rl.batch_size), strict=True)
-        ]
+        rl = self.config.rl
+        with self.policy.using("ema"):
+            generated = generate(
+                self.policy,
+                self.prompts,
+                self.noise,
+                num_inference_steps=rl.num_inference_steps,
+                solver=rl.solver,
+                batch_size=rl.batch_size,
+            )
+        images = to_images(self.policy, generated.latents, rl.batch_size)
+        items = [JudgeInput(prompt, [png]) for prompt, png in zip(self.prompts, images, strict=True)]
         return audit(epoch, self.critic.judge(items), self.judge.judge(items), self.config)
 
 
@@ -49,7 +54,8 @@ def audit(epoch: int, critic: Sequence[Assessment], auditor: Sequence[Assessment
     """
     base = config.reward.base
     rewards, valid = rewards_of(critic, config.reward)
-    mine, theirs = soft_scores(critic, base), soft_scores(auditor, base)
+    mine = soft_scores(critic, base)
+    theirs = soft_scores(auditor, base)
     pairs = [(c, a) for c, a in zip(mine, theirs, strict=True) if c is not None and a is not None]
     if not pairs or not bool(valid.any()):
         outcome = next((a[base] for a in (*auditor, *critic) if isinstance(a.get(base), Invalid)), "no answers")

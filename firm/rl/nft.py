@@ -57,6 +57,17 @@ def optimality(advantage: Tensor, clip: float, mode: str = "all") -> Tensor:
     return (clipped / (2 * clip) + 0.5).clamp(0, 1)
 
 
+def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Noised latents ``x_t`` [B, ...] of clean latents and noise [B, ...] at noise levels ``sigma`` [B] in (0, 1]."""
+    s = _per_sample(sigma, x0)
+    return (1 - s) * x0 + s * noise
+
+
+def _per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values [B] shaped to multiply ``like`` [B, ...] sample by sample, whatever its rank."""
+    return values.view(-1, *[1] * (like.dim() - 1))
+
+
 @dataclass(frozen=True)
 class Branches:
     """Self-normalised errors of the positive and the negative branch, each [B]."""
@@ -81,7 +92,7 @@ def branch_errors(x0: Tensor, x_t: Tensor, sigma: Tensor, v: Tensor, v_old: Tens
     """
     if beta <= 0:
         raise ValueError("beta must be positive")
-    s = sigma.view(-1, *[1] * (x0.dim() - 1))
+    s = _per_sample(sigma, x0)
     old_error = x_t - s * v_old.detach() - x0  # both branches are this error, moved by the same step either way
     move = s * beta * (v - v_old.detach())
     return Branches(_self_normalised(old_error - move), _self_normalised(old_error + move))
@@ -101,6 +112,45 @@ def policy_loss(errors: Branches, r: Tensor, beta: float, adv_clip_max: float) -
 def kl_loss(v: Tensor, v_ref: Tensor) -> Tensor:
     """Per-sample KL surrogate [B]: mean squared distance of the velocities of the policy and the reference."""
     return (v - v_ref.detach()).flatten(1).square().mean(1)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss and its parts, each [B].
+
+    Attributes:
+        total: ``policy + kl_weight * kl``; what is minimised.
+        policy: :func:`policy_loss`.
+        kl: :func:`kl_loss`, 0 without a reference.
+    """
+
+    total: Tensor
+    policy: Tensor
+    kl: Tensor
+
+
+def nft_loss(
+    x0: Tensor,
+    x_t: Tensor,
+    sigma: Tensor,
+    v: Tensor,
+    v_old: Tensor,
+    v_ref: Tensor | None,
+    r: Tensor,
+    *,
+    beta: float,
+    adv_clip_max: float,
+    kl_weight: float,
+) -> Loss:
+    """The loss of DiffusionNFT (eq. 5 weighted by ``r`` [B]) with a KL to the reference where there is one.
+
+    Shapes are those of :func:`branch_errors`; ``v_ref`` is the reference's velocity [B, ...], None without a KL.
+    """
+    policy = policy_loss(branch_errors(x0, x_t, sigma, v, v_old, beta), r, beta, adv_clip_max)
+    if v_ref is None:
+        return Loss(policy, policy, torch.zeros_like(policy))
+    kl = kl_loss(v, v_ref)
+    return Loss(policy + kl_weight * kl, policy, kl)
 
 
 def old_decay(kind: str, step: int) -> float:

@@ -1,4 +1,4 @@
-"""Rollout: sample groups from the old policy, score them, turn rewards into advantages."""
+"""Rollout in three steps that can be apart in time: sample groups from the old policy, score them, give advantages."""
 
 from __future__ import annotations
 
@@ -6,27 +6,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from firm.config import RewardConfig, RLConfig
 from firm.critics.judge import Judge, JudgeInput
 from firm.dist import BatchPlan, Ranks, gather, generator
-from firm.images import encode_image
+from firm.policies.generate import Generated, generate, to_images
 from firm.policies.policy import Conditions, Policy
-from firm.policies.sampler import noise_for, sample
+from firm.policies.sampler import noise_for
 from firm.records import Assessment, Invalid
 from firm.rewards import reward
 from firm.rl.nft import advantages
 
 
 @dataclass(frozen=True)
-class Rollout:
-    """This rank's samples of one epoch; N = its groups x group_size.
+class Groups:
+    """This rank's samples of one epoch before anyone judged them; N = its groups x group_size.
 
     Attributes:
-        latents: Clean latents [N, C, H, W].
-        conditions: Encoded prompts of this rank's groups, one row each.
+        prompts: Prompt of each sample (N).
+        generated: Latents and conditions of the samples.
+        images: PNG image of each sample (N).
+        first: Index of this rank's first sample among those of all ranks.
+    """
+
+    prompts: list[str]
+    generated: Generated
+    images: list[bytes]
+    first: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What an update trains on: this rank's samples of one epoch; N = its groups x group_size.
+
+    Attributes:
+        latents: Clean latents [N, ...].
+        conditions: Encoded distinct prompts of this rank's groups, one row each.
         rows: Row of ``conditions`` for each sample [N].
         advantage: [N], 0 where masked.
         first: Index of this rank's first sample among those of all ranks.
@@ -52,28 +68,12 @@ def draw_prompts(prompts: Sequence[str], number: int, seed: int, epoch: int) -> 
     return order[:number]
 
 
-def generate(policy: Policy, conditions: Conditions, rows: Tensor, noise: Tensor, config: RLConfig) -> Tensor:
-    """Sample latents [N, C, H, W] in batches under the parameter set in use."""
-    parts = [
-        sample(policy, conditions.select(r), n, config.num_inference_steps, config.solver)
-        for r, n in zip(rows.split(config.batch_size), noise.split(config.batch_size), strict=True)
-    ]
-    return torch.cat(parts)
-
-
-def decode(policy: Policy, latents: Tensor, batch_size: int) -> list[bytes]:
-    """PNG images of latents."""
-    images = torch.cat([policy.decode(part) for part in latents.split(batch_size)])
-    return [encode_image(Image.fromarray(image)) for image in images.cpu().numpy()]
-
-
 def rewards_of(assessments: Sequence[Assessment], config: RewardConfig) -> tuple[Tensor, Tensor]:
     """Rewards [N] in [0, 1] and a mask [N]: False where a judgement that the formula needs is invalid."""
-    needed = [config.base, *(config.bonuses if config.formula != "base_only" else ())]
-    valid = [all(not isinstance(a[d], Invalid) for d in needed) for a in assessments]
+    valid = [all(not isinstance(a[d], Invalid) for d in config.dimensions) for a in assessments]
     scores = {
         d: torch.tensor([_score(a, d, config.soft) for a, ok in zip(assessments, valid, strict=True) if ok])
-        for d in needed
+        for d in config.dimensions
     }
     mask = torch.tensor(valid)
     rewards = torch.zeros(len(assessments))
@@ -88,45 +88,55 @@ def _score(assessment: Assessment, dimension: str, soft: bool) -> float:
     return outcome.soft_score if soft else float(outcome.score)
 
 
-def rollout(
-    policy: Policy,
-    critic: Judge,
-    prompts: Sequence[str],
-    rl: RLConfig,
-    formula: RewardConfig,
-    seed: int,
-    epoch: int,
-    ranks: Ranks,
-) -> Rollout:
-    """Sample and score one epoch.
+def sample_groups(policy: Policy, prompts: Sequence[str], rl: RLConfig, seed: int, epoch: int, ranks: Ranks) -> Groups:
+    """Sample this rank's groups of one epoch from the old policy.
 
     A group is one drawn prompt with ``group_size`` noises; its key is its place in the draw, never the prompt's text.
     Noise depends on (seed, epoch, sample) only, so any number of ranks samples the same.
+
+    Raises:
+        UserError: The groups do not divide evenly over the ranks.
     """
     plan = BatchPlan.of(rl.prompts_per_epoch, rl.group_size, ranks)
     drawn = draw_prompts(prompts, rl.prompts_per_epoch, seed, epoch)
-    mine = [prompts[drawn[g]] for g in plan.groups]
-    conditions = policy.encode(mine)
-    rows = torch.arange(len(mine), device=policy.device).repeat_interleave(rl.group_size)
-    indices = [g * rl.group_size + k for g in plan.groups for k in range(rl.group_size)]
+    indices = range(plan.groups.start * rl.group_size, plan.groups.stop * rl.group_size)
+    asked = [prompts[drawn[i // rl.group_size]] for i in indices]
     noise = noise_for(policy.latent_shape, seed, f"rollout/{epoch}", indices)
     with policy.using("old"):
-        latents = generate(policy, conditions, rows, noise, rl)
-    images = decode(policy, latents, rl.batch_size)
-    items = [JudgeInput(mine[i // rl.group_size], [png]) for i, png in enumerate(images)]
-    rewards, valid = rewards_of(critic.judge(items), formula)
+        generated = generate(
+            policy,
+            asked,
+            noise,
+            num_inference_steps=rl.num_inference_steps,
+            solver=rl.solver,
+            batch_size=rl.batch_size,
+        )
+    return Groups(asked, generated, to_images(policy, generated.latents, rl.batch_size), indices.start)
+
+
+def score(critic: Judge, groups: Groups, formula: RewardConfig) -> tuple[Tensor, Tensor]:
+    """Rewards [N] in [0, 1] of this rank's samples and a mask [N], see :func:`rewards_of`."""
+    items = [JudgeInput(prompt, [png]) for prompt, png in zip(groups.prompts, groups.images, strict=True)]
+    return rewards_of(critic.judge(items), formula)
+
+
+def with_advantages(groups: Groups, rewards: Tensor, valid: Tensor, rl: RLConfig, ranks: Ranks) -> Rollout:
+    """What an update trains on: groups with the advantages of their rewards [N], where ``valid`` [N], over all ranks.
+
+    All ranks take part.
+    """
     pairs = gather(list(zip(rewards.tolist(), valid.tolist(), strict=True)), ranks)
     shape = (rl.prompts_per_epoch, rl.group_size)
     all_rewards = torch.tensor([r for r, _ in pairs]).view(shape)
     all_valid = torch.tensor([v for _, v in pairs]).view(shape)
     advantage, mask = advantages(all_rewards, all_valid, rl.std)
-    here = slice(plan.groups.start, plan.groups.stop)
+    latents = groups.generated.latents
     return Rollout(
         latents=latents,
-        conditions=conditions,
-        rows=rows,
-        advantage=advantage[here].flatten().to(policy.device),
-        first=plan.groups.start * rl.group_size,
+        conditions=groups.generated.conditions,
+        rows=groups.generated.rows,
+        advantage=advantage.flatten()[groups.first : groups.first + len(latents)].to(latents.device),
+        first=groups.first,
         trained=mask.flatten(),
         stats=_stats(all_rewards, all_valid, mask),
     )

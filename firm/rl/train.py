@@ -20,7 +20,7 @@ from firm.prompts import load_prompts
 from firm.rl.audit import Audit, best, over_optimised
 from firm.rl.auditor import Auditor
 from firm.rl.nft import old_decay
-from firm.rl.rollout import rollout
+from firm.rl.rollout import sample_groups, score, with_advantages
 from firm.rl.update import Updater
 from firm.storage.artifacts import WORK, Output
 from firm.storage.checkpoint import Checkpoints, load_optimizer, load_state, optimizer_tensors, save_state
@@ -36,8 +36,9 @@ class RLTrainer:
     def __init__(self, config: RunConfig, critic_folder: Path, ranks: Ranks) -> None:
         """Load policy and critic; everything starts at the base."""
         rl: RLConfig = config.rl
-        copies = ("old", "ema", *(("reference",) if rl.kl_weight > 0 else ()))
-        self.config, self.ranks = config, ranks
+        copies = ("old", "ema", "best", *(("reference",) if rl.kl_weight > 0 else ()))
+        self.config = config
+        self.ranks = ranks
         self.policy = Policy(config.policy, ranks.device)
         self.sets = self.policy.train(rl.lora, copies, config.seed)
         self.critic = load_critic(critic_folder, config.critic, ranks.device)
@@ -46,18 +47,19 @@ class RLTrainer:
         self.updater = Updater(self.policy, rl, config.seed, ranks)
         self.epoch = 0
         self.history: list[Audit] = []
-        self.best = self.sets.snapshot("ema")
         if rl.gradient_checkpointing:
             self.policy.family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
 
     def run_epoch(self) -> dict[str, float]:
         """Rollout, update, refresh of the old policy."""
         c = self.config
-        samples = rollout(self.policy, self.critic, self.prompts, c.rl, c.reward, c.seed, self.epoch, self.ranks)
-        stats = self.updater.epoch(samples, self.epoch)
+        groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks)
+        rewards, valid = score(self.critic, groups, c.reward)
+        rollout = with_advantages(groups, rewards, valid, c.rl, self.ranks)
+        stats = self.updater.epoch(rollout, self.epoch)
         self.sets.update_average("old", old_decay(c.rl.decay, self.updater.steps))
         self.epoch += 1
-        return {**samples.stats, **stats}
+        return {**rollout.stats, **stats}
 
     def check(self) -> bool:
         """Audit, keep the best, and say whether to stop. All ranks hear the same answer."""
@@ -65,14 +67,13 @@ class RLTrainer:
         if self.auditor is not None:
             self.history.append(self.auditor.check(self.epoch))
             if best(self.history).epoch == self.epoch:
-                self.best = self.sets.snapshot("ema")
+                self.sets.copy("ema", "best")
             stop = over_optimised(self.history, self.config.auditor)
         return any(dist.gather([stop], self.ranks))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameter sets, the best so far and the optimizer."""
-        best_so_far = {f"best/{n}": t for n, t in self.best.items()}
-        return {**self.sets.tensors(), **best_so_far, **optimizer_tensors(self.updater.optimizer, self.sets.names)}
+        """Parameter sets, the best audited one among them, and the optimizer."""
+        return {**self.sets.tensors(), **optimizer_tensors(self.updater.optimizer, self.sets.names)}
 
     def state(self) -> dict[str, Any]:
         """The rest of the state, as JSON."""
@@ -82,15 +83,17 @@ class RLTrainer:
     def restore(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Inverse of :meth:`tensors` and :meth:`state`."""
         self.sets.load(tensors)
-        self.best = {n: tensors[f"best/{n}"].to(self.ranks.device) for n in self.sets.names}
         load_optimizer(self.updater.optimizer, self.sets.names, tensors)
-        self.epoch, self.updater.steps = state["epoch"], state["steps"]
+        self.epoch = state["epoch"]
+        self.updater.steps = state["steps"]
         self.history = [Audit.model_validate(a) for a in state["history"]]
 
 
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
     """Run epochs until the maximum or the auditor's stop; resume from a checkpoint; write the best audited policy."""
-    config, ranks, checkpoints = RunConfig.model_validate(request["config"]), dist.start(), Checkpoints(out)
+    config = RunConfig.model_validate(request["config"])
+    ranks = dist.start()
+    checkpoints = Checkpoints(out)
     trainer = RLTrainer(config, inputs["critic"] / "critic", ranks)
     saved = checkpoints.last()
     if saved is not None:
@@ -98,25 +101,25 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     board = out.folder / WORK / "tensorboard"
     log = MetricsLog(out.folder / METRICS, board, trainer.epoch) if ranks.is_main else None
     task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", trainer.epoch) if ranks.is_main else None
-    every, save_every = config.auditor.every, config.rl.checkpoint_epochs
     # A checkpoint is taken after the check of its epoch, so a resumed run does not check twice.
     stop = over_optimised(trainer.history, config.auditor) if saved else trainer.check()
     while trainer.epoch < config.rl.max_epochs and not stop:
         stats = trainer.run_epoch()
         last = trainer.epoch == config.rl.max_epochs
-        if trainer.epoch % every == 0 or last:
+        if trainer.epoch % config.auditor.every == 0 or last:
             stop = trainer.check()
         if log and task:
             log.write(trainer.epoch, stats)
             task.advance(1, _note(stats, trainer.history))
-        if ranks.is_main and (trainer.epoch % save_every == 0 or stop or last):
+        if ranks.is_main and (trainer.epoch % config.rl.checkpoint_epochs == 0 or stop or last):
             name = f"epoch-{trainer.epoch}"
             save_state(checkpoints.folder / name, trainer.tensors(), trainer.state())
             checkpoints.keep(name, METRICS)
     if log:
         log.close()
         (out.folder / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in trainer.history))
-        save_policy(out.folder / POLICY, trainer.policy, trainer.best)
+        with trainer.policy.using("best"):
+            save_policy(out.folder / POLICY, trainer.policy)
 
 
 def _note(stats: Mapping[str, float], history: Sequence[Audit]) -> str:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from firm.config import RLConfig
 from firm.dist import Ranks, gather, generator, sum_gradients
-from firm.policies.policy import Policy
-from firm.rl.nft import branch_errors, ema_decay, kl_loss, optimality, policy_loss
+from firm.policies.policy import Conditions, Policy
+from firm.rl.nft import add_noise, ema_decay, kl_loss, nft_loss, optimality
 from firm.rl.rollout import Rollout
 
 MIN_SIGMA = 1e-3
@@ -24,7 +24,11 @@ class Updater:
     def __init__(self, policy: Policy, rl: RLConfig, seed: int, ranks: Ranks) -> None:
         """``policy`` must have been made trainable with the copies "old", "ema" and, with a KL, "reference"."""
         assert policy.parameters is not None
-        self.policy, self.sets, self.rl, self.seed, self.ranks = policy, policy.parameters, rl, seed, ranks
+        self.policy = policy
+        self.sets = policy.parameters
+        self.rl = rl
+        self.seed = seed
+        self.ranks = ranks
         self.optimizer = torch.optim.AdamW(
             self.sets.trainable, lr=rl.learning_rate, betas=(0.9, rl.adam_beta2), weight_decay=rl.weight_decay
         )
@@ -33,7 +37,8 @@ class Updater:
 
     def epoch(self, rollout: Rollout, epoch: int) -> dict[str, float]:
         """Run ``inner_epochs x optimizer_steps`` steps; returns means over the epoch of the loss and its parts."""
-        totals, parts = dict.fromkeys((*SUMS, "grad_norm"), 0.0), 0
+        totals = dict.fromkeys((*SUMS, "grad_norm"), 0.0)
+        parts = 0
         for inner in range(self.rl.inner_epochs):
             for chosen, count in self._parts(rollout, epoch, inner):
                 values = self._step(rollout, chosen, count, epoch, inner)
@@ -69,8 +74,9 @@ class Updater:
         return {**dict(zip(SUMS, everywhere.tolist(), strict=True)), "grad_norm": float(norm)}
 
     def _draw(self, rollout: Rollout, samples: Tensor, epoch: int, inner: int) -> tuple[Tensor, Tensor]:
-        """Sigmas [B, T] and noise [B, T, C, H, W]; each sample has its own generator, whatever the batch or rank."""
-        sigmas, noise = [], []
+        """Sigmas [B, T] and noise [B, T, ...]; each sample has its own generator, whatever the batch or rank."""
+        sigmas = []
+        noise = []
         for index in (samples + rollout.first).tolist():
             random = generator(self.seed, "update", epoch, inner, index)
             if self.rl.timesteps == "scheduler":
@@ -85,26 +91,30 @@ class Updater:
 
     def _backward(self, rollout: Rollout, samples: Tensor, sigma: Tensor, noise: Tensor, denominator: int) -> Tensor:
         """Accumulate the gradient of one timestep; returns this rank's share of ``SUMS``."""
-        rl, policy = self.rl, self.policy
-        samples = samples.to(policy.device)
-        x0, conditions = rollout.latents[samples].float(), rollout.conditions.select(rollout.rows[samples])
-        s = sigma.view(-1, 1, 1, 1)
-        x_t = (1 - s) * x0 + s * noise
+        rl = self.rl
+        samples = samples.to(self.policy.device)
+        x0 = rollout.latents[samples].float()
+        x_t = add_noise(x0, noise, sigma)
+        v, v_old, v_ref = self._velocities(x_t, sigma, rollout.conditions.select(rollout.rows[samples]))
+        r = optimality(rollout.advantage[samples], rl.adv_clip_max, rl.adv_mode)
+        loss = nft_loss(
+            x0, x_t, sigma, v, v_old, v_ref, r, beta=rl.beta, adv_clip_max=rl.adv_clip_max, kl_weight=rl.kl_weight
+        )
+        (loss.total.sum() / denominator).backward()
+        sums = [loss.policy.detach().sum(), loss.kl.detach().sum(), kl_loss(v.detach(), v_old).sum()]
+        return torch.stack(sums).cpu() / denominator
+
+    def _velocities(self, x_t: Tensor, sigma: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Velocities [B, ...] of the policy, with gradient, of the old policy and, for a KL, of the reference."""
+        policy = self.policy
         with self._autocast():
             with policy.using("old"):
                 v_old = policy.velocity(x_t, sigma, conditions)
             v = policy.velocity(x_t, sigma, conditions)
-        r = optimality(rollout.advantage[samples], rl.adv_clip_max, rl.adv_mode)
-        loss = policy_loss(branch_errors(x0, x_t, sigma, v, v_old, rl.beta), r, rl.beta, rl.adv_clip_max)
-        kl = torch.zeros_like(loss)
-        value = loss.detach().sum()
-        if rl.kl_weight > 0:
-            with self._autocast(), policy.using("reference"):
-                v_ref = policy.velocity(x_t, sigma, conditions)
-            kl = kl_loss(v, v_ref)
-            loss = loss + rl.kl_weight * kl
-        (loss.sum() / denominator).backward()
-        return torch.stack([value, kl.detach().sum(), kl_loss(v.detach(), v_old).sum()]).cpu() / denominator
+            if self.rl.kl_weight == 0:
+                return v, v_old, None
+            with policy.using("reference"):
+                return v, v_old, policy.velocity(x_t, sigma, conditions)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.rl.dtype == "float32":

@@ -134,6 +134,15 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
         ["policy.model=./other"],
         ["policy.model", "a Flux,"],
     ),
+    "policy of no family": ({}, ["policy.family=unheard-of"], ["policy.family", "'unheard-of'", "sd3"]),
+    "source of no family": (
+        {},
+        [
+            "curation.sources=[{kind: generated, name: x, num_images: 1, num_inference_steps: 1, policy: "
+            "{family: unheard-of, model: ./other, resolution: 32}}]"
+        ],
+        ["curation.sources.0.policy.family", "'unheard-of'", "sd3"],
+    ),
     "policy of no package": ({}, ["policy.model=pkg://nowhere/x"], ["policy.model", "pkg://nowhere/x"]),
     "source of no pipeline": (
         {},

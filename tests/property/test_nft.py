@@ -1,6 +1,7 @@
 """The mathematics of DiffusionNFT: numerical invariants T1-T14 of the method, in float64."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -10,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from firm.rl.nft import advantages, branch_errors, ema_decay, kl_loss, old_decay, optimality, policy_loss
+from firm.rl.nft import (
+    Loss,
+    add_noise,
+    advantages,
+    branch_errors,
+    ema_decay,
+    kl_loss,
+    nft_loss,
+    old_decay,
+    optimality,
+    policy_loss,
+)
 
 B, SHAPE, CLIP = 3, (2, 4, 4), 5.0
 D = math.prod(SHAPE)
@@ -210,6 +222,24 @@ def test_kl_is_zero_with_zero_gradient_at_the_start_and_the_mean_square_elsewher
     assert start.tolist() == [0.0] * B
     assert not torch.autograd.grad(start.sum(), leaf)[0].any()
     close(kl_loss(d.v, d.v_old), (d.v - d.v_old).square().mean((1, 2, 3)))
+
+
+@given(SEEDS, PROBABILITIES, BETAS, st.sampled_from([0.0, 0.5]))
+def test_packed_latents_have_the_loss_of_the_same_numbers(seed: int, r: float, beta: float, kl_weight: float) -> None:
+    d = draw(seed)
+
+    def loss(pack: Callable[[Tensor], Tensor]) -> Loss:
+        x0, v, v_old = pack(d.x0), pack(d.v), pack(d.v_old)
+        x_t = add_noise(x0, pack(d.target + d.x0), d.sigma)
+        close(x_t, pack(d.x_t))
+        v_ref = pack(d.target) if kl_weight else None
+        return nft_loss(x0, x_t, d.sigma, v, v_old, v_ref, all_r(r), beta=beta, adv_clip_max=CLIP, kl_weight=kl_weight)
+
+    images, packed = loss(lambda x: x), loss(lambda x: x.flatten(2).transpose(1, 2))  # [B, C, H, W], [B, H * W, C]
+    for a, b in ((images.total, packed.total), (images.policy, packed.policy), (images.kl, packed.kl)):
+        assert a.shape == (B,)
+        close(a, b)
+    close(images.total, d.loss(d.v, all_r(r), beta) + kl_weight * kl_loss(d.v, d.target))
 
 
 # ---- from rewards to r

@@ -79,7 +79,6 @@ def test_unknown_key_is_refused_with_its_path(plain: dict[str, Any], key: str) -
         ("seed", -1),
         ("prompts.path", "both.txt"),
         ("policy.resolution", 0),
-        ("policy.family", "unheard-of"),
         ("curation.planner.kind", "telepathy"),
         ("curation.sources", []),
         ("curation.target", {6: 1}),

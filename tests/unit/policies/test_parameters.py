@@ -107,8 +107,10 @@ def test_what_tensors_gives_load_restores(module: nn.Module, sets: ParameterSets
     assert torch.equal(module.state_dict()["1.bias"], saved["policy/1.bias"])  # into the module itself
 
 
-def test_a_snapshot_does_not_follow(sets: ParameterSets) -> None:
-    ema, policy = sets.snapshot("ema"), sets.snapshot("policy")
+def test_a_copy_is_exact_and_does_not_follow(sets: ParameterSets) -> None:
+    sets.update_average("ema", 0.5)
+    expected = [t.clone() for t in sets.sets["ema"]]
+    assert not same(sets.sets["old"], expected)
+    sets.copy("ema", "old")
     sets.update_average("ema", 0.0)
-    assert not torch.equal(ema["1.bias"], sets.sets["ema"][2])
-    assert torch.equal(policy["1.bias"], sets.trainable[2])
+    assert same(sets.sets["old"], expected) and not same(sets.sets["ema"], expected)

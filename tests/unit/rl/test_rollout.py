@@ -15,7 +15,7 @@ from firm.dist import Ranks
 from firm.images import decode_image
 from firm.policies.policy import Policy
 from firm.records import Assessment, Invalid, Judgement
-from firm.rl.rollout import Rollout, draw_prompts, rewards_of, rollout
+from firm.rl.rollout import Rollout, draw_prompts, rewards_of, sample_groups, score, with_advantages
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 BASE, QMA = RewardConfig(formula="base_only", base="instruction_following"), RewardConfig()
@@ -54,7 +54,9 @@ class Redness:
 
 
 def roll(policy: Policy, critic: Redness | None = None, prompts: Sequence[str] = PROMPTS, **changes: Any) -> Rollout:
-    return rollout(policy, critic or Redness(), prompts, settings(**changes), BASE, 5, 2, ALONE)
+    rl = settings(**changes)
+    groups = sample_groups(policy, prompts, rl, 5, 2, ALONE)
+    return with_advantages(groups, *score(critic or Redness(), groups, BASE), rl, ALONE)
 
 
 def test_one_sample_per_group_member_under_its_own_prompt(policy: Policy) -> None:

@@ -1,0 +1,67 @@
+"""From prompts and noise to latents, and from latents to PNG images: the same way in every stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from firm.images import encode_image
+from firm.policies.policy import Conditions, Policy
+from firm.policies.sampler import sample
+
+
+@dataclass(frozen=True)
+class Generated:
+    """N samples.
+
+    Attributes:
+        latents: Clean latents [N, ...].
+        conditions: The distinct prompts encoded, one row each, in the order of their first sample.
+        rows: Row of ``conditions`` for each sample [N].
+    """
+
+    latents: Tensor
+    conditions: Conditions
+    rows: Tensor
+
+
+def generate(
+    policy: Policy,
+    prompts: Sequence[str],
+    noise: Tensor,
+    *,
+    num_inference_steps: int,
+    solver: str = "euler",
+    guidance_scale: float = 1.0,
+    batch_size: int,
+) -> Generated:
+    """Sample one image a prompt under the parameter set in use.
+
+    Args:
+        policy: The policy.
+        prompts: Prompt of each sample, N > 0; equal ones are encoded once.
+        noise: Initial noise [N, ...], see :func:`firm.policies.sampler.noise_for`.
+        num_inference_steps: Denoising steps.
+        solver: "euler" or "dpm2".
+        guidance_scale: Classifier-free guidance against the empty prompt; 1 means none.
+        batch_size: Samples denoised at once.
+    """
+    row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    rows = torch.tensor([row[prompt] for prompt in prompts], device=policy.device)
+    conditions = policy.encode(list(row))
+    negative = policy.encode([""]) if guidance_scale != 1 else None
+    parts = [
+        sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, negative)
+        for r, n in zip(rows.split(batch_size), noise.split(batch_size), strict=True)
+    ]
+    return Generated(torch.cat(parts), conditions, rows)
+
+
+def to_images(policy: Policy, latents: Tensor, batch_size: int) -> list[bytes]:
+    """PNG images of clean latents [N, ...], decoded ``batch_size`` at once."""
+    images = torch.cat([policy.decode(part) for part in latents.split(batch_size)])
+    return [encode_image(Image.fromarray(image)) for image in images.cpu().numpy()]
