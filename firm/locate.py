@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,18 @@ def load_object(name: str, where: str) -> Any:
         kind = "" if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: "
         what = f"cannot import {name!r}: {kind}{error}"
         raise UserError(what, where, "check the dotted name and the module", usage=True) from error
+
+
+def load_named(table: Mapping[str, str], name: str, where: str) -> Any:
+    """The object that a table of dotted names has under ``name``.
+
+    Raises:
+        UserError: There is none; ``where`` is the configuration key to blame.
+    """
+    if name not in table:
+        known = ", ".join(sorted(table))
+        raise UserError(f"there is no {name!r}", where, f"use one of {known}", usage=True)
+    return load_object(table[name], where)
 
 
 def model_path(model: str, where: str) -> str:

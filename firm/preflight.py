@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from firm.chat.client import open_chat
-from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSource, PolicyConfig, RunConfig
+from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSource, PolicyConfig, PythonChat, RunConfig
 from firm.critics.rubrics import check_rubrics
 from firm.locate import kind_of_model, load_object
 from firm.prompts import Splits, load_prompts
@@ -22,18 +22,22 @@ def check(config: RunConfig) -> None:
     if config.critic.kind == "trained":
         kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
     _check_sources(config)
-    curation = config.curation
-    chats = {"auditor.judge": config.auditor.judge}
-    chats |= {"curation.planner": curation.planner, "curation.evaluator": curation.evaluator}
-    if config.critic.endpoint is not None:
-        chats["critic.endpoint"] = config.critic.endpoint
-    for key, chat in chats.items():
-        if isinstance(chat, EndpointChat):
-            open_chat(chat)
-        else:
-            load_object(chat.target, f"{key}.target")
+    for key, section in config.walk(""):
+        if isinstance(section, EndpointChat):
+            open_chat(section)
+        elif isinstance(section, PythonChat):
+            load_object(section.target, f"{key}.target")
+    _check_names(config)
     check_rubrics(config)
     _check_gate(config)
+
+
+def _check_names(config: RunConfig) -> None:
+    from firm.curation.labeller import find_labeller  # imports httpx
+    from firm.evaluate.suite import find_suite  # imports torch
+
+    find_labeller(config.curation.labeller)
+    find_suite(config.evaluate.suite)
 
 
 def _check_sources(config: RunConfig) -> None:

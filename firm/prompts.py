@@ -7,7 +7,7 @@ from pathlib import Path
 
 from firm.config import PromptsConfig
 from firm.locate import load_object
-from firm.records import SPLITS, Split, UserError
+from firm.records import SPLITS, Prompt, Split, UserError
 from firm.seeds import seed_for
 
 
@@ -29,25 +29,26 @@ class Splits:
         for split in SPLITS if config.function is not None else ():
             for prompt in _call(str(config.function), split):
                 if self._given.setdefault(_normalised(prompt), split) != split:
-                    what = f"{config.function} gives a prompt for both splits: {prompt[:200]!r}"
+                    what = f"{config.function} gives a prompt for both splits: {prompt.text[:200]!r}"
                     raise UserError(what, "prompts.function", "give each prompt for one split only", usage=True)
 
-    def of(self, prompt: str) -> Split:
+    def of(self, prompt: Prompt) -> Split:
         """The split of any prompt, whether or not it is one of the run's."""
         text = _normalised(prompt)
         by_hash: Split = "test" if seed_for(0, "split", text) / 2**63 < self._share else "train"
         return self._given.get(text, by_hash)
 
 
-def _normalised(prompt: str) -> str:
-    return " ".join(prompt.split()).casefold()
+def _normalised(prompt: Prompt) -> str:
+    return " ".join(prompt.text.split()).casefold()
 
 
-def load_prompts(config: PromptsConfig, split: Split) -> list[str]:
+def load_prompts(config: PromptsConfig, split: Split) -> list[Prompt]:
     """Distinct prompts of one split, in the order of their source.
 
     A file may be text (one prompt a line), JSONL or a JSON list of strings or of objects with ``input_prompt`` or
-    ``prompt`` (the released training files). Its prompts are split by their hash, so the split survives edits.
+    ``prompt`` (the released training files) and, for editing, ``source_image``, a path relative to the file. Its
+    prompts are split by the hash of their text, so the split survives edits.
 
     Raises:
         UserError: The file is missing, empty, or holds something else; the line is named.
@@ -65,7 +66,7 @@ def load_prompts(config: PromptsConfig, split: Split) -> list[str]:
     return prompts[: config.limit]
 
 
-def _call(name: str, split: Split) -> list[str]:
+def _call(name: str, split: Split) -> list[Prompt]:
     function, fix = load_object(name, "prompts.function"), "give a function(split) -> list[str]"
     try:
         prompts = list(function(split))
@@ -74,10 +75,10 @@ def _call(name: str, split: Split) -> list[str]:
         raise UserError(what, "prompts.function", fix, usage=True) from error
     if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
         raise UserError(f"{name}({split!r}) gives no list of prompts", "prompts.function", fix, usage=True)
-    return prompts
+    return [Prompt(text=prompt) for prompt in prompts]
 
 
-def _read(path: Path) -> list[str]:
+def _read(path: Path) -> list[Prompt]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -92,12 +93,12 @@ def _read(path: Path) -> list[str]:
             raise UserError(
                 "a JSON prompt file must hold a list", str(path), 'like [{"input_prompt": ...}]', usage=True
             )
-        found = [_prompt(row, f"{path}, entry {i}") for i, row in enumerate(rows)]
+        found = [_prompt(row, path, f"entry {i}") for i, row in enumerate(rows)]
     elif path.suffix in (".jsonl", ".ndjson"):
         lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        found = [_prompt(_parse(line, f"{path}, line {i}"), f"{path}, line {i}") for i, line in lines]
+        found = [_prompt(_parse(line, f"{path}, line {i}"), path, f"line {i}") for i, line in lines]
     else:
-        found = [line.strip() for line in text.splitlines() if line.strip()]
+        found = [Prompt(text=line.strip()) for line in text.splitlines() if line.strip()]
     if not found:
         raise UserError("the prompt file is empty", str(path), "give at least one prompt a line", usage=True)
     return found
@@ -113,8 +114,13 @@ def _parse(text: str, where: str) -> object:
     return value
 
 
-def _prompt(row: object, where: str) -> str:
-    value = row.get("input_prompt", row.get("prompt")) if isinstance(row, dict) else row
-    if not isinstance(value, str) or not value.strip():
-        raise UserError("no prompt here", where, 'give a string or {"input_prompt": "..."}', usage=True)
-    return value.strip()
+def _prompt(row: object, path: Path, place: str) -> Prompt:
+    fields = row if isinstance(row, dict) else {"prompt": row}
+    text = fields.get("input_prompt", fields.get("prompt"))
+    image = fields.get("source_image")
+    if not isinstance(text, str) or not text.strip():
+        fix = 'give a string or {"input_prompt": "..."}'
+        raise UserError("no prompt here", f"{path}, {place}", fix, usage=True)
+    if image is not None and not (isinstance(image, str) and (path.parent / image).is_file()):
+        raise UserError(f"there is no source image {image!r}", f"{path}, {place}", "correct the path", usage=True)
+    return Prompt(text=text.strip(), image=None if image is None else str(path.parent / image))

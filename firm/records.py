@@ -6,9 +6,10 @@ nothing of firm, torch or pyarrow, so every layer may use it.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
 SCORES = (1, 2, 3, 4, 5)
 
@@ -115,11 +116,41 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 
 
+class Prompt(Record):
+    """What a group is made of: a text and, for editing, a reference to its source image.
+
+    A text alone is written as just that text, in JSON and in shards.
+
+    Attributes:
+        text: What is asked for.
+        image: Path of the source image, None for generation.
+    """
+
+    text: str
+    image: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return json.loads(value) if value.startswith("{") else {"text": value}
+
+    @model_serializer
+    def _write(self) -> str:
+        if self.image is None and not self.text.startswith("{"):
+            return self.text
+        return json.dumps({"text": self.text, "image": self.image}, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        return self.text
+
+
 class Candidate(Record):
     """An image to be judged. ``images`` holds PNG bytes: one image for generation, (source, edited) for editing."""
 
     index: int
-    prompt: str
+    prompt: Prompt
     source: str
     split: Split
     images: list[bytes]
@@ -139,7 +170,7 @@ class Example(Record):
     id: str
     split: Split
     dimension: str
-    prompt: str
+    prompt: Prompt
     source: str
     difficulty: str
     score: int = Field(ge=1, le=5)
@@ -159,15 +190,14 @@ class Prediction(Record):
 
 
 class Sample(Record):
-    """One generated image with the seed of its noise and what judges said of it."""
+    """One generated image with the seed of its noise and what a suite said of it."""
 
     index: int
-    prompt: str
+    prompt: Prompt
     seed: int
     policy: Literal["base", "final"]
     images: list[bytes]
-    critic: Assessment
-    auditor: Assessment
+    scores: dict[str, Any]
 
 
 # ---- the gate ---------------------------------------------------------------------------------------------------

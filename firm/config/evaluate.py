@@ -10,6 +10,7 @@ from firm.config.section import Positive, Section
 class EvaluateConfig(Section):
     """Held-out prompts before and after RL, with the same seeds."""
 
+    suite: str = "held_out"  # a name in firm.evaluate.suite.SUITES
     num_images: PositiveInt = 256
     num_inference_steps: PositiveInt = 40
     guidance_scale: Positive = 1.0

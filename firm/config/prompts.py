@@ -26,4 +26,4 @@ class PromptsConfig(Section):
     def named_files(self) -> Iterator[NamedFile]:
         """The prompts."""
         if self.path is not None:
-            yield NamedFile("path", self.path)
+            yield NamedFile("path", self.path, follow=("source_image",))

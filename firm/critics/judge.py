@@ -11,7 +11,7 @@ from typing import Protocol
 from firm.chat.messages import IMAGE_MARK, Chat, ChatMessage, Reply, RequestFailed, user_message
 from firm.critics.answers import AnswerStyle, parse_answer, parse_score_first
 from firm.critics.rubrics import Rubric, load_rubric
-from firm.records import Assessment, Invalid, Judgement, Reason, UserError
+from firm.records import Assessment, Invalid, Judgement, Prompt, Reason, UserError
 
 RETRY_TEMPERATURE = 0.7
 
@@ -26,7 +26,7 @@ class JudgeInput:
         material: What only a teacher is given: name -> lines, such as the questions of a plan.
     """
 
-    prompt: str
+    prompt: Prompt
     images: list[bytes]
     material: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
@@ -151,14 +151,14 @@ class ChatJudge:
         return parse_answer(reply.text, "json" if rubric.answer == "json" else "boxed", reply.truncated)
 
 
-def question(rubric: Rubric, prompt: str, material: Mapping[str, Sequence[str]] | None = None) -> str:
+def question(rubric: Rubric, prompt: Prompt, material: Mapping[str, Sequence[str]] | None = None) -> str:
     """Text of the user message that asks a judge, with one ``<image>`` mark per image.
 
     The marks stand where the template has them, else in front. Curation writes this text into training examples and
     critics are asked with it, in this process and at an endpoint, so training and judging are the same. A mark inside
     the prompt is made harmless, as marks are counted.
     """
-    values = {"plan": (), "prompt": prompt.replace(IMAGE_MARK, "< image >"), **(material or {})}
+    values = {"plan": (), "prompt": prompt.text.replace(IMAGE_MARK, "< image >"), **(material or {})}
     text = rubric.render({name: values[name] for name in rubric.placeholders if name in values})
     return text if IMAGE_MARK in rubric.text else IMAGE_MARK * rubric.images + text
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from firm.chat.client import open_chat
 from firm.chat.journal import Journal
-from firm.config import CandidateSource, RunConfig
+from firm.config import CandidateSource, ChatConfig, RunConfig
 from firm.curation.balance import balance, histogram
-from firm.curation.plan_then_score import PlanThenScore, student_example
+from firm.curation.examples import student_example
+from firm.curation.labeller import find_labeller
 from firm.curation.sources import Source, count, no_candidates, open_source
 from firm.progress import Task
 from firm.records import (
@@ -28,7 +30,7 @@ from firm.records import (
     Summary,
     UserError,
 )
-from firm.storage.artifacts import Output
+from firm.storage.artifacts import WORK, Output
 from firm.storage.shards import ShardWriter, iter_shards
 
 STAGE = Stage(name="curation", sections=("seed", "prompts", "curation", "critic.rubrics", "critic.answer_style"))
@@ -54,18 +56,19 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 def _judge_all(config: RunConfig, out: Output) -> None:
     batches = list(_batches(config))
     writer = ShardWriter(out.folder / "judged", JudgedCandidate, config.curation.shard_size)
-    done, total = writer.rows_done, sum(len(b.indices) for b in batches)
+    done = writer.rows_done
+    total = sum(len(b.indices) for b in batches)
     task = Task("curation", "judging candidates", total, "images", done)
     if done < total:
-        work = out.folder / "work"
-        planner = Journal(open_chat(config.curation.planner), work / "planner.jsonl")
-        evaluator = Journal(open_chat(config.curation.evaluator), work / "evaluator.jsonl")
-        judge = PlanThenScore(config.curation, planner, evaluator)
-        for candidates in _ahead(_candidates(config, batches, done)):
-            out.publish(*(f"judged/{name}" for name in writer.write(judge.judge(candidates))))
-            task.advance(len(candidates), candidates[0].source)
-        planner.close()
-        evaluator.close()
+        with ExitStack() as journals:
+
+            def remembering(role: str, chat: ChatConfig) -> Journal:
+                return journals.enter_context(closing(Journal(open_chat(chat), out.folder / WORK / f"{role}.jsonl")))
+
+            labeller = find_labeller(config.curation.labeller)(config.curation, remembering)
+            for candidates in _ahead(_candidates(config, batches, done)):
+                out.publish(*(f"judged/{name}" for name in writer.write(labeller.label(candidates))))
+                task.advance(len(candidates), candidates[0].source)
     writer.close()
 
 
@@ -99,7 +102,8 @@ def _candidates(config: RunConfig, batches: list[Batch], done: int) -> Iterator[
             done -= len(batch.indices)
             continue
         if source is None or opened != batch.source.name:
-            source, opened = open_source(batch.source, config.prompts, config.seed), batch.source.name
+            source = open_source(batch.source, config.prompts, config.seed)
+            opened = batch.source.name
         yield source.make(batch.split, batch.indices)[done:]
         done = 0
 

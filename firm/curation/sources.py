@@ -17,7 +17,7 @@ from firm.dist import generator
 from firm.images import decode_image, encode_image
 from firm.locate import load_object
 from firm.prompts import Splits, load_prompts
-from firm.records import SPLITS, Candidate, Split, UserError
+from firm.records import SPLITS, Candidate, Prompt, Split, UserError
 from firm.seeds import seed_for
 
 
@@ -82,7 +82,7 @@ class Generated:
             for i, (_, judged), png in zip(indices, drawn, images, strict=True)
         ]
 
-    def _draw(self, split: Split, index: int) -> tuple[str, str]:
+    def _draw(self, split: Split, index: int) -> tuple[Prompt, Prompt]:
         """The prompt to sample with and the prompt to judge against."""
         prompts = self.prompts[split]
         random = generator(self.seed, "prompt", self.config.name, split, index)
@@ -108,9 +108,10 @@ class Function:
         """
         made = []
         for i in indices:
-            prompt, image = self.function(i, self.seed, split)
+            text, image = self.function(i, self.seed, split)
+            prompt = Prompt(text=text)
             if self.splits.of(prompt) != split:
-                what = f"{self.config.function} gives a prompt of the other split when asked for {split}: {prompt!r}"
+                what = f"{self.config.function} gives a prompt of the other split when asked for {split}: {text!r}"
                 fix = "give prompts of the split that is asked for, see firm.prompts.Splits"
                 raise UserError(what, "curation.sources.function", fix, usage=True)
             png = encode_image(image)
@@ -128,7 +129,7 @@ class Files:
     def __init__(self, config: FilesSource, splits: Splits) -> None:
         self.config = config
         self.path = Path(config.path)
-        self.rows: dict[Split, list[tuple[int, str, str]]] = {split: [] for split in SPLITS}
+        self.rows: dict[Split, list[tuple[int, Prompt, str]]] = {split: [] for split in SPLITS}
         for entry, (prompt, image) in enumerate(_read_rows(self.path)):
             self.rows[splits.of(prompt)].append((entry, prompt, image))
 
@@ -138,7 +139,7 @@ class Files:
         Raises:
             UserError: One is not there.
         """
-        for entry, _, image in sorted(row for rows in self.rows.values() for row in rows):
+        for entry, _, image in sorted((row for rows in self.rows.values() for row in rows), key=lambda row: row[0]):
             if not (self.path.parent / image).is_file():
                 raise UserError("there is no such image", self._where(entry, image), "correct the path", True)
 
@@ -161,7 +162,7 @@ class Files:
         return made
 
 
-def _read_rows(path: Path) -> list[tuple[str, str]]:
+def _read_rows(path: Path) -> list[tuple[Prompt, str]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -177,7 +178,7 @@ def _read_rows(path: Path) -> list[tuple[str, str]]:
 _ROW = 'every line must be {"prompt": "...", "image": "file.png"}'
 
 
-def _parse_row(line: str, where: str) -> tuple[str, str]:
+def _parse_row(line: str, where: str) -> tuple[Prompt, str]:
     try:
         row = json.loads(line)
         prompt = row["prompt"]
@@ -188,4 +189,4 @@ def _parse_row(line: str, where: str) -> tuple[str, str]:
         raise UserError(f"not a candidate: {error}", where, _ROW, True) from error
     if not (isinstance(prompt, str) and prompt.strip() and isinstance(image, str) and image):
         raise UserError("prompt and image must be texts, and not empty", where, _ROW, True)
-    return prompt, image
+    return Prompt(text=prompt), image

@@ -12,6 +12,7 @@ from torch import Tensor
 from firm.images import encode_image
 from firm.policies.policy import Conditions, Policy
 from firm.policies.sampler import sample
+from firm.records import Prompt
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Generated:
 
 def generate(
     policy: Policy,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     noise: Tensor,
     *,
     num_inference_steps: int,
@@ -53,7 +54,7 @@ def generate(
     row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     rows = torch.tensor([row[prompt] for prompt in prompts], device=policy.device)
     conditions = policy.encode(list(row))
-    negative = policy.encode([""]) if guidance_scale != 1 else None
+    negative = policy.encode([Prompt(text="")]) if guidance_scale != 1 else None
     parts = [
         sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, negative)
         for r, n in zip(rows.split(batch_size), noise.split(batch_size), strict=True)

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from firm.config import LoraConfig, PolicyConfig
-from firm.locate import load_object
+from firm.locate import load_named
 from firm.policies.parameters import ParameterSets
-from firm.records import UserError
+from firm.records import Prompt, UserError
 from firm.seeds import seed_for
 
 CARD = "policy.json"
@@ -67,7 +67,7 @@ class Family(Protocol):
             UserError: It cannot.
         """
 
-    def encode(self, prompts: Sequence[str]) -> Conditions:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditions:
         """Encode prompts, one row each."""
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
@@ -101,9 +101,7 @@ def find_family(name: str, key: str) -> type[Family]:
     Raises:
         UserError: There is no such family; ``key`` of the configuration is to blame.
     """
-    if name not in FAMILIES:
-        raise UserError(f"there is no family {name!r}", key, f"use one of {', '.join(sorted(FAMILIES))}", usage=True)
-    found: type[Family] = load_object(FAMILIES[name], key)
+    found: type[Family] = load_named(FAMILIES, name, key)
     return found
 
 
@@ -152,7 +150,7 @@ class Policy:
         """Evaluate under "policy" or a named copy."""
         return self.parameters.using(name) if self.parameters else nullcontext()
 
-    def encode(self, prompts: Sequence[str]) -> Conditions:
+    def encode(self, prompts: Sequence[Prompt]) -> Conditions:
         """Conditions of prompts, one row each."""
         with torch.no_grad():
             return self.family.encode(prompts)

@@ -12,7 +12,7 @@ from torch import Tensor
 from firm.config import PolicyConfig
 from firm.locate import kind_of_model, model_path
 from firm.policies.policy import Conditions
-from firm.records import UserError
+from firm.records import Prompt, UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -69,12 +69,20 @@ class SD3:
             fix = "give the folder of a StableDiffusion3Pipeline"
             raise UserError(f"{model} is a {kind}, not a generator of the family sd3", key, fix, usage=True)
 
-    def encode(self, prompts: Sequence[str]) -> Conditions:
-        """CLIP (and T5) embeddings of the prompts, without classifier-free guidance."""
+    def encode(self, prompts: Sequence[Prompt]) -> Conditions:
+        """CLIP (and T5) embeddings of the prompts, without classifier-free guidance.
+
+        Raises:
+            UserError: A prompt has a source image, of which this family can make nothing.
+        """
+        if edits := [prompt for prompt in prompts if prompt.image is not None]:
+            fix = "leave source_image out of the prompts, or choose a family of editors"
+            raise UserError("the family sd3 generates and does not edit", f"prompt {edits[0].text!r}", fix, usage=True)
+        texts = [prompt.text for prompt in prompts]
         embeds, _, pooled, _ = self._pipe.encode_prompt(
-            prompt=list(prompts),
-            prompt_2=list(prompts),
-            prompt_3=list(prompts),
+            prompt=texts,
+            prompt_2=texts,
+            prompt_3=texts,
             do_classifier_free_guidance=False,
             max_sequence_length=self._tokens,
             device=self._device,

@@ -10,25 +10,30 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from PIL import Image
+from pydantic import TypeAdapter
 
 from firm.images import decode_image
-from firm.records import Assessment, Judgement, Record, Sample
+from firm.records import Assessment, Judgement, Prompt, Record, Sample
 from firm.storage.shards import iter_shards
 
 MAX_SIDE = 384  # pixels; larger images are shrunk, as the page carries them
 PIXELATED_BELOW = 128  # pixels; smaller images are shown as the pixels they are
 Which = Literal["base", "final"]
 _WHICH: tuple[Which, ...] = ("base", "final")
+_ASSESSMENT: TypeAdapter[Assessment] = TypeAdapter(Assessment)
 
 
 class Scored(Record):
     """A `Sample` without its image, which is what choosing needs."""
 
     index: int
-    prompt: str
+    prompt: Prompt
     policy: Which
-    critic: Assessment
-    auditor: Assessment
+    scores: dict[str, Any]
+
+    def outcomes(self, judge: str) -> Assessment:
+        """What a judge of the suite of held-out prompts said; empty for other suites."""
+        return _ASSESSMENT.validate_python(self.scores.get(judge, {}))
 
 
 class Picture(NamedTuple):
@@ -78,20 +83,20 @@ def _spread(items: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]
 
 def _item(base: Scored, final: Scored, dimension: str) -> dict[str, Any]:
     names: list[tuple[Literal["auditor", "critic"], str]] = [
-        *(("auditor", d) for d in base.auditor),
-        *(("critic", d) for d in base.critic),
+        *(("auditor", d) for d in base.outcomes("auditor")),
+        *(("critic", d) for d in base.outcomes("critic")),
     ]
     scores = []
     for judge, name in names:
         row: dict[str, Any] = {"judge": judge, "dimension": name}
         for which, sample in zip(_WHICH, (base, final), strict=True):
-            outcome = getattr(sample, judge).get(name)
+            outcome = sample.outcomes(judge).get(name)
             row[which] = round(outcome.soft_score, 4) if isinstance(outcome, Judgement) else None
         scores.append(row)
     first = next((r for r in scores if r["judge"] == "auditor" and r["dimension"] == dimension), None)
     known = first is not None and first["base"] is not None and first["final"] is not None
     gain = round(first["final"] - first["base"], 4) if first and known else None
-    return {"index": base.index, "prompt": base.prompt, "gain": gain, "scores": scores}
+    return {"index": base.index, "prompt": base.prompt.text, "gain": gain, "scores": scores}
 
 
 def pictures(folder: Path, indices: Iterable[int]) -> dict[int, dict[str, Picture]]:

@@ -11,7 +11,7 @@ from firm.critics.load import open_judge
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
-from firm.records import Assessment, Invalid, UserError
+from firm.records import Assessment, Invalid, Prompt, UserError
 from firm.rl.audit import Audit
 from firm.rl.rollout import draw_prompts, rewards_of
 from firm.stats import spearman
@@ -20,7 +20,7 @@ from firm.stats import spearman
 class Auditor:
     """Checks the EMA policy on fixed training prompts and noise, by critic and auditor."""
 
-    def __init__(self, policy: Policy, critic: Judge, prompts: Sequence[str], config: RunConfig) -> None:
+    def __init__(self, policy: Policy, critic: Judge, prompts: Sequence[Prompt], config: RunConfig) -> None:
         self.policy = policy
         self.critic = critic
         self.config = config

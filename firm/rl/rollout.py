@@ -14,7 +14,7 @@ from firm.dist import BatchPlan, Ranks, gather, generator
 from firm.policies.generate import Generated, generate, to_images
 from firm.policies.policy import Conditions, Policy
 from firm.policies.sampler import noise_for
-from firm.records import Assessment, Invalid
+from firm.records import Assessment, Invalid, Prompt
 from firm.rewards import reward
 from firm.rl.nft import advantages
 
@@ -30,7 +30,7 @@ class Groups:
         first: Index of this rank's first sample among those of all ranks.
     """
 
-    prompts: list[str]
+    prompts: list[Prompt]
     generated: Generated
     images: list[bytes]
     first: int
@@ -59,7 +59,7 @@ class Rollout:
     stats: dict[str, float]
 
 
-def draw_prompts(prompts: Sequence[str], number: int, seed: int, epoch: int) -> list[int]:
+def draw_prompts(prompts: Sequence[object], number: int, seed: int, epoch: int) -> list[int]:
     """Indices of the epoch's distinct prompts (with repetition only where there are fewer prompts than groups)."""
     order: list[int] = []
     while len(order) < number:
@@ -88,7 +88,9 @@ def _score(assessment: Assessment, dimension: str, soft: bool) -> float:
     return outcome.soft_score if soft else float(outcome.score)
 
 
-def sample_groups(policy: Policy, prompts: Sequence[str], rl: RLConfig, seed: int, epoch: int, ranks: Ranks) -> Groups:
+def sample_groups(
+    policy: Policy, prompts: Sequence[Prompt], rl: RLConfig, seed: int, epoch: int, ranks: Ranks
+) -> Groups:
     """Sample this rank's groups of one epoch from the old policy.
 
     A group is one drawn prompt with ``group_size`` noises; its key is its place in the draw, never the prompt's text.

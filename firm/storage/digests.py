@@ -26,7 +26,7 @@ def content_hash(path: Path, follow: Sequence[str] = ()) -> str:
 
     Args:
         path: The file or folder.
-        follow: Keys of the rows of a JSONL file that name further files, relative to it; their contents count, too.
+        follow: Keys of the rows of a JSON or JSONL file that name further files, relative to it: these count, too.
 
     Raises:
         UserError: The file or a followed one is missing or cannot be read.
@@ -40,23 +40,26 @@ def content_hash(path: Path, follow: Sequence[str] = ()) -> str:
 
 
 def _followed(path: Path, keys: Sequence[str]) -> list[str]:
-    """Names of further files in the rows of a JSONL file; rows that are none are for the reader to complain about."""
+    """Names of further files in the rows of a JSON or JSONL file; the reader complains about what is no row."""
     if not keys:
         return []
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise disk_error(error, path) from error
     except UnicodeDecodeError as error:
         raise UserError("the file is not UTF-8 text", str(path), "save it as UTF-8", usage=True) from error
-    names = set[str]()
-    for line in filter(str.strip, lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        names.update(row[key] for key in keys if isinstance(row, dict) and isinstance(row.get(key), str))
-    return sorted(names)
+    rows = [_parsed(line) for line in text.split("\n")] if path.suffix != ".json" else _parsed(text)
+    named = (row.get(key) for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict) for key in keys)
+    return sorted({name for name in named if isinstance(name, str)})
+
+
+def _parsed(text: str) -> object:
+    try:
+        value: object = json.loads(text)
+    except ValueError:
+        return None
+    return value
 
 
 def _hashes(paths: Iterable[Path]) -> list[str]:

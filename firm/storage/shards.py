@@ -13,13 +13,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ValidationError
 
-from firm.records import Message, Record, UserError
+from firm.records import Message, Prompt, Record, UserError
 from firm.storage.files import TEMPORARY, atomic_write, disk_error
 
 ROWS_PER_GROUP = 64  # what a reader holds in memory: images are large
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the Image feature of Hugging Face datasets
 
-_NATURAL = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.binary()}
+_NATURAL = {
+    Prompt: pa.string(),
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    bytes: pa.binary(),
+}
 _LISTS = {
     str: pa.list_(pa.string()),
     bytes: pa.list_(IMAGE),

@@ -17,6 +17,7 @@ from firm.critics.judge import JudgeInput
 from firm.critics.local import LocalCritic, load_processor
 from firm.images import encode_image
 from firm.policies.policy import Conditions, Policy
+from firm.records import Prompt
 from firm.rl.nft import branch_errors, kl_loss, policy_loss
 from firm.sft.train import prepare
 from firm.shapes.generation import candidate
@@ -52,7 +53,7 @@ def test_score_first_judges_faster_than_generating(tmp_path: Path) -> None:
     first = LocalCritic(tmp_path, config.critic, CPU)
     reason = config.critic.model_copy(update={"answer_style": "reason_first", "max_new_tokens": 24})
     second = LocalCritic(tmp_path, reason, CPU)
-    items = [JudgeInput(p, [encode_image(i)]) for p, i in (candidate(n, 0, "train") for n in range(64))]
+    items = [JudgeInput(Prompt(text=p), [encode_image(i)]) for p, i in (candidate(n, 0, "train") for n in range(64))]
     result = interleaved(lambda: first.judge(items), lambda: second.judge(items), rounds=3)
     show("score-first / reason-first judgement", result)
     assert result["ratio"] < 0.5
@@ -77,7 +78,7 @@ def test_update_against_the_reference_order(kl_weight: float, bound: float) -> N
     x0, noise = (torch.randn(number, *policy.latent_shape, generator=generator) for _ in range(2))
     sigma = torch.rand(number, generator=generator)
     x_t = (1 - sigma.view(-1, 1, 1, 1)) * x0 + sigma.view(-1, 1, 1, 1) * noise
-    conditions = policy.encode(["a red circle"] * number)
+    conditions = policy.encode([Prompt(text="a red circle")] * number)
     r = torch.rand(number, generator=generator)
 
     def loss_of(v: Tensor, v_old: Tensor, v_ref: Tensor | None) -> Tensor:

@@ -28,7 +28,7 @@ from firm.critics.load import open_judge
 from firm.critics.local import LocalCritic, load_model
 from firm.critics.serve import BatchingChat, model_folder, serve
 from firm.images import encode_image
-from firm.records import Assessment, Invalid, UserError
+from firm.records import Assessment, Invalid, Prompt, UserError
 from firm.shapes.generation import candidate
 from firm.shapes.models import WEIGHTS, build_critic
 from firm.storage.artifacts import Output
@@ -60,7 +60,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def items() -> list[JudgeInput]:
     pairs = [candidate(i, 0, "train") for i in range(6)]
-    return [JudgeInput(prompt, [encode_image(image)]) for prompt, image in pairs]
+    return [JudgeInput(Prompt(text=prompt), [encode_image(image)]) for prompt, image in pairs]
 
 
 @pytest.fixture(scope="module")

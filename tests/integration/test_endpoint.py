@@ -14,7 +14,7 @@ from firm.chat.client import EndpointClient, open_chat
 from firm.chat.messages import Reply, RequestFailed, user_message
 from firm.config import EndpointChat
 from firm.critics.judge import ChatJudge, JudgeInput
-from firm.records import Invalid, Judgement, UserError
+from firm.records import Invalid, Judgement, Prompt, UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 Step = Callable[["Handler"], None]
@@ -261,7 +261,7 @@ def test_a_critic_over_http(server: Server) -> None:
         status(400, b"bad image"), ok("so far", "length"), ok(""), ok("still cut", "length"), ok("\\boxed{1}"),
     )  # fmt: skip
     critic = ChatJudge(client, {"instruction_following": "short_instruction_following"})
-    rows = critic.judge([JudgeInput(f"item {i}", [PNG]) for i in range(6)])
+    rows = critic.judge([JudgeInput(Prompt(text=f"item {i}"), [PNG]) for i in range(6)])
     outcomes = [row["instruction_following"] for row in rows]
     assert [o.score if isinstance(o, Judgement) else o.reason for o in outcomes] == [
         4, 2, "out_of_range", "request_failed", "truncated", 1,
@@ -277,5 +277,5 @@ def test_many_requests_in_flight(server: Server) -> None:
 
     critic = ChatJudge(server.client(slow, concurrency=8), {"quality": "short_quality"}, concurrency=8)
     start = time.monotonic()
-    rows = critic.judge([JudgeInput("x", [PNG])] * 32)
+    rows = critic.judge([JudgeInput(Prompt(text="x"), [PNG])] * 32)
     assert rows == [{"quality": Judgement(score=4)}] * 32 and time.monotonic() - start < 1.6

@@ -78,7 +78,7 @@ def test_every_own_image_is_judged_against_its_own_prompt(artifact: Path) -> Non
     for judged in mine:
         outcome = judged.assessment["instruction_following"]
         assert isinstance(outcome, Judgement)
-        found[judged.prompt, picture(judged.images[0]).tobytes()] = outcome.score
+        found[judged.prompt.text, picture(judged.images[0]).tobytes()] = outcome.score
     assert len(mine) == FILES and found == expected
 
 

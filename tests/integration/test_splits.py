@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from firm.config import RunConfig
 from firm.config.loading import load_config
 from firm.curation.run import run as curate
 from firm.curation.sources import Generated
-from firm.evaluate.run import held_out
+from firm.evaluate.held_out import HeldOut
 from firm.images import encode_image
 from firm.prompts import load_prompts
 from firm.records import SPLITS, Example, JudgedCandidate, Split
@@ -69,14 +70,15 @@ def test_no_prompt_is_in_two_splits(config: RunConfig, tmp_path: Path) -> None:
     seen: dict[Split, set[str]] = {split: set() for split in SPLITS}
     for split in SPLITS:
         uses = {
-            "RL or evaluation": load_prompts(config.prompts, split),
-            "images of files": [j.prompt for j in judged if j.split == split],
-            "examples of critic or bench": [e.prompt for e in iter_shards(out.folder / split, Example)],
-            "sampled images": [p for i in range(500) for p in drawn._draw(split, i)],
+            "RL or evaluation": [p.text for p in load_prompts(config.prompts, split)],
+            "images of files": [j.prompt.text for j in judged if j.split == split],
+            "examples of critic or bench": [e.prompt.text for e in iter_shards(out.folder / split, Example)],
+            "sampled images": [p.text for i in range(500) for p in drawn._draw(split, i)],
         }
         for use, prompts in uses.items():
             assert prompts, f"{use}: nothing in {split}"
             seen[split] |= {" ".join(p.split()).lower() for p in prompts}
-    seen["test"] |= set(held_out(config))
+    evaluated = HeldOut.prompts(SimpleNamespace(config=config))  # type: ignore[arg-type]  # needs no critic
+    seen["test"] |= {p.text for p in evaluated}
     assert not seen["train"] & seen["test"]
     assert len(seen["train"]) + len(seen["test"]) == len(ALL) and 180 < len(seen["test"]) < 300

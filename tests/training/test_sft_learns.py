@@ -22,7 +22,8 @@ from firm.config import (
 )
 from firm.critics.judge import JudgeInput, soft_scores
 from firm.critics.local import Encoder, LocalCritic, load_processor
-from firm.curation.plan_then_score import PlanThenScore, student_example
+from firm.curation.examples import student_example
+from firm.curation.plan_then_score import PlanThenScore
 from firm.curation.sources import open_source
 from firm.metrics import read_metrics
 from firm.records import Example, Judgement
@@ -52,10 +53,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         dimensions={DIMENSION: JudgedDimension(rubric="evaluate")},
     )  # fmt: skip
     source = open_source(SOURCE, PROMPTS, 0)
-    judge = PlanThenScore(curation, open_chat(TEACHER), open_chat(TEACHER))
+    judge = PlanThenScore(curation, lambda role, chat: open_chat(chat))
     for split, number in (("train", 320), ("test", 80)):
         writer = ShardWriter(folder / split, Example, 128)
-        judged = judge.judge(source.make(split, range(number)))  # type: ignore[arg-type]
+        judged = judge.label(source.make(split, range(number)))  # type: ignore[arg-type]
         rubric = CRITIC.rubrics[DIMENSION]  # type: ignore[index]
         writer.write([student_example(j, DIMENSION, rubric, CRITIC.answer_style, curation) for j in judged])
         writer.close()

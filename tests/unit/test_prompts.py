@@ -7,13 +7,13 @@ import pytest
 
 from firm.config import PromptsConfig
 from firm.prompts import Splits, load_prompts
-from firm.records import UserError
+from firm.records import Prompt, UserError
 
 ALL = [f"prompt number {i}" for i in range(200)]
 
 
 def load(path: Path, split: str = "train", **options: float) -> list[str]:
-    return load_prompts(PromptsConfig(path=str(path), **options), split)  # type: ignore[arg-type]
+    return [p.text for p in load_prompts(PromptsConfig(path=str(path), **options), split)]  # type: ignore[arg-type]
 
 
 def write(folder: Path, name: str, text: str | bytes) -> Path:
@@ -111,5 +111,5 @@ def test_a_function_that_gives_a_prompt_for_both_splits_is_refused() -> None:
 def test_a_split_does_not_depend_on_how_a_prompt_is_written() -> None:
     splits = Splits(PromptsConfig(path="unused", test_share=0.5))
     for prompt in ALL:
-        assert splits.of(prompt) == splits.of(f" {prompt.upper()}\n".replace(" ", "  "))
-    assert {splits.of(prompt) for prompt in ALL} == {"train", "test"}
+        assert splits.of(Prompt(text=prompt)) == splits.of(Prompt(text=f" {prompt.upper()}\n".replace(" ", "  ")))
+    assert {splits.of(Prompt(text=prompt)) for prompt in ALL} == {"train", "test"}

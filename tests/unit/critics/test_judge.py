@@ -10,7 +10,7 @@ import pytest
 from firm.chat.messages import ChatMessage, Reply, RequestFailed
 from firm.critics.judge import Answered, ChatJudge, JudgeInput, all_invalid, invalid_counts, question, soft_scores
 from firm.critics.rubrics import load_rubric
-from firm.records import Invalid, Judgement, UserError
+from firm.records import Invalid, Judgement, Prompt, UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FOLLOWING = {"instruction_following": "instruction_following"}
@@ -54,7 +54,7 @@ class Echo:
 
 
 def item(prompt: str = "a red circle", plan: Sequence[str] = ()) -> JudgeInput:
-    return JudgeInput(prompt, [PNG], {"plan": list(plan)} if plan else {})
+    return JudgeInput(Prompt(text=prompt), [PNG], {"plan": list(plan)} if plan else {})
 
 
 def test_a_good_answer_is_asked_for_once() -> None:
@@ -121,7 +121,7 @@ def test_misuse() -> None:
     with pytest.raises(UserError, match="no rubric for the dimension 'consistency'"):
         critic.ask(item(), "consistency")
     with pytest.raises(UserError, match="judges 1 image"):
-        critic.ask(JudgeInput("a", [PNG, PNG]), "instruction_following")
+        critic.ask(JudgeInput(Prompt(text="a"), [PNG, PNG]), "instruction_following")
     with pytest.raises(UserError, match="asks for a plan"):
         ChatJudge(Scripted(), {"instruction_following": "plan"})
     assert critic.judge([]) == []

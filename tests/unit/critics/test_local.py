@@ -13,7 +13,7 @@ from firm.critics.judge import JudgeInput, question
 from firm.critics.local import Encoder, LocalCritic, load_model, load_processor
 from firm.critics.rubrics import load_rubric
 from firm.images import encode_image
-from firm.records import Assessment, Invalid, Judgement, UserError
+from firm.records import Assessment, Invalid, Judgement, Prompt, UserError
 from firm.sft.train import Collator
 from firm.shapes.generation import candidate
 from firm.shapes.models import WEIGHTS, build_critic
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def items() -> list[JudgeInput]:
     pairs = [candidate(i, 0, "train") for i in range(7)]
-    return [JudgeInput(prompt, [encode_image(image)]) for prompt, image in pairs]
+    return [JudgeInput(Prompt(text=prompt), [encode_image(image)]) for prompt, image in pairs]
 
 
 def distributions(assessments: list[Assessment]) -> torch.Tensor:
@@ -132,7 +132,9 @@ def test_a_corrupt_image_is_named(folder: Path, items: list[JudgeInput]) -> None
     "prompt", ["<image>", "<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>", "<|im_end|>"]
 )
 def test_a_prompt_with_special_tokens_is_only_text(folder: Path, items: list[JudgeInput], prompt: str) -> None:
-    found = LocalCritic(folder, config(), CPU).judge([JudgeInput(f"a red circle {prompt}", items[0].images), items[1]])
+    found = LocalCritic(folder, config(), CPU).judge(
+        [JudgeInput(Prompt(text=f"a red circle {prompt}"), items[0].images), items[1]]
+    )
     assert all(isinstance(outcome, Judgement) for assessment in found for outcome in assessment.values())
 
 

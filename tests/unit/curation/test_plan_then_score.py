@@ -9,7 +9,8 @@ from firm.chat.messages import Chat, ChatMessage, Reply, RequestFailed
 from firm.config import CurationConfig, FunctionSource, JudgedDimension, PythonChat
 from firm.critics.answers import parse_answer, parse_score_first
 from firm.critics.rubrics import load_rubric
-from firm.curation.plan_then_score import PlanThenScore, student_example
+from firm.curation.examples import student_example
+from firm.curation.plan_then_score import PlanThenScore
 from firm.images import encode_image
 from firm.records import Candidate, Invalid, JudgedCandidate, Judgement
 from firm.shapes import teacher
@@ -59,16 +60,19 @@ class Scripted:
 def judge(
     candidates: Sequence[Candidate], planner: Chat | None = None, evaluator: Chat | None = None
 ) -> list[JudgedCandidate]:
-    return PlanThenScore(settings(), planner or open_chat(TEACHER), evaluator or open_chat(TEACHER)).judge(candidates)
+    chats = {"planner": planner or open_chat(TEACHER), "evaluator": evaluator or open_chat(TEACHER)}
+    return PlanThenScore(settings(), lambda role, _: chats[role]).label(candidates)
 
 
 def test_judgements_are_the_teachers_with_their_provenance(candidates: list[Candidate]) -> None:
     for given, judged in zip(candidates, judge(candidates), strict=True):
         assert Candidate(**{k: getattr(judged, k) for k in Candidate.model_fields}) == given
-        assert judged.material["plan"] == teacher.plan(given.prompt)
+        assert judged.material["plan"] == teacher.plan(given.prompt.text)
         outcome = judged.assessment["instruction_following"]
         _, image = candidate(given.index, 0, "train")
-        assert isinstance(outcome, Judgement) and outcome.score == teacher.instruction_following(given.prompt, image)
+        assert isinstance(outcome, Judgement) and outcome.score == teacher.instruction_following(
+            given.prompt.text, image
+        )
         quality = judged.assessment["quality"]
         assert isinstance(quality, Judgement) and quality.score == min(teacher.quality(image))
         provenance = judged.provenance
@@ -105,7 +109,7 @@ def test_one_plan_per_prompt(candidates: list[Candidate]) -> None:
     planner = Scripted("- Is it red?\n- Is it round?")
     judged = judge([candidates[0]] * 3, planner)
     assert len(planner.asked) == 1 and judged[0].material["plan"] == ["Is it red?", "Is it round?"]
-    assert candidates[0].prompt in str(planner.asked[0][0]) and "image_url" not in str(planner.asked[0][0])
+    assert candidates[0].prompt.text in str(planner.asked[0][0]) and "image_url" not in str(planner.asked[0][0])
 
 
 @pytest.mark.parametrize("nonsense", ["I like it.", "\\boxed{7}", "\\boxed{4.5}", "", None, "{"])

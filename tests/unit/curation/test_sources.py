@@ -21,7 +21,7 @@ from firm.config import (
 from firm.curation.sources import count, open_source
 from firm.images import decode_image, encode_image
 from firm.prompts import Splits
-from firm.records import SPLITS, Candidate, Split, UserError
+from firm.records import SPLITS, Candidate, Prompt, Split, UserError
 
 PROMPTS = PromptsConfig(function="firm.shapes.generation:prompts", test_share=0.3)
 DIMENSIONS = {"instruction_following": JudgedDimension(rubric="evaluate")}
@@ -64,10 +64,10 @@ def both(config: FilesSource, test_share: float = 0.3) -> tuple[list[Candidate],
 @pytest.mark.parametrize("test_share", [0.0, 0.1, 0.5, 1.0])
 def test_every_file_is_in_one_split(files: Files, test_share: float) -> None:
     train, test = both(files(rows(*range(10))), test_share)
-    assert sorted(c.prompt for c in train + test) == sorted(f"picture {i}" for i in range(10))
+    assert sorted(c.prompt.text for c in train + test) == sorted(f"picture {i}" for i in range(10))
     assert abs(len(test) - 10 * test_share) <= 2 and {c.split for c in test} <= {"test"}
     for c in train + test:
-        shade = int(c.prompt.split()[1]) * 20
+        shade = int(c.prompt.text.split()[1]) * 20
         assert decode_image(c.images[0], "").getpixel((0, 0)) == (shade, 0, 0)
 
 
@@ -128,7 +128,7 @@ def test_an_empty_or_binary_file_is_named(files: Files, content: str | bytes, wh
 def test_a_file_with_a_byte_order_mark_and_odd_line_separators(files: Files) -> None:
     line = json.dumps({"prompt": "two\u2028lines", "image": "1.png"}, ensure_ascii=False)
     train, _ = both(files(b"\xef\xbb\xbf" + line.encode()), 0)
-    assert train[0].prompt == "two\u2028lines"
+    assert train[0].prompt.text == "two\u2028lines"
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def leaky(index: int, seed: int, split: Split) -> tuple[str, Image.Image]:
 
 def test_a_function_that_gives_a_held_out_prompt_for_training_is_refused() -> None:
     config = FunctionSource(name="leaky", function=f"{__name__}:leaky", num_images=2)
-    belongs = Splits(PROMPTS).of("a picture")
+    belongs = Splits(PROMPTS).of(Prompt(text="a picture"))
     other: Split = "test" if belongs == "train" else "train"
     assert len(open_source(config, PROMPTS, 0).make(belongs, [0])) == 1
     with pytest.raises(UserError, match=f"a prompt of the other split when asked for {other}: 'a picture'") as caught:

@@ -13,6 +13,7 @@ from firm.images import decode_image
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy, load_policy, save_policy
 from firm.policies.sampler import noise_for
+from firm.records import Prompt
 
 BASE = "pkg://firm.shapes/weights/base"
 ROOT = Path(__file__).parents[3]
@@ -22,7 +23,7 @@ SNIPPETS = dict(
 )
 NO_T5 = {"from_pretrained(base,": "from_pretrained(base, text_encoder_3=None, tokenizer_3=None,"}
 CPU = torch.device("cpu")
-PROMPTS = ["a red circle", "a blue square", "a green triangle left of a red square"]
+PROMPTS = [Prompt(text=text) for text in ("a red circle", "a blue square", "a green triangle left of a red square")]
 
 
 @pytest.fixture(params=["lora", "full"])

@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 from firm.config import LoraConfig, PolicyConfig
 from firm.policies.policy import FAMILIES, Policy, load_policy, save_policy
 from firm.policies.sampler import noise_for, sample
-from firm.records import UserError
+from firm.records import Prompt, UserError
 from firm.shapes.models import build_generator, load_generator
 
 CPU = torch.device("cpu")
 LORA = LoraConfig(rank=2, alpha=4)
-PROMPTS = ["a red circle", "a blue square left of a red circle"]
+PROMPTS = [Prompt(text=text) for text in ("a red circle", "a blue square left of a red circle")]
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_euler_gives_the_pipelines_own_images(policy: Policy, folder: Path, guid
         PROMPTS, num_inference_steps=5, guidance_scale=guidance, height=32, width=32, max_sequence_length=1,
         latents=noise, output_type="np",
     ).images  # fmt: skip
-    negative = policy.encode([""])
+    negative = policy.encode([Prompt(text="")])
     latents = sample(policy, policy.encode(PROMPTS), noise, 5, guidance_scale=guidance, negative=negative)
     ours = policy.decode(latents).numpy()
     assert np.abs(ours - theirs * 255).max() <= 4

@@ -114,8 +114,13 @@ def write_samples(folder: Path, auditor: Mapping[int, tuple[int | None, int | No
                 seed=index,
                 policy=policy,  # type: ignore[arg-type]
                 images=[encode_image(Image.new("RGB", (side, side), (index % 256, 200 * which, 90)))],
-                critic={**judged(3 + which), "quality": Judgement(score=4, distribution=(0, 0, 0.25, 0.5, 0.25))},
-                auditor=judged(values[which]),
+                scores={
+                    "critic": {
+                        **judged(3 + which),
+                        "quality": Judgement(score=4, distribution=(0, 0, 0.25, 0.5, 0.25)),
+                    },
+                    "auditor": judged(values[which]),
+                },
             )
             writer.write([sample])
     writer.close()

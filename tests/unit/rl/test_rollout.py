@@ -14,12 +14,13 @@ from firm.critics.judge import JudgeInput
 from firm.dist import Ranks
 from firm.images import decode_image
 from firm.policies.policy import Policy
-from firm.records import Assessment, Invalid, Judgement
+from firm.records import Assessment, Invalid, Judgement, Prompt
 from firm.rl.rollout import Rollout, draw_prompts, rewards_of, sample_groups, score, with_advantages
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 BASE, QMA = RewardConfig(formula="base_only", base="instruction_following"), RewardConfig()
-PROMPTS = ["a red circle", "a blue square", "a green triangle", "a yellow circle"]
+TEXTS = ("a red circle", "a blue square", "a green triangle", "a yellow circle")
+PROMPTS = [Prompt(text=text) for text in TEXTS]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ class Redness:
         return Judgement(score=5 if high > 0.5 else 1, distribution=(1 - high, 0, 0, 0, high))
 
 
-def roll(policy: Policy, critic: Redness | None = None, prompts: Sequence[str] = PROMPTS, **changes: Any) -> Rollout:
+def roll(policy: Policy, critic: Redness | None = None, prompts: Sequence[Prompt] = PROMPTS, **changes: Any) -> Rollout:
     rl = settings(**changes)
     groups = sample_groups(policy, prompts, rl, 5, 2, ALONE)
     return with_advantages(groups, *score(critic or Redness(), groups, BASE), rl, ALONE)
@@ -73,7 +74,7 @@ def test_one_sample_per_group_member_under_its_own_prompt(policy: Policy) -> Non
 def test_the_same_prompt_drawn_twice_makes_two_groups(policy: Policy) -> None:
     critic = Redness()
     found = roll(policy, critic, ["a red circle"] * 2)
-    assert {item.prompt for item in critic.asked} == {"a red circle"}
+    assert {item.prompt.text for item in critic.asked} == {"a red circle"}
     assert len({item.images[0] for item in critic.asked}) == 12  # with noises of their own
     assert found.advantage.view(4, 3).sum(1).abs().max() < 1e-4  # each centred by itself
     rewards = torch.tensor([a["instruction_following"].soft_score for a in Redness().judge(critic.asked)])  # type: ignore[union-attr]

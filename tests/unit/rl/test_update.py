@@ -11,11 +11,12 @@ from firm.config import LoraConfig, PolicyConfig, RLConfig
 from firm.dist import Ranks
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
+from firm.records import Prompt
 from firm.rl.rollout import Rollout
 from firm.rl.update import Updater
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-PROMPTS = ["a red circle", "a blue square"]
+PROMPTS = [Prompt(text=text) for text in ("a red circle", "a blue square")]
 N = 6
 Make = Callable[..., Updater]
 

@@ -1,0 +1,47 @@
+"""How curation gets from a candidate to a judgement: a class, one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from firm.chat.messages import Chat
+from firm.config import ChatConfig, CurationConfig
+from firm.locate import load_named
+from firm.records import Candidate, JudgedCandidate
+
+OpenChat = Callable[[str, ChatConfig], Chat]
+"""(role of a teacher, its configuration) -> a chat that remembers what it has answered in this stage."""
+
+
+class Labeller(Protocol):
+    """Judges candidates, with the help of material that the critic will not be given.
+
+    The material has a name, such as ``plan``, under which rubrics of the teacher ask for it and `JudgedCandidate` keeps
+    it.
+    """
+
+    def __init__(self, config: CurationConfig, open_chat: OpenChat) -> None:
+        """Open the teachers."""
+
+    def label(self, candidates: Sequence[Candidate]) -> list[JudgedCandidate]:
+        """Judge candidates on every dimension, in order; a failed judgement is `Invalid`."""
+
+    @staticmethod
+    def difficulty(judged: JudgedCandidate, config: CurationConfig) -> str:
+        """How hard the candidate is to judge, for the tables of the bench."""
+
+
+LABELLERS: dict[str, str] = {
+    "plan_then_score": "firm.curation.plan_then_score:PlanThenScore",
+}
+
+
+def find_labeller(name: str) -> type[Labeller]:
+    """The class of a labeller.
+
+    Raises:
+        UserError: There is none of this name (exit code 2).
+    """
+    found: type[Labeller] = load_named(LABELLERS, name, "curation.labeller")
+    return found

@@ -1,0 +1,81 @@
+"""The suite of held-out prompts: critic and auditor judge, and RL's gain is the mean of paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import TypeAdapter
+
+from firm.config import RunConfig
+from firm.critics.judge import JudgeInput, soft_scores
+from firm.critics.load import load_critic, open_judge
+from firm.dist import generator
+from firm.evaluate.suite import Scores
+from firm.prompts import load_prompts
+from firm.records import Assessment, Prompt, Sample, Summary
+from firm.stats import mean_ci
+
+Which = Literal["base", "final"]
+_WHICH: tuple[Which, ...] = ("base", "final")
+_ASSESSMENT: TypeAdapter[Assessment] = TypeAdapter(Assessment)
+
+
+class HeldOut:
+    """Prompts that neither the critic nor RL has seen; a `firm.evaluate.suite.Suite`."""
+
+    def __init__(self, config: RunConfig, critic: Path, device: torch.device) -> None:
+        """Load the critic and open the auditor."""
+        self.config = config
+        self.judges = {
+            "critic": load_critic(critic, config.critic, device),
+            "auditor": open_judge(config.auditor.judge, config.auditor.rubrics),
+        }
+
+    def prompts(self) -> list[Prompt]:
+        """The held-out prompt of each sample: every prompt equally often, in seeded order."""
+        prompts = load_prompts(self.config.prompts, "test")
+        order = torch.randperm(len(prompts), generator=generator(self.config.seed, "evaluate")).tolist()
+        return [prompts[order[i % len(order)]] for i in range(self.config.evaluate.num_images)]
+
+    def score(self, prompts: Sequence[Prompt], images: Sequence[bytes]) -> list[Scores]:
+        """Judge -> dimension -> outcome."""
+        items = [JudgeInput(prompt, [png]) for prompt, png in zip(prompts, images, strict=True)]
+        by_judge = {name: judge.judge(items) for name, judge in self.judges.items()}
+        return [
+            {name: _ASSESSMENT.dump_python(row[i], mode="json") for name, row in by_judge.items()}
+            for i in range(len(items))
+        ]
+
+    def summary(self, samples: Sequence[Sample]) -> Summary:
+        """Mean scores before and after RL and their paired differences, with intervals."""
+        by = {which: [s for s in samples if s.policy == which] for which in _WHICH}
+        rows = []
+        metrics = {}
+        for judge, dimension in self._judged():
+            scores = {w: soft_scores([_assessment(s, judge) for s in by[w]], dimension) for w in _WHICH}
+            differences = [
+                f - b for b, f in zip(scores["base"], scores["final"], strict=True) if b is not None and f is not None
+            ]
+            if not differences:
+                continue
+            values = {w: [x for x in scores[w] if x is not None] for w in _WHICH} | {"gain": differences}
+            for name, column in values.items():
+                mean, low, high = mean_ci(column, self.config.evaluate.num_bootstrap, self.config.seed)
+                metrics[f"{judge}_{dimension}_{name}"] = mean
+                row = {"judge": judge, "dimension": dimension, "policy": name, "mean": mean, "low": low, "high": high}
+                rows.append({**row, "n": len(column), "invalid": len(by["base"]) - len(column)})
+            for which in _WHICH:
+                full = [x >= 4.5 for x in values[which]]
+                metrics[f"{judge}_{dimension}_full_marks_{which}"] = sum(full) / len(full)
+        return Summary(stage="evaluate", metrics=metrics, tables={"scores": rows})
+
+    def _judged(self) -> Iterator[tuple[str, str]]:
+        yield from (("auditor", d) for d in self.config.auditor.rubrics)
+        yield from (("critic", d) for d in self.config.critic.rubrics)
+
+
+def _assessment(sample: Sample, judge: str) -> Assessment:
+    return _ASSESSMENT.validate_python(sample.scores[judge])

@@ -1,0 +1,47 @@
+"""What a policy is evaluated on: items, questions about them, their parsing and aggregation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from firm.config import RunConfig
+from firm.locate import load_named
+from firm.records import Prompt, Sample, Summary
+
+Scores = dict[str, Any]
+"""What a suite says of one image, as JSON; its scores are its own, not judgements from 1 to 5."""
+
+
+class Suite(Protocol):
+    """A benchmark of policies."""
+
+    def __init__(self, config: RunConfig, critic: Path, device: torch.device) -> None:
+        """``critic``: folder of the trained critic."""
+
+    def prompts(self) -> list[Prompt]:
+        """What images are asked for, one each; the same before and after RL."""
+
+    def score(self, prompts: Sequence[Prompt], images: Sequence[bytes]) -> list[Scores]:
+        """What is to be said of PNG images of these prompts, in order."""
+
+    def summary(self, samples: Sequence[Sample]) -> Summary:
+        """Aggregate all samples, of the base and of the final policy."""
+
+
+SUITES: dict[str, str] = {
+    "held_out": "firm.evaluate.held_out:HeldOut",
+}
+
+
+def find_suite(name: str) -> type[Suite]:
+    """The class of a suite.
+
+    Raises:
+        UserError: There is none of this name (exit code 2).
+    """
+    found: type[Suite] = load_named(SUITES, name, "evaluate.suite")
+    return found
