@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from firm.config import PolicyConfig
@@ -116,19 +118,18 @@ class SD3:
 
     def save(self, folder: Path) -> None:
         """Write what ``StableDiffusion3Pipeline.load_lora_weights`` reads, or the whole transformer as a folder."""
+        from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
+
         lora = self._lora()
         if lora is None:
             self.denoiser.save_pretrained(folder / TRANSFORMER)
+            _forget_origin(folder / TRANSFORMER / "config.json")
             return
-        self._pipe.save_lora_weights(
-            folder,
-            transformer_lora_layers=self._trained(),
-            transformer_lora_adapter_metadata={
-                "r": lora.r,
-                "lora_alpha": lora.lora_alpha,
-                "target_modules": sorted(lora.target_modules),
-            },
-        )
+        card = {"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}
+        # One entry: safetensors writes several in random order, and equal adapters shall be equal files.
+        metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps({f"{TRANSFORMER}.{k}": v for k, v in card.items()})}
+        tensors = {f"{TRANSFORMER}.{name}": value.cpu().contiguous() for name, value in self._trained().items()}
+        save_file(tensors, folder / LORA_WEIGHT_NAME_SAFE, metadata)
 
     def load(self, folder: Path) -> None:
         """Read what :meth:`save` wrote.
@@ -159,3 +160,10 @@ class SD3:
 
         state: dict[str, Tensor] = self.denoiser.state_dict()
         return state if self._lora() is None else get_peft_model_state_dict(self.denoiser, state)
+
+
+def _forget_origin(config: Path) -> None:
+    """Remove the path that the model was loaded from: it is of this machine."""
+    values = json.loads(config.read_text())
+    values.pop("_name_or_path", None)
+    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -12,6 +12,7 @@ from firm import preflight
 from firm.config import RewardConfig, RLConfig, RunConfig
 from firm.config.loading import load_config
 from firm.critics.judge import JudgeInput
+from firm.evaluate import held_out
 from firm.evaluate import run as evaluate
 from firm.images import decode_image
 from firm.metrics import read_metrics
@@ -60,7 +61,7 @@ class Tiny:
             raise UserError("not a tiny model", key, "make one", usage=True)
 
     def encode(self, prompts):
-        texts = [[sum(prompt.encode()[i::8]) / 1000 for i in range(8)] for prompt in prompts]
+        texts = [[sum(prompt.text.encode()[i::8]) / 1000 for i in range(8)] for prompt in prompts]
         return Conditions({"text": torch.tensor(texts)})
 
     def velocity(self, latents, sigma, conditions):
@@ -98,8 +99,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     (tmp_path / "tiny_family.py").write_text(MODULE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(FAMILIES, "tiny", "tiny_family:Tiny")
-    for stage in (rl, evaluate):
-        monkeypatch.setattr(stage, "load_critic", lambda *_: Redness())
+    for module in (rl, held_out):
+        monkeypatch.setattr(module, "load_critic", lambda *_: Redness())
     import tiny_family  # type: ignore[import-not-found]
     from safetensors.torch import save_file
 
@@ -112,7 +113,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
         update={
             "policy": run.policy.model_copy(update=policy),
             "rl": RLConfig(**few, kl_weight=0.01),
-            "reward": RewardConfig(formula="base_only"),
+            "reward": RewardConfig(formula="base_only", base="instruction_following"),
             "auditor": run.auditor.model_copy(update={"num_images": 4}),
             "evaluate": run.evaluate.model_copy(update={"num_images": 6, "batch_size": 4, "guidance_scale": 2.0}),
         }

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from firm.config import PromptsConfig
 from firm.prompts import Splits, load_prompts
@@ -113,3 +115,24 @@ def test_a_split_does_not_depend_on_how_a_prompt_is_written() -> None:
     for prompt in ALL:
         assert splits.of(Prompt(text=prompt)) == splits.of(Prompt(text=f" {prompt.upper()}\n".replace(" ", "  ")))
     assert {splits.of(Prompt(text=prompt)) for prompt in ALL} == {"train", "test"}
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.jsonl"])
+def test_a_source_image_is_part_of_the_prompt(tmp_path: Path, name: str) -> None:
+    (tmp_path / "cat.png").write_bytes(b"")
+    rows = [{"prompt": "make it red", "source_image": "cat.png"}, {"prompt": "make it red"}]
+    path = write(tmp_path, name, json.dumps(rows) if name == "p.json" else "\n".join(map(json.dumps, rows)))
+    config = PromptsConfig(path=str(path), test_share=0)
+    image = str(tmp_path / "cat.png")
+    assert load_prompts(config, "train") == [Prompt(text="make it red", image=image), Prompt(text="make it red")]
+    path = write(tmp_path, "q.jsonl", json.dumps({"prompt": "x", "source_image": "dog.png"}))
+    with pytest.raises(UserError, match=r"no source image 'dog.png'.*q.jsonl, line 1"):
+        load(path)
+
+
+@given(st.text(), st.none() | st.text())
+def test_a_prompt_survives_json_and_a_text_alone_stays_a_text(text: str, image: str | None) -> None:
+    prompt = Prompt(text=text, image=image)
+    assert Prompt.model_validate_json(prompt.model_dump_json()) == prompt
+    assert image is not None or text.startswith("{") or prompt.model_dump() == text
+    assert {prompt: 1}[Prompt(text=text, image=image)] == 1 and str(prompt) == text

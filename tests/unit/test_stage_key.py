@@ -73,6 +73,16 @@ def test_it_depends_on_its_sections_and_inputs_only(config: RunConfig) -> None:
     assert key(change(config, critic=critic), data="a" * 64) == before
 
 
+@pytest.mark.parametrize("name", ["edits.json", "edits.jsonl"])
+def test_source_images_of_prompts_count(config: RunConfig, folder: Path, name: str) -> None:
+    row = {"prompt": "make it red", "source_image": "0.png"}
+    (folder / name).write_text(json.dumps([row] if name == "edits.json" else row))
+    prompts = change(config, prompts=config.prompts.model_copy(update={"path": str(folder / name)}))
+    before = key(prompts, ("prompts",))
+    (folder / "0.png").write_bytes(b"another image")
+    assert key(prompts, ("prompts",)) != before
+
+
 @pytest.mark.parametrize(
     ("file", "section"),
     [

@@ -129,9 +129,9 @@ def test_misuse() -> None:
 
 
 def test_a_question_has_exactly_one_mark_an_image() -> None:
-    text = question(load_rubric("short_instruction_following"), "a <image> of a cat")
+    text = question(load_rubric("short_instruction_following"), Prompt(text="a <image> of a cat"))
     assert text == "prompt : a < image > of a cat <image>"
-    assert question(load_rubric("short_quality"), "a cat") == "quality <image>"
+    assert question(load_rubric("short_quality"), Prompt(text="a cat")) == "quality <image>"
 
 
 def test_assessment_helpers() -> None:

@@ -23,7 +23,8 @@ SNIPPETS = dict(
 )
 NO_T5 = {"from_pretrained(base,": "from_pretrained(base, text_encoder_3=None, tokenizer_3=None,"}
 CPU = torch.device("cpu")
-PROMPTS = [Prompt(text=text) for text in ("a red circle", "a blue square", "a green triangle left of a red square")]
+TEXTS = ["a red circle", "a blue square", "a green triangle left of a red square"]
+PROMPTS = [Prompt(text=text) for text in TEXTS]
 
 
 @pytest.fixture(params=["lora", "full"])
@@ -59,7 +60,13 @@ def test_diffusers_alone_draws_the_same_pixels(folder: Path, kind: str) -> None:
     assert last.startswith("image = pipe(prompt,")
     exec("\n".join(setup).replace(old, new), names)
     images = names["pipe"](
-        PROMPTS, num_inference_steps=6, guidance_scale=1, max_sequence_length=1, height=32, width=32, latents=noise
+        TEXTS,
+        num_inference_steps=6,
+        guidance_scale=1,
+        max_sequence_length=1,
+        height=32,
+        width=32,
+        latents=noise,
     ).images
     assert all(np.array_equal(np.asarray(a), b) for a, b in zip(images, expected, strict=True))
     untrained = pixels(Policy(ours.config, CPU), noise)
@@ -69,3 +76,15 @@ def test_diffusers_alone_draws_the_same_pixels(folder: Path, kind: str) -> None:
 def test_the_folder_holds_the_pipelines_files_and_the_card(folder: Path, kind: str) -> None:
     files = {"lora": ["pytorch_lora_weights.safetensors"], "full": ["transformer"]}[kind]
     assert sorted(p.name for p in folder.iterdir()) == ["policy.json", *files]
+
+
+def test_equal_policies_are_equal_files_wherever_they_were_trained(folder: Path, kind: str, tmp_path: Path) -> None:
+    policy = load_policy(folder, CPU)
+    written = sorted(p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    copies = [tmp_path / "copy one", tmp_path / "copy two"]
+    for copy in copies:
+        save_policy(copy, policy)
+    for name in written:
+        content = (folder / name).read_bytes()
+        assert [(copy / name).read_bytes() == content for copy in copies] == [True, True], name
+        assert str(ROOT).encode() not in content, f"{name} names a folder of this machine"

@@ -45,8 +45,8 @@ def test_batches_change_nothing(policy: Policy, batch_size: int) -> None:
 def test_distinct_prompts_are_encoded_once_and_rows_say_which(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def encode(prompts: Sequence[str]) -> Conditions:
-        asked.append(list(prompts))
+    def encode(prompts: Sequence[Prompt]) -> Conditions:
+        asked.append([prompt.text for prompt in prompts])
         return type(policy).encode(policy, prompts)
 
     monkeypatch.setattr(policy, "encode", encode)

@@ -17,7 +17,8 @@ from firm.shapes.models import build_generator, load_generator
 
 CPU = torch.device("cpu")
 LORA = LoraConfig(rank=2, alpha=4)
-PROMPTS = [Prompt(text=text) for text in ("a red circle", "a blue square left of a red circle")]
+TEXTS = ["a red circle", "a blue square left of a red circle"]
+PROMPTS = [Prompt(text=text) for text in TEXTS]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def test_euler_gives_the_pipelines_own_images(policy: Policy, folder: Path, guid
     pipe = load_generator(folder)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
-        PROMPTS, num_inference_steps=5, guidance_scale=guidance, height=32, width=32, max_sequence_length=1,
+        TEXTS, num_inference_steps=5, guidance_scale=guidance, height=32, width=32, max_sequence_length=1,
         latents=noise, output_type="np",
     ).images  # fmt: skip
     negative = policy.encode([Prompt(text="")])
@@ -214,3 +215,9 @@ def test_a_check_reads_no_weights_and_imports_no_diffusers() -> None:
         "assert not {'diffusers', 'transformers', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_prompt_with_a_source_image_is_refused(policy: Policy) -> None:
+    with pytest.raises(UserError, match="generates and does not edit") as caught:
+        policy.encode([*PROMPTS, Prompt(text="make it red", image="cat.png")])
+    assert caught.value.exit_code == 2 and "'make it red'" in str(caught.value)

@@ -73,7 +73,7 @@ def test_one_sample_per_group_member_under_its_own_prompt(policy: Policy) -> Non
 
 def test_the_same_prompt_drawn_twice_makes_two_groups(policy: Policy) -> None:
     critic = Redness()
-    found = roll(policy, critic, ["a red circle"] * 2)
+    found = roll(policy, critic, PROMPTS[:1] * 2)
     assert {item.prompt.text for item in critic.asked} == {"a red circle"}
     assert len({item.images[0] for item in critic.asked}) == 12  # with noises of their own
     assert found.advantage.view(4, 3).sum(1).abs().max() < 1e-4  # each centred by itself

@@ -270,7 +270,7 @@ def test_wrong_schema_and_missing_shards(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_shard(tmp_path / "absent", Candidate)
     write_all(tmp_path, 25)
-    with pytest.raises(UserError, match="column 'plan' should be list.* and is absent"):
+    with pytest.raises(UserError, match="column 'material' should be string and is absent"):
         next(iter_shards(tmp_path, JudgedCandidate))
     pq.write_table(pa.table({"index": ["text"]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="column 'index' should be int64 and is string"):

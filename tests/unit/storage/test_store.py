@@ -154,7 +154,7 @@ def test_impossible_s3_addresses(monkeypatch, endpoint, uri):
 def test_local_stores_load_no_s3_client(tmp_path):
     script = f"""
 import sys
-from firm.storage.store import open_store
+from firm.storage.open import open_store
 open_store({str(tmp_path)!r})
 assert "minio" not in sys.modules
 """
