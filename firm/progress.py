@@ -30,7 +30,10 @@ class Task:
 
     def __init__(self, stage: str, name: str, total: int, unit: str, done: int = 0) -> None:
         """Start at ``done`` of ``total`` ``unit`` (a plural noun)."""
-        self.stage, self.name, self.total, self.unit = stage, name, total, unit
+        self.stage = stage
+        self.name = name
+        self.total = total
+        self.unit = unit
         self.done = self._first = done
         self._start = self._line = time.monotonic()
         self._event = 0.0
@@ -48,7 +51,8 @@ class Task:
         return (time.monotonic() - self._start) / new * (self.total - self.done) if new else None
 
     def _report(self, note: str) -> None:
-        now, last = time.monotonic(), self.done >= self.total
+        now = time.monotonic()
+        last = self.done >= self.total
         if last or now - self._event >= EVENT_EVERY_S:
             self._event = now
             emit(

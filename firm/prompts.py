@@ -67,7 +67,8 @@ def load_prompts(config: PromptsConfig, split: Split) -> list[Prompt]:
 
 
 def _call(name: str, split: Split) -> list[Prompt]:
-    function, fix = load_object(name, "prompts.function"), "give a function(split) -> list[str]"
+    function = load_object(name, "prompts.function")
+    fix = "give a function(split) -> list[str]"
     try:
         prompts = list(function(split))
     except Exception as error:  # whatever a user's function raises

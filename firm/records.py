@@ -26,7 +26,10 @@ class UserError(Exception):
 
     def __init__(self, what: str, where: str = "", fix: str = "", usage: bool = False) -> None:
         super().__init__(what, where, fix, usage)
-        self.what, self.where, self.fix, self.usage = what, where, fix, usage
+        self.what = what
+        self.where = where
+        self.fix = fix
+        self.usage = usage
 
     def __str__(self) -> str:
         where = f" ({self.where})" if self.where else ""

@@ -99,7 +99,8 @@ def execute(
 def _execute(name: str, config: RunConfig, inputs: Mapping[str, str], output: Path) -> tuple[Path, str]:
     """Make or find the artifact; returns its local folder and "finished" or "reused"."""
     module: Run = importlib.import_module(f"firm.{name}.run")
-    stage, launches = module.STAGE, module.STAGE.worker is not None
+    stage = module.STAGE
+    launches = module.STAGE.worker is not None
     refs = {source: read_ref(Path(path)) for source, path in inputs.items()}
     key = stage_key(stage, config, refs)
     if "KFP_POD_NAME" in os.environ and "://" not in config.store:
@@ -128,7 +129,8 @@ def stage_key(stage: Stage, config: RunConfig, refs: Mapping[str, ArtifactRef]) 
     """Hash of everything the stage's result depends on: its sections, the user's files they name, its inputs."""
     plain = config.model_dump(mode="json")
     parts = {name: reduce(lambda node, key: node[key], name.split("."), plain) for name in stage.sections}
-    rubrics, files = dict[str, str](), dict[str, str]()
+    rubrics = dict[str, str]()
+    files = dict[str, str]()
     for name in stage.sections:
         *above, last = name.split(".")
         parent: Section = reduce(getattr, above, config)

@@ -89,8 +89,10 @@ def confusion(predicted: ArrayLike, human: ArrayLike) -> NDArray[np.int64]:
 
 def _row_spearman(p: Floats, h: Floats) -> Floats:
     """Rank correlation along the last axis; NaN where one side is constant."""
-    a, b = rankdata(p, axis=-1), rankdata(h, axis=-1)
-    a, b = a - a.mean(axis=-1, keepdims=True), b - b.mean(axis=-1, keepdims=True)
+    a = rankdata(p, axis=-1)
+    b = rankdata(h, axis=-1)
+    a = a - a.mean(axis=-1, keepdims=True)
+    b = b - b.mean(axis=-1, keepdims=True)
     scale = np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
     defined = scale > 0
     return np.where(defined, (a * b).sum(axis=-1) / np.where(defined, scale, 1.0), np.nan)

@@ -43,10 +43,13 @@ class Watcher:
 
     def __init__(self, path: Path, stages: Sequence[str], expected_s: Mapping[str, float], stream: TextIO) -> None:
         """Watch ``path`` (created empty) for events of ``stages``."""
-        self.path, self.stream = path, stream
+        self.path = path
+        self.stream = stream
         self.stages = {name: StageState(expected_s.get(name)) for name in stages}
         self.failure: dict[str, Any] | None = None
-        self._stop, self._offset, self._line = threading.Event(), 0, 0.0
+        self._stop = threading.Event()
+        self._offset = 0
+        self._line = 0.0
         self._thread = threading.Thread(target=self._follow, daemon=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
@@ -97,7 +100,8 @@ class Watcher:
             return
         state.state = event["state"]
         if event["state"] == "started":
-            state.started, state.ended = event["time"], 0.0
+            state.started = event["time"]
+            state.ended = 0.0
         else:
             state.ended = event["time"]
             if event["state"] == "failed":
@@ -105,7 +109,8 @@ class Watcher:
 
     def _print(self, events: list[dict[str, Any]]) -> None:
         for event in events:
-            name, now = event["stage"], time.monotonic()
+            name = event["stage"]
+            now = time.monotonic()
             if "state" in event:
                 state = self.stages[name]
                 took = f" after {duration(state.elapsed_s)}" if event["state"] in ("finished", "failed") else ""
@@ -125,7 +130,8 @@ class Watcher:
             table.add_column(column, overflow="ellipsis", no_wrap=True, min_width=width)
         marks = {"waiting": "·", "started": "▶", "finished": "✔", "reused": "✔", "failed": "✘"}
         for name, state in self.stages.items():
-            done, total = state.last.get("done", 0), state.last.get("total", 1)
+            done = state.last.get("done", 0)
+            total = state.last.get("total", 1)
             ended = state.state in ("finished", "reused")
             bar = ProgressBar(total=1 if ended else total, completed=1 if ended else done, width=20)
             what = "already there" if state.state == "reused" else _what(state)

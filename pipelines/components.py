@@ -8,7 +8,8 @@ from kfp import dsl
 
 from firm import __version__
 
-RUNTIME, SLIM = f"firm/runtime:{__version__}", f"firm/slim:{__version__}"
+RUNTIME = f"firm/runtime:{__version__}"
+SLIM = f"firm/slim:{__version__}"
 runs_model = dsl.component(base_image=RUNTIME, install_kfp_package=False)
 runs_numbers = dsl.component(base_image=SLIM, install_kfp_package=False)
 launches = dsl.component(

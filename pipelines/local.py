@@ -31,7 +31,8 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
 
     from pipelines.full import full
 
-    log, kfp_root = folder / "run.log", folder / "kfp"
+    log = folder / "run.log"
+    kfp_root = folder / "kfp"
     os.environ |= {PROGRESS_FILE: str(folder / "progress.jsonl"), LIFELINE: str(os.getpid())}
     # Threads that spin for long make a laptop in use four times slower; that never spin, an idle one by a third.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")

@@ -200,7 +200,8 @@ def _group(
     seed: int,
 ) -> Group:
     valid = [(row.estimate, row.example.human) for row in rows if row.estimate is not None]
-    predicted, human = np.array([p for p, _ in valid]), np.array([h for _, h in valid])
+    predicted = np.array([p for p, _ in valid])
+    human = np.array([h for _, h in valid])
     everyone = np.array([row.example.human for row in rows], dtype=float)
     worst = [max(row.example.human - 1, 5 - row.example.human) for row in rows if row.estimate is None]
     constant, constant_mae = stats.best_constant(everyone)

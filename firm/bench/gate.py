@@ -95,7 +95,8 @@ def _why_undefined(metrics: Metrics) -> str:
 
 def _constant(rule: Rule, metrics: Metrics) -> str:
     """What a constant answer reaches, beside an error in the units of the score."""
-    score, error = metrics["constant_score"], metrics["constant_mae"]
+    score = metrics["constant_score"]
+    error = metrics["constant_mae"]
     if rule.metric not in ("mae", "mae_low", "mae_high", "mae_penalised") or score is None or error is None:
         return ""
     return f" (a constant {score:.0f} has {error:.2f})"

@@ -76,7 +76,8 @@ class _Again(Exception):
 
     def __init__(self, detail: str, wait_s: float = 0.0, unreachable: bool = False) -> None:
         super().__init__(detail)
-        self.wait_s, self.unreachable = wait_s, unreachable
+        self.wait_s = wait_s
+        self.unreachable = unreachable
 
 
 class EndpointClient:
@@ -98,7 +99,8 @@ class EndpointClient:
     def __init__(self, config: EndpointChat, max_failures: int = 20, first_wait_s: float = 0.5) -> None:
         self.name = config.model
         self.url = config.base_url.rstrip("/") + "/chat/completions"
-        self._config, self._max_failures = config, max_failures
+        self._config = config
+        self._max_failures = max_failures
         self._backoff = tenacity.wait_exponential(multiplier=first_wait_s, max=30) + tenacity.wait_random(
             0, first_wait_s
         )
@@ -119,7 +121,8 @@ class EndpointClient:
             httpx.URL(self.url)
         except (httpx.InvalidURL, ValueError) as error:
             raise UserError(f"the endpoint's URL or proxy is wrong: {error}", config.base_url, "", True) from error
-        self._lock, self._failures = threading.Lock(), 0
+        self._lock = threading.Lock()
+        self._failures = 0
 
     def complete(
         self, messages: Sequence[ChatMessage], *, max_tokens: int, temperature: float, seed: int | None

@@ -32,8 +32,10 @@ class Journal:
     """
 
     def __init__(self, chat: Chat, path: str | Path) -> None:
-        self.name, self._path = chat.name, path
-        self._chat, self._lock = chat, threading.Lock()
+        self.name = chat.name
+        self._path = path
+        self._chat = chat
+        self._lock = threading.Lock()
         self._offsets: dict[bytes, int] = {}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = open(path, "a+b", buffering=0)  # noqa: SIM115 (open as long as the journal)

@@ -26,7 +26,8 @@ class RequestFailed(Exception):
 
     def __init__(self, detail: str, retryable: bool = False) -> None:
         super().__init__(detail)
-        self.detail, self.retryable = detail, retryable
+        self.detail = detail
+        self.retryable = retryable
 
 
 class Chat(Protocol):

@@ -76,7 +76,8 @@ def for_pod(launch: LocalLaunch | PyTorchJobLaunch, pod: Mapping[str, Any]) -> L
     if isinstance(launch, LocalLaunch):
         return launch
     resources = pod.get("resources") or {}
-    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+    limits = resources.get("limits") or {}
+    requests = resources.get("requests") or {}
     found = {
         "cpu": requests.get("cpu") or limits.get("cpu"),
         "cpu_limit": limits.get("cpu"),

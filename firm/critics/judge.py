@@ -76,8 +76,11 @@ class ChatJudge:
     ) -> None:
         self.chat = chat
         self.rubrics: dict[str, Rubric] = {dimension: load_rubric(name) for dimension, name in rubrics.items()}
-        self._attempts, self._concurrency = attempts, concurrency
-        self._temperature, self._max_tokens, self._style = temperature, max_tokens, answer_style
+        self._attempts = attempts
+        self._concurrency = concurrency
+        self._temperature = temperature
+        self._max_tokens = max_tokens
+        self._style = answer_style
         for rubric in self.rubrics.values():
             if rubric.answer == "checklist":
                 raise UserError("the rubric asks for a plan, not for a score", rubric.name, "", usage=True)

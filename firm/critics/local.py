@@ -44,7 +44,8 @@ def load_model(config: CriticConfig, model: str, seed: int | None = None) -> Pre
     Raises:
         UserError: It cannot be loaded.
     """
-    path, dtype = model_path(model, "critic.model"), getattr(torch, config.dtype)
+    path = model_path(model, "critic.model")
+    dtype = getattr(torch, config.dtype)
     logging.disable_progress_bar()  # a log is no place for a bar that redraws itself
     try:
         if seed is None:
@@ -67,7 +68,8 @@ class Encoder:
 
     def __init__(self, processor: Any) -> None:
         """``processor``: what :func:`load_processor` gave."""
-        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
         self.pad = self.tokenizer.pad_token_id
         added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
         self._control = [token for token in added if len(token) > 1]
@@ -145,7 +147,8 @@ class LocalCritic:
 
     def __init__(self, folder: Path, config: CriticConfig, device: torch.device) -> None:
         """Load a trained critic from ``folder``."""
-        self.config, self.device = config, device
+        self.config = config
+        self.device = device
         self.encoder = Encoder(load_processor(str(folder)))
         self.model = load_model(config, str(folder)).to(device).eval()
         self.rubrics: Mapping[str, Rubric] = {d: load_rubric(name) for d, name in config.rubrics.items()}

@@ -101,7 +101,8 @@ def parse_rubric(name: str, source: str) -> Rubric:
     for line in filter(str.strip, match[1].splitlines()):
         key, _, value = line.partition(":")
         keys[key.strip()] = value.strip()
-    answer, images = keys.pop("answer", ""), keys.pop("images", "1")
+    answer = keys.pop("answer", "")
+    images = keys.pop("images", "1")
     dimension = keys.pop("dimension", None)
     if keys or answer not in get_args(AnswerFormat) or not images.isdecimal():
         known = f"dimension, answer ({', '.join(get_args(AnswerFormat))}), images (a number)"

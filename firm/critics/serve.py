@@ -81,8 +81,10 @@ class BatchingChat:
     """
 
     def __init__(self, name: str, critic: LocalCritic, patience_s: float = 0.005) -> None:
-        self.name, self.batches = name, 0
-        self._critic, self._patience_s = critic, patience_s
+        self.name = name
+        self.batches = 0
+        self._critic = critic
+        self._patience_s = patience_s
         self._waiting: queue.Queue[Asked] = queue.Queue()
         threading.Thread(target=self._work, name="critic", daemon=True).start()
 
@@ -130,7 +132,8 @@ class BatchingChat:
         return batch
 
     def _answer(self, batch: Sequence[Asked], max_tokens: int, temperature: float) -> list[Reply]:
-        config, encoder = self._critic.config, self._critic.encoder
+        config = self._critic.config
+        encoder = self._critic.encoder
         inputs = encoder.questions([asked.text for asked in batch], [asked.images for asked in batch])
         if config.answer_style == "score_first":
             return [Reply(f"{SCORE_PREFIX} {_best(row)}") for row in self._critic.score(inputs)]
@@ -156,7 +159,8 @@ def read_question(messages: Sequence[ChatMessage]) -> tuple[str, list[bytes]]:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not parts:
         raise RequestFailed("the message has no content")
-    texts, images = [], []
+    texts = []
+    images = []
     for i, part in enumerate(parts):
         match part:
             case {"type": "text", "text": str(text)}:

@@ -112,8 +112,10 @@ class _Scores:
     """Split, source and score per dimension of every judged row, in row order; and why judgements failed."""
 
     def __init__(self, uri: str, dimensions: Iterable[str]) -> None:
-        self.uri, self.invalid = uri, list[Invalid]()
-        self.splits, self.sources = list[Split](), list[str]()
+        self.uri = uri
+        self.invalid = list[Invalid]()
+        self.splits = list[Split]()
+        self.sources = list[str]()
         self.scores: dict[str, list[int | None]] = {d: [] for d in dimensions}
 
     @classmethod
@@ -130,7 +132,8 @@ class _Scores:
 
     def chosen(self, config: RunConfig, split: Split) -> dict[str, Counter[int]]:
         """How often each row becomes an example, per dimension: balanced for training, each once for testing."""
-        curation, counts = config.curation, {}
+        curation = config.curation
+        counts = {}
         for dimension, column in self.scores.items():
             mine = [s if at == split else None for s, at in zip(column, self.splits, strict=True)]
             if split == "test":

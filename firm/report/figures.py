@@ -18,9 +18,14 @@ from firm.report.headlines import signed, words
 Rows = Sequence[Mapping[str, Any]]
 
 # Okabe and Ito's palette and Tol's muted one: told apart by colour-blind readers.
-CRITIC, AUDITOR, BASE, KEPT, WARNING = "#0072B2", "#D55E00", "#8A9099", "#00795A", "#E69F00"
+CRITIC = "#0072B2"
+AUDITOR = "#D55E00"
+BASE = "#8A9099"
+KEPT = "#00795A"
+WARNING = "#E69F00"
 SOURCES = ("#44AA99", "#332288", "#DDCC77", "#CC6677", "#88CCEE", "#AA4499", "#117733", "#999933")
-TEXT, FAINT = "#1F2933", "#E4E7EB"
+TEXT = "#1F2933"
+FAINT = "#E4E7EB"
 JUDGES = {"critic": CRITIC, "auditor": AUDITOR}
 STYLE = {
     "svg.fonttype": "none",  # text stays text: searchable, small, in the reader's own font
@@ -79,7 +84,8 @@ def audits(rows: Rows, kept: float, stopped: bool) -> str:
         stopped: Whether the auditor stopped RL: shades what came after the kept epoch.
     """
     epochs = [row["epoch"] for row in rows]
-    first, last = min(epochs), max(epochs)
+    first = min(epochs)
+    last = max(epochs)
 
     def paint(figure: Figure) -> None:
         left = figure.subplots()
@@ -127,7 +133,8 @@ def histogram(dimension: str, rows: Rows) -> str:
         panels = figure.subplots(1, 1 + len(examples), squeeze=False)[0]
         bottom = [0.0] * len(SCORES)
         for i, row in enumerate(judged):
-            counts, name = [float(row[str(s)]) for s in SCORES], str(row["what"]).removeprefix("judged: ")
+            counts = [float(row[str(s)]) for s in SCORES]
+            name = str(row["what"]).removeprefix("judged: ")
             panels[0].bar(SCORES, counts, bottom=bottom, color=SOURCES[i % len(SOURCES)], label=_plain(name))
             bottom = [b + c for b, c in zip(bottom, counts, strict=True)]
         panels[0].set_title("judged, by source")

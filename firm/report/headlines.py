@@ -45,14 +45,17 @@ def headlines(config: RunConfig, summaries: Mapping[str, Summary]) -> list[Headl
 
 
 def _trust(config: RunConfig, bench: Summary) -> Headline:
-    metrics, base = bench.metrics, config.reward.base
+    metrics = bench.metrics
+    base = config.reward.base
     trusted = bool(metrics.get("trusted"))
     head = "The critic is trusted" if trusted else "The critic is not trusted"
-    mae, constant = metrics.get(f"{base}_mae"), metrics.get(f"{base}_constant_mae")
+    mae = metrics.get(f"{base}_mae")
+    constant = metrics.get(f"{base}_constant_mae")
     if mae is None or constant is None:
         text = f"Its error on {words(base)} is not known: there are no such judgements."
         return {"tone": "note", "title": f"{head}.", "text": text}
-    n, score = metrics[f"{base}_n"], metrics[f"{base}_constant_score"]
+    n = metrics[f"{base}_n"]
+    score = metrics[f"{base}_constant_score"]
     text = (
         f"On {n:,.0f} test examples, from prompts that it was not trained on, its scores for "
         f"{words(base)} are off by {mae:.2f} points on average, on a scale from 1 to 5. "
@@ -61,7 +64,8 @@ def _trust(config: RunConfig, bench: Summary) -> Headline:
     better = mae < constant
     for bonus in config.reward.dimensions[1:]:
         # The gate may have no rule for these, and the reward is made of them, too.
-        mine, other = metrics.get(f"{bonus}_mae"), metrics.get(f"{bonus}_constant_mae")
+        mine = metrics.get(f"{bonus}_mae")
+        other = metrics.get(f"{bonus}_constant_mae")
         if mine is not None and other is not None:
             text += f" For {words(bonus)}: {mine:.2f} against {other:.2f}."
             better = better and mine < other
@@ -83,11 +87,14 @@ def _gain(dimension: str, evaluation: Summary) -> Headline:
     scores = f"from {rows['base']['mean']:.2f} to {rows['final']['mean']:.2f} ({interval})"
     where = "the auditor's score on held-out prompts"
     if gain["low"] > 0:
-        tone, title = "good", f"RL raised {where} {scores}."
+        tone = "good"
+        title = f"RL raised {where} {scores}."
     elif gain["high"] < 0:
-        tone, title = "bad", f"RL lowered {where} {scores}."
+        tone = "bad"
+        title = f"RL lowered {where} {scores}."
     else:
-        tone, title = "note", f"RL did not measurably change {where}: {scores}."
+        tone = "note"
+        title = f"RL did not measurably change {where}: {scores}."
     text = (
         f"The auditor is a judge that RL does not optimise. It compared {gain['n']:,} pairs of images of prompts that "
         "RL never saw, each pair from the same noise."
@@ -100,7 +107,8 @@ def _gain(dimension: str, evaluation: Summary) -> Headline:
 
 def _stop(rl: Summary) -> Headline:
     m = rl.metrics
-    last, kept = f"{m['epochs']:.0f}", f"{m['kept_epoch']:.0f}"
+    last = f"{m['epochs']:.0f}"
+    kept = f"{m['kept_epoch']:.0f}"
     if m["stopped_by_auditor"]:
         reward = "reward still rising" if m["reward_last"] > m["reward_kept"] else "reward no lower"
         title = f"Over-optimisation was caught at epoch {last}: {reward}, auditor falling; kept epoch {kept}."

@@ -21,7 +21,9 @@ from firm.report.pairs import choose, pictures
 from firm.storage.artifacts import TIMING, Output
 from firm.storage.files import atomic_write
 
-PAGE, DATA, SUMMARY = "report.html", "data.json", "summary.json"
+PAGE = "report.html"
+DATA = "data.json"
+SUMMARY = "summary.json"
 ARTIFACTS = ("data", "critic", "bench", "verdict", "policy", "samples")
 STAGE = Stage(
     name="report",
@@ -154,7 +156,8 @@ def _figures(data: Mapping[str, Any]) -> dict[str, Any]:
         rows = [row for row in data[table] if row["dimension"] == dimension]
         return [row for row in rows if row["by"] in by] if by else rows
 
-    loss, rl = data["loss"], data["rl"]
+    loss = data["loss"]
+    rl = data["rl"]
     judged = dict.fromkeys(str(row["dimension"]) for row in data["histogram"])
     return {
         "before_after": figures.before_after(data["scores"]) if data["scores"] else "",

@@ -38,7 +38,8 @@ def over_optimised(audits: Sequence[Audit], config: AuditorConfig) -> bool:
 
     That is what reward hacking looks like: the critic likes what an independent judge does not.
     """
-    recent, top = audits[-config.patience :], best(audits)
+    recent = audits[-config.patience :]
+    top = best(audits)
     return len(recent) == config.patience and all(
         a.epoch > top.epoch and a.reward >= top.reward and a.auditor < top.auditor - config.tolerance for a in recent
     )

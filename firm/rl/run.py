@@ -21,7 +21,8 @@ def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
     launch(TrainingJob(config.name, "rl", WORKER, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / "metrics.jsonl")
     audits = [Audit.model_validate(line) for line in read_metrics(out.folder / "audits.jsonl")]
-    base, kept = audits[0], best(audits)
+    base = audits[0]
+    kept = best(audits)
     stopped = over_optimised(audits, config.auditor)
     return Summary(
         stage="rl",
@@ -53,7 +54,9 @@ def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
 
 
 def _story(audits: list[Audit], stopped: bool) -> str:
-    base, kept, last = audits[0], best(audits), audits[-1]
+    base = audits[0]
+    kept = best(audits)
+    last = audits[-1]
     gain = f"The auditor's score rose from {base.auditor:.2f} to {kept.auditor:.2f} at epoch {kept.epoch}."
     if kept.epoch == 0:
         gain = f"The auditor's score never rose above the base's {base.auditor:.2f}, so the base was kept."

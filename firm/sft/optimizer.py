@@ -45,7 +45,9 @@ class Muon(Optimizer):
                 update = orthogonal(p.grad.lerp(momentum, MOMENTUM))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-0.2 * group["lr"] * max(p.shape) ** 0.5)
-        self._adamw.param_groups, self._adamw.state = others, self.state  # replaced when a state is loaded
+        # replaced when a state is loaded
+        self._adamw.param_groups = others
+        self._adamw.state = self.state
         self._adamw.step()
 
 

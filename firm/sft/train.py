@@ -33,7 +33,8 @@ class Collator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> Batch:
         """Encode rows of ``messages`` (user, assistant) and ``images`` ({"bytes": PNG})."""
-        texts, images = [r["messages"][0]["content"] for r in rows], [[i["bytes"] for i in r["images"]] for r in rows]
+        texts = [r["messages"][0]["content"] for r in rows]
+        images = [[i["bytes"] for i in r["images"]] for r in rows]
         answers = self.encoder.answers([r["messages"][1]["content"] for r in rows])
         return self.encoder.append(self.encoder.questions(texts, images), answers)
 
@@ -156,8 +157,10 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
 
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
     """Train, resume where a checkpoint is, and save the critic as a plain model folder."""
-    critic, sft = CriticConfig.model_validate(request["critic"]), SFTConfig.model_validate(request["sft"])
-    encoder, checkpoints = Encoder(load_processor(critic.model)), Checkpoints(out)
+    critic = CriticConfig.model_validate(request["critic"])
+    sft = SFTConfig.model_validate(request["sft"])
+    encoder = Encoder(load_processor(critic.model))
+    checkpoints = Checkpoints(out)
     model = prepare(critic, sft, request["seed"])
     trainer = PlainTrainer(
         model=model,

@@ -47,7 +47,9 @@ class Output:
     """
 
     def __init__(self, store: Store, folder: Path) -> None:
-        self.uri, self.folder, self._store = store.uri, folder, store
+        self.uri = store.uri
+        self.folder = folder
+        self._store = store
         self._remote = not isinstance(store, LocalStore)
         self._published: dict[str, tuple[int, int]] = {}  # name -> size and mtime_ns when it was made durable
         self._handed_over: dict[str, Entry] = {}  # published by a job, perhaps on another machine

@@ -26,7 +26,8 @@ class Checkpoints:
     """
 
     def __init__(self, out: Output) -> None:
-        self._out, self.folder = out, out.folder / FOLDER
+        self._out = out
+        self.folder = out.folder / FOLDER
 
     def last(self) -> Path | None:
         """The last complete checkpoint."""

@@ -38,7 +38,8 @@ def check_key(key: str) -> str:
 
 def disk_error(error: OSError, path: Path | str) -> UserError:
     """Say what a failed file operation means for a person."""
-    where, code = str(path), error.errno
+    where = str(path)
+    code = error.errno
     if code in _FULL:
         return UserError("disk full", where, "free some space and run again; finished files are kept")
     if code == errno.EROFS:

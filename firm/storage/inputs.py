@@ -23,7 +23,9 @@ class Inputs(Mapping[str, Path]):
 
     def __init__(self, refs: Mapping[str, ArtifactRef], reads: Mapping[str, str]) -> None:
         """``reads``: start of the paths that the stage reads of an input, where that is not all."""
-        self.refs, self._reads, self._folders = refs, reads, dict[str, Path]()
+        self.refs = refs
+        self._reads = reads
+        self._folders = dict[str, Path]()
 
     def __getitem__(self, name: str) -> Path:
         """Local folder of an input; raises `UserError` as `open_input` does."""
@@ -52,7 +54,8 @@ def open_input(ref: ArtifactRef, scratch: Path | None = None, only: str = "") ->
     Raises:
         UserError: The artifact or one of its files is missing, incomplete or not what it was; the file is named.
     """
-    store, manifest = open_store(ref.uri), read_manifest(ref)
+    store = open_store(ref.uri)
+    manifest = read_manifest(ref)
     remote = not isinstance(store, LocalStore)
     folder = store.root if isinstance(store, LocalStore) else cache_folder(scratch, ref.uri, ref.sha256)
 

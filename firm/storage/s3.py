@@ -165,7 +165,8 @@ class S3Store:
         return elapsed > DEADLINE_S and state.attempt_number > 1
 
     def _explain(self, error: Exception, key: str) -> UserError:
-        where, at = f"{self.uri}/{key}".rstrip("/"), f"S3 endpoint {self._endpoint}"
+        where = f"{self.uri}/{key}".rstrip("/")
+        at = f"S3 endpoint {self._endpoint}"
         if isinstance(error, SSLError):
             return UserError("no trusted TLS connection", at, "check http:// or https://, or set AWS_CA_BUNDLE")
         if isinstance(error, HTTPError):

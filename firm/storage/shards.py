@@ -61,7 +61,9 @@ def write_shard(path: Path, records: Sequence[R], model: type[R]) -> None:
         UserError: The disk is full or the folder cannot be written; an older file at `path` is untouched.
         TypeError: A record is not exactly of type `model`.
     """
-    schema, json_names, image_names = schema_of(model), _json_names(model), _image_names(model)
+    schema = schema_of(model)
+    json_names = _json_names(model)
+    image_names = _image_names(model)
     with (
         atomic_write(path) as file,
         pq.ParquetWriter(
@@ -129,7 +131,10 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, model: type[Record], rows_per_shard: int, prefix: str = "part") -> None:
-        self._folder, self._model, self._rows, self._prefix = folder, model, rows_per_shard, prefix
+        self._folder = folder
+        self._model = model
+        self._rows = rows_per_shard
+        self._prefix = prefix
         self._buffer: list[Record] = []
         self.names: list[str] = []
         self.rows_done = 0
@@ -261,7 +266,9 @@ def _read_rows(path: Path, model: type[R], start: int, stop: int) -> Iterator[R]
     """Records start <= row < stop of a shard; only the row groups that hold them are read."""
     if start >= stop:
         return
-    names, json_names, image_names = list(model.model_fields), _json_names(model), _image_names(model)
+    names = list(model.model_fields)
+    json_names = _json_names(model)
+    image_names = _image_names(model)
     with _open(path, model) as file:
         first = 0
         for group in range(file.num_row_groups):

@@ -77,7 +77,8 @@ def reap(cluster: Cluster, say: Callable[[str], None]) -> None:
         if (w.get("status") or {}).get("phase") not in _WORKFLOW_ENDED
     }
     for job in jobs:
-        name, run_id = job["metadata"]["name"], job["metadata"]["labels"][KFP_RUN]
+        name = job["metadata"]["name"]
+        run_id = job["metadata"]["labels"][KFP_RUN]
         if run_id not in alive and phase(job) not in _ENDED:
             cluster.delete_job(name)
             say(f"deleted PyTorchJob {name}: its run {run_id} is over")

@@ -16,7 +16,8 @@ from firm.launch.k8s.names import CONTAINER, GROUP, JOB_NAME, PLURAL, VERSION
 from firm.records import UserError
 
 PATIENCE_S = 300.0  # with an API server that does not answer: it may be restarting
-NOT_FOUND, CONFLICT = 404, 409
+NOT_FOUND = 404
+CONFLICT = 409
 _PASSING = {0, 429, 500, 502, 503, 504}
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 T = TypeVar("T")

@@ -145,7 +145,8 @@ def _operator(cluster: Cluster, launch: PyTorchJobLaunch) -> Finding:
 
 
 def _store(uri: str) -> Finding:
-    store, key = open_store(uri), f"doctor/{secrets.token_hex(8)}"
+    store = open_store(uri)
+    key = f"doctor/{secrets.token_hex(8)}"
     store.put(key, b"firm doctor")
     try:
         if store.get(key) != b"firm doctor":

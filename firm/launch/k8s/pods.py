@@ -86,8 +86,10 @@ class LogFollower:
 
     def __init__(self, cluster: Cluster, pod: str) -> None:
         """Follow ``pod``, which need not exist yet, from now on."""
-        self._cluster, self._pod = cluster, pod
-        self._stop, self._last = threading.Event(), ""
+        self._cluster = cluster
+        self._pod = pod
+        self._stop = threading.Event()
+        self._last = ""
         self._started = datetime.now(UTC)
         self._thread = threading.Thread(target=self._follow, daemon=True)
 

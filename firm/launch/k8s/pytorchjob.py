@@ -56,7 +56,8 @@ def run(job: TrainingJob, uri: str, config: PyTorchJobLaunch) -> None:
 
 def _owner(cluster: Cluster) -> Mapping[str, str]:
     """The step's pod, where this runs in one of KFP."""
-    name, uid = os.environ.get("KFP_POD_NAME", ""), os.environ.get("KFP_POD_UID", "")
+    name = os.environ.get("KFP_POD_NAME", "")
+    uid = os.environ.get("KFP_POD_UID", "")
     if not name or not uid:
         return {}
     return {"name": name, "uid": uid, "kfp_run": cluster.labels_of_pod(name).get("pipeline/runid", "")}
@@ -77,7 +78,8 @@ def _deleted_on_termination(cluster: Cluster, name: str) -> Iterator[None]:
 def _submit(cluster: Cluster, body: dict[str, Any], owner: Mapping[str, str]) -> bool:
     """Create the job, or adopt the same one that runs already; True where it was adopted."""
     metadata = body["metadata"]
-    name, end = metadata["name"], time.monotonic() + GONE_S
+    name = metadata["name"]
+    end = time.monotonic() + GONE_S
     while time.monotonic() < end:
         there = cluster.job(name)
         if there is None:
@@ -89,7 +91,8 @@ def _submit(cluster: Cluster, body: dict[str, Any], owner: Mapping[str, str]) ->
         elif phase(there) in ("Succeeded", "Failed") or _specification(there) != _specification(body):
             cluster.delete_job(name)
         else:
-            labels, references = metadata["labels"], owner_references(owner)
+            labels = metadata["labels"]
+            references = owner_references(owner)
             cluster.patch_job(name, {"metadata": {"labels": labels, "ownerReferences": references}})
             log_line(f"adopted PyTorchJob {cluster.namespace}/{name}, which runs already")
             return True
@@ -137,7 +140,8 @@ def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bo
 def failure(cluster: Cluster, job: Mapping[str, Any], pods: list[Any]) -> UserError:
     """Why a job failed: the reason, the pod, and the last lines of its log."""
     condition = next(c for c in job["status"]["conditions"] if c["type"] == "Failed")
-    name, reason = job["metadata"]["name"], condition.get("reason", "")
+    name = job["metadata"]["name"]
+    reason = condition.get("reason", "")
     where = f"PyTorchJob {cluster.namespace}/{name}"
     if "deadline" in f"{reason} {condition.get('message', '')}".lower():
         return UserError("the job did not end before its deadline", where, "raise launch.deadline_s; it will resume")
