@@ -105,3 +105,49 @@ def test_commands_for_a_cluster_have_options_that_exist(command: str) -> None:
     help_ = CliRunner().invoke(app, [command.split()[1], "--help"]).output
     for option in re.findall(r"(?<= )--?[a-z]+", command):
         assert re.search(rf"(?<![a-z-]){option}\b", help_), f"{command}: no {option}"
+
+
+def paths(text: str) -> list[str]:
+    """Files and folders of this repository that a text names; ``{a,b}`` names several."""
+    found = re.findall(r"(?<![\w/.-])((?:firm|pipelines|images|charts|tests|docs)/[\w./{},-]*[\w/}])", text)
+    names = []
+    for name in found:
+        inner = re.search(r"\{([^}]*)\}", name)
+        parts = inner[1].split(",") if inner else [""]
+        names += [name.replace(inner[0], part) if inner else name for part in parts]
+    return names
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name != "log.md"], ids=lambda p: p.name)
+def test_every_file_that_is_named_exists(page: Path) -> None:
+    """The experiment log alone may speak of what was."""
+    text = page.read_text()
+    images = ("firm/runtime", "firm/slim", "firm/run", "firm/kfp-run", "firm/stage", "firm/runs", "firm/spec")
+    missing = [name for name in paths(text) if not name.startswith(images) and not any(ROOT.glob(f"{name}*"))]
+    dotted = re.findall(r"`(firm(?:\.\w+)+)`", text)
+    missing += [name for name in dotted if not importable(name)]
+    assert not missing
+
+
+def importable(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one."""
+    path = ROOT / name.replace(".", "/")
+    return (
+        path.with_suffix(".py").exists()
+        or path.is_dir()
+        or name.rpartition(".")[2] in path.parent.with_suffix(".py").read_text()
+    )
+
+
+def test_the_tree_of_the_readme_is_whole() -> None:
+    """Every file and folder at the top of firm is in it, and nothing else."""
+    tree = re.search(r"^    firm/ .*?(?=^    pipelines/)", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    assert tree
+    named = {name.rstrip("/") for name in re.findall(r"(?<![\w/])(?:\w+\.py|\w+/(?:\w+/)*)(?=\s)", tree[0])}
+    there = {
+        p.name for p in (ROOT / "firm").iterdir() if p.suffix == ".py" or (p.is_dir() and (p / "__init__.py").exists())
+    }
+    assert {n for n in named if n != "firm"} - {"launch/k8s"} == there - {"__init__.py"} - UNMENTIONED
+
+
+UNMENTIONED = {"lifeline.py", "locate.py"}  # small print
