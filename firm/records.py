@@ -160,9 +160,13 @@ class Candidate(Record):
 
 
 class JudgedCandidate(Candidate):
-    """A candidate with the teacher's privileged material (name -> lines, such as a plan) and its outcomes."""
+    """A candidate with the teacher's privileged material (name -> lines, such as a plan) and its outcomes.
+
+    ``failed`` says which material there is not, and why: the candidate was judged without it.
+    """
 
     material: dict[str, list[str]]
+    failed: dict[str, Invalid] = {}
     assessment: Assessment
     provenance: Provenance
 

@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from firm.chat.messages import RequestFailed, user_message
 from firm.config import CurationConfig, EndpointChat
 from firm.critics.answers import parse_plan
-from firm.critics.judge import JudgeInput
+from firm.critics.judge import RETRY_TEMPERATURE, JudgeInput
 from firm.critics.load import open_judge
 from firm.critics.rubrics import load_rubric
 from firm.curation.labeller import OpenChat
-from firm.records import Candidate, JudgedCandidate, Prompt, Provenance
+from firm.records import Candidate, Invalid, JudgedCandidate, Prompt, Provenance
 
+MAX_TOKENS = 2048
+"""Limit of a plan."""
 PLAN = "plan"
 """Name of the material."""
 
@@ -30,7 +32,7 @@ class PlanThenScore:
         self.evaluator = open_judge(config.evaluator, rubrics, chat=evaluator, attempts=config.attempts)
         self._plan_rubric = load_rubric(config.planner_rubric)
         self._versions = {PLAN: self._plan_rubric.version, **self.evaluator.versions}
-        self._plans: dict[Prompt, list[str]] = {}
+        self._plans: dict[Prompt, list[str] | Invalid] = {}
         self._planners = config.planner.concurrency if isinstance(config.planner, EndpointChat) else 1
 
     def label(self, candidates: Sequence[Candidate]) -> list[JudgedCandidate]:
@@ -38,11 +40,13 @@ class PlanThenScore:
         prompts = dict.fromkeys(c.prompt for c in candidates)
         with ThreadPoolExecutor(self._planners) as pool:
             plans = dict(zip(prompts, pool.map(self.plan, prompts), strict=True))
-        items = [JudgeInput(c.prompt, c.images, {PLAN: plans[c.prompt]}) for c in candidates]
+        material = [{PLAN: plan} if isinstance(plan := plans[c.prompt], list) else {} for c in candidates]
+        items = [JudgeInput(c.prompt, c.images, given) for c, given in zip(candidates, material, strict=True)]
         return [
             JudgedCandidate(
                 **dict(candidate),
-                material={PLAN: plans[candidate.prompt]},
+                material=given,
+                failed={PLAN: plan} if isinstance(plan := plans[candidate.prompt], Invalid) else {},
                 assessment={d: a.outcome for d, a in answers.items()},
                 provenance=Provenance(
                     teacher=self.evaluator.chat.name,
@@ -50,28 +54,33 @@ class PlanThenScore:
                     answers={d: a.text for d, a in answers.items()},
                 ),
             )
-            for candidate, item, answers in zip(candidates, items, self.evaluator.ask_all(items), strict=True)
+            for candidate, given, answers in zip(candidates, material, self.evaluator.ask_all(items), strict=True)
         ]
 
     @staticmethod
     def difficulty(judged: JudgedCandidate, config: CurationConfig) -> str:
-        """A prompt whose plan has many questions is hard."""
+        """A prompt whose plan has many questions is hard; without a plan nobody knows."""
+        if PLAN not in judged.material:
+            return "unknown"
         return "hard" if len(judged.material[PLAN]) >= config.hard_from else "easy"
 
-    def plan(self, prompt: Prompt) -> list[str]:
-        """The planner's checklist for a prompt; empty when the planner gave none."""
+    def plan(self, prompt: Prompt) -> list[str] | Invalid:
+        """The planner's checklist for a prompt, or why there is none."""
         if prompt not in self._plans:
             self._plans[prompt] = self._ask_plan(prompt)
         return self._plans[prompt]
 
-    def _ask_plan(self, prompt: Prompt) -> list[str]:
+    def _ask_plan(self, prompt: Prompt) -> list[str] | Invalid:
         message = user_message(self._plan_rubric.render({"prompt": prompt.text}))
+        plan: list[str] | Invalid = Invalid(reason="request_failed", detail="not asked")
         for attempt in range(self.config.attempts):
-            temperature = 0.0 if attempt == 0 else 0.7
+            temperature = 0.0 if attempt == 0 else RETRY_TEMPERATURE
             try:
-                reply = self.planner.complete([message], max_tokens=2048, temperature=temperature, seed=attempt)
-            except RequestFailed:
+                reply = self.planner.complete([message], max_tokens=MAX_TOKENS, temperature=temperature, seed=attempt)
+            except RequestFailed as error:
+                plan = Invalid(reason="request_failed", detail=error.detail)
                 continue
-            if questions := parse_plan(reply.text):
-                return questions
-        return []
+            plan = parse_plan(reply.text, reply.truncated)
+            if isinstance(plan, list):
+                break
+        return plan

@@ -114,6 +114,7 @@ class _Scores:
     def __init__(self, uri: str, dimensions: Iterable[str]) -> None:
         self.uri = uri
         self.invalid = list[Invalid]()
+        self.failed = Counter[tuple[str, str]]()  # (name of the material, reason) -> candidates judged without it
         self.splits = list[Split]()
         self.sources = list[str]()
         self.scores: dict[str, list[int | None]] = {d: [] for d in dimensions}
@@ -124,6 +125,7 @@ class _Scores:
         for judged in iter_shards(out.folder / "judged", JudgedCandidate):
             read.splits.append(judged.split)
             read.sources.append(judged.source)
+            read.failed.update((name, invalid.reason) for name, invalid in judged.failed.items())
             for dimension, column in read.scores.items():
                 outcome = judged.assessment[dimension]
                 column.append(outcome.score if isinstance(outcome, Judgement) else None)
@@ -174,9 +176,11 @@ class _Scores:
                 )
         invalid = sum(s is None for column in self.scores.values() for s in column)
         metrics = {"candidates": len(self.splits), "invalid_judgements": invalid}
+        metrics["without_material"] = self.failed.total()
+        failed = [{"material": name, "reason": why, "count": n} for (name, why), n in sorted(self.failed.items())]
         for split in SPLITS:
             metrics[f"{split}_examples"] = sum(c.total() for c in self.chosen(config, split).values())
-        return Summary(stage="curation", metrics=metrics, tables={"histogram": tables})
+        return Summary(stage="curation", metrics=metrics, tables={"histogram": tables, "failed": failed})
 
 
 def _write_examples(config: RunConfig, out: Output, scores: _Scores, split: Split) -> None:

@@ -125,6 +125,9 @@ def _invalid(summaries: Mapping[str, Summary]) -> Rows:
         _failed("curation", f"teacher, {r['dimension']}, {str(r['what'])[len('judged: ') :]}", r["invalid"], _total(r))
         for r in judged
     ]
+    for r in curation.tables.get("failed", []):
+        what = f"teacher, {r['material']}: {r['reason']}"
+        rows.append(_failed("curation", what, r["count"], curation.metrics["candidates"]))
     failures = bench.tables.get("invalid", [])
     for whole in (r for r in bench.tables.get("agreement", []) if r["by"] == "all"):
         mine = [r for r in failures if r["dimension"] == whole["dimension"]]

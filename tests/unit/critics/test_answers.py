@@ -108,8 +108,35 @@ def test_reasons(text: str, answer: str, truncated: bool, reason: str) -> None:
     assert isinstance(outcome, Invalid) and outcome.reason == reason
 
 
-def test_a_truncated_answer_that_has_its_score_is_read() -> None:
-    assert parse_answer("\\boxed{4} and furthermore", "boxed", truncated=True) == Judgement(score=4)
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        (r"\boxed{4} and furthermore", 4),
+        (r"\boxed{4}", 4),
+        ("Final Alignment Rating: 4\n\\box", 4),
+        ("Final Alignment Rating: 4", None),  # perhaps of 4.5
+        ("A rater might say Score: 1, but the circle", None),
+        ("Score: 1\nScore: 2\nThen the square, which", None),
+        ("<think>\\boxed{1} or", None),
+        ("<think>no</think>\nIt is red. \\boxed{5}", 5),
+    ],
+)
+def test_a_truncated_answer_is_read_where_its_verdict_stands_complete(text: str, score: int | None) -> None:
+    outcome = parse_answer(text, "boxed", truncated=True)
+    if score is None:
+        assert isinstance(outcome, Invalid) and outcome.reason == "truncated"
+    else:
+        assert isinstance(outcome, Judgement) and outcome.score == score
+
+
+@pytest.mark.parametrize("answer", ["boxed", "json"])
+def test_thoughts_are_no_answer(answer: str) -> None:
+    thought = "\\boxed{1}" if answer == "boxed" else '{"score": 1}'
+    verdict = thought.replace("1", "4")
+    assert parse_answer(f"<think>{thought}</think>{verdict}", answer) == Judgement(score=4)  # type: ignore[arg-type]
+    for text in (f"<think>{thought}", f"<think>{thought}</think>", f"{thought}</think>"):
+        assert isinstance(parse_answer(text, answer), Invalid)  # type: ignore[arg-type]
+    assert parse_answer(f"{verdict}<think>{thought}", answer) == Judgement(score=4)  # type: ignore[arg-type]
 
 
 def test_the_rationale_is_what_stands_before_the_rating() -> None:
@@ -170,7 +197,23 @@ def test_parse_plan() -> None:
 """
     expected = ["Is there a red circle?", "Is it alone?", "Is the circle on the left?", "Is there snow?"]
     assert parse_plan(text) == expected
-    assert parse_plan("") == [] and parse_plan("There is nothing to check.") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "truncated", "reason"),
+    [
+        ("", False, "empty"),
+        ("There is nothing to check.", False, "unparsable"),
+        ("- None", False, "unparsable"),
+        ("- [ ] Is there a circle?", True, "truncated"),
+        ("<think>- Is it about a circle?\n- Or a square?", False, "empty"),
+        ("<think>- Is it about a circle?\n- Or a squ", True, "truncated"),
+        ("Okay.\n<think>- Is it about a circle?", False, "unparsable"),
+    ],
+)
+def test_a_plan_that_failed_is_invalid(text: str, truncated: bool, reason: str) -> None:
+    outcome = parse_plan(text, truncated)
+    assert isinstance(outcome, Invalid) and outcome.reason == reason
 
 
 @pytest.mark.parametrize(

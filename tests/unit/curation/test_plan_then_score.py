@@ -133,5 +133,15 @@ def test_without_a_plan_the_evaluator_makes_its_own(candidates: list[Candidate])
     planner = Scripted("no list here")
     evaluator = Scripted("\\boxed{3}")
     [judged] = judge(candidates[:1], planner, evaluator)
-    assert judged.material["plan"] == [] and len(planner.asked) == 3
+    assert judged.material == {} and judged.failed["plan"].reason == "unparsable" and len(planner.asked) == 3
     assert "no plan was made" in str(evaluator.asked[0][0])
+    example = student_example(judged, "instruction_following", "short_instruction_following", "score_first", settings())
+    assert example.difficulty == "unknown"
+
+
+def test_a_planner_that_cannot_be_reached_or_is_cut_off_makes_no_plan(candidates: list[Candidate]) -> None:
+    [judged] = judge(candidates[:1], Scripted(None), Scripted("\\boxed{3}"))
+    assert judged.failed["plan"].reason == "request_failed"
+    planner = Scripted("<think>- [ ] Is this a thought?", "- [ ] Is it red?")
+    [judged] = judge(candidates[:1], planner, Scripted("\\boxed{3}"))
+    assert judged.material == {"plan": ["Is it red?"]} and judged.failed == {}
