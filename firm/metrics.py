@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 class MetricsLog:
@@ -20,11 +21,11 @@ class MetricsLog:
         self._file = open(path, "a")  # noqa: SIM115 (closed in close)
         self._board = SummaryWriter(str(tensorboard), purge_step=keep)
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | None]) -> None:
         """Write one line of values at ``step``."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
-        for name, value in values.items():
+        for name, value in ((n, v) for n, v in values.items() if v is not None):
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
@@ -33,6 +34,6 @@ class MetricsLog:
         self._board.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file."""
     return [json.loads(line) for line in path.read_text().splitlines()]

@@ -58,12 +58,14 @@ class Judgement(Record):
         score: Hard score, 1..5.
         distribution: Probabilities of the scores 1..5 where the judge exposes them (sums to 1).
         rationale: The judge's explanation.
+        parts: Sub-scores, where the rubric asks for several; the lowest is the score.
     """
 
     kind: Literal["judgement"] = "judgement"
     score: int = Field(ge=1, le=5)
     distribution: tuple[float, float, float, float, float] | None = None
     rationale: str = ""
+    parts: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _distribution_sums_to_one(self) -> Judgement:
@@ -190,6 +192,7 @@ class Prediction(Record):
 
     id: str
     dimension: str
+    prompt: Prompt
     difficulty: str
     source: str
     human: int = Field(ge=1, le=5)

@@ -7,7 +7,7 @@ the correlation with a constant, the result is None and never a number that coul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -122,34 +122,51 @@ def bootstrap_ci(
     num_resamples: int = 1000,
     seed: int = 0,
     level: float = 0.95,
-    vectorised: bool = True,
+    clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval; resamples whole examples, so paired arrays stay paired.
 
     Args:
         values: One array [N], or a tuple of paired arrays [N] each.
-        statistic: Function of as many arrays as given. If ``vectorised`` it takes blocks [R, N] and returns [R],
-            otherwise it takes [N] and returns a number or None. None: the mean of the one array.
+        statistic: Function of as many arrays [N] as given, which returns a number or None. None: the mean of the one
+            array.
         num_resamples: Number of resamples.
         seed: Seed of the resampling; the same seed gives the same interval.
         level: Coverage in (0, 1).
-        vectorised: See ``statistic``.
+        clusters: What each example belongs to, such as its prompt (N): whole clusters are resampled, since examples of
+            one cluster tell less than as many independent ones. None: each is its own.
 
     Returns:
         The lower and upper end, or None if the statistic is undefined on more than half of the resamples.
     """
+    arrays = _arrays(*values) if isinstance(values, tuple) else _arrays(values)
+    if statistic is None:
+        return _interval(
+            lambda weights: _weighted_mean(weights, arrays[0]), arrays, num_resamples, seed, level, clusters
+        )
+
+    def looped(weights: Floats) -> list[float]:
+        picks = [np.repeat(np.arange(len(row)), row.astype(int)) for row in weights]
+        results = [statistic(*(array[pick] for array in arrays)) for pick in picks]
+        return [np.nan if result is None else result for result in results]
+
+    return _interval(looped, arrays, num_resamples, seed, level, clusters)
+
+
+def _interval(
+    estimate: Callable[[Floats], ArrayLike],
+    arrays: tuple[Floats, ...],
+    num_resamples: int,
+    seed: int,
+    level: float,
+    clusters: Sequence[Hashable] | None,
+) -> tuple[float, float] | None:
+    """Interval of an estimate that takes blocks of how often each example was drawn [R, N] and returns [R]."""
     if num_resamples < 1 or not 0 < level < 1:
         raise ValueError(f"need num_resamples >= 1 and 0 < level < 1, got {num_resamples} and {level}")
-    arrays = _arrays(*values) if isinstance(values, tuple) else _arrays(values)
-    function = _row_mean if statistic is None else statistic
     estimates = np.empty(num_resamples)
-    for rows, picks in _resamples(arrays[0].size, num_resamples, seed):
-        blocks = [array[picks] for array in arrays]
-        if vectorised:
-            estimates[rows] = function(*blocks)
-        else:
-            results = [function(*(block[i] for block in blocks)) for i in range(len(picks))]
-            estimates[rows] = [np.nan if r is None else r for r in results]
+    for rows, weights in _resamples(_labels(clusters, arrays[0].size), num_resamples, seed):
+        estimates[rows] = estimate(weights)
     defined = estimates[np.isfinite(estimates)]
     if 2 * defined.size < num_resamples:
         return None
@@ -157,37 +174,84 @@ def bootstrap_ci(
     return float(low), float(high)
 
 
-def _resamples(size: int, num_resamples: int, seed: int) -> Iterator[tuple[slice, NDArray[np.int64]]]:
-    """Blocks of resampled indices [R, N] with the rows they belong to, in constant memory."""
+def _labels(clusters: Sequence[Hashable] | None, size: int) -> NDArray[np.int64]:
+    """Number of each example's cluster [N]."""
+    if clusters is None:
+        return np.arange(size)
+    if len(clusters) != size:
+        raise ValueError(f"expected a cluster for each of {size} examples, got {len(clusters)}")
+    numbers = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    return np.array([numbers[cluster] for cluster in clusters])
+
+
+def _resamples(labels: NDArray[np.int64], num_resamples: int, seed: int) -> Iterator[tuple[slice, Floats]]:
+    """Blocks of how often each example was drawn [R, N] with the rows they belong to, in constant memory."""
     generator = np.random.default_rng(seed)
-    block = max(1, _CHUNK // size)
+    number = int(labels.max()) + 1
+    block = max(1, _CHUNK // labels.size)
     for start in range(0, num_resamples, block):
         stop = min(start + block, num_resamples)
-        yield slice(start, stop), generator.integers(0, size, (stop - start, size))
+        picks = generator.integers(0, number, (stop - start, number))
+        offsets = np.arange(stop - start)[:, None] * number
+        counts = np.bincount((picks + offsets).ravel(), minlength=(stop - start) * number).reshape(stop - start, number)
+        yield slice(start, stop), counts[:, labels].astype(np.float64)
 
 
-def _row_mean(values: Floats) -> Floats:
-    return values.mean(axis=-1)
+def _weighted_mean(weights: Floats, values: Floats) -> Floats:
+    return weights @ values / weights.sum(axis=-1)
+
+
+def _weighted_ranks(weights: Floats, values: Floats) -> Floats:
+    """Ranks [R, N] of values [N] among those drawn as often as ``weights`` [R, N] say, ties by average rank."""
+    _, group = np.unique(values, return_inverse=True)
+    one_hot = np.zeros((values.size, int(group.max()) + 1))
+    one_hot[np.arange(values.size), group] = 1
+    in_group = weights @ one_hot  # [R, U]
+    return (np.cumsum(in_group, axis=-1) - in_group / 2 + 0.5)[:, group]
+
+
+def _weighted_spearman(weights: Floats, p: Floats, h: Floats) -> Floats:
+    total = weights.sum(axis=-1, keepdims=True)
+    a, b = (_weighted_ranks(weights, values) for values in (p, h))
+    a, b = (ranks - (weights * ranks).sum(axis=-1, keepdims=True) / total for ranks in (a, b))
+    scale = np.sqrt((weights * a * a).sum(axis=-1) * (weights * b * b).sum(axis=-1))
+    defined = scale > 1e-9
+    return np.where(defined, (weights * a * b).sum(axis=-1) / np.where(defined, scale, 1.0), np.nan)
 
 
 def mean_ci(
-    values: ArrayLike, num_resamples: int = 1000, seed: int = 0, level: float = 0.95
+    values: ArrayLike,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
-    """Mean of an array [N] with its bootstrap interval: (mean, low, high)."""
+    """Mean of an array [N] with its bootstrap interval: (mean, low, high); ``clusters`` as for `bootstrap_ci`."""
     (array,) = _arrays(values)
-    interval = bootstrap_ci(array, num_resamples=num_resamples, seed=seed, level=level)
+    interval = bootstrap_ci(array, None, num_resamples, seed, level, clusters)
     mean = float(array.mean())
     return (mean, *interval) if interval else (mean, mean, mean)
 
 
-def mae_ci(predicted: ArrayLike, human: ArrayLike, num_resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+def mae_ci(
+    predicted: ArrayLike,
+    human: ArrayLike,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
+) -> tuple[float, float]:
     """95% bootstrap interval of `mae`."""
     p, h = _arrays(predicted, human)
-    return mean_ci(np.abs(p - h), num_resamples, seed)[1:]
+    return mean_ci(np.abs(p - h), num_resamples, seed, clusters=clusters)[1:]
 
 
 def spearman_ci(
-    predicted: ArrayLike, human: ArrayLike, num_resamples: int = 1000, seed: int = 0
+    predicted: ArrayLike,
+    human: ArrayLike,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float] | None:
     """95% bootstrap interval of `spearman`; None where it is undefined."""
-    return bootstrap_ci(_arrays(predicted, human), _row_spearman, num_resamples, seed)
+    p, h = _arrays(predicted, human)
+    return _interval(lambda weights: _weighted_spearman(weights, p, h), (p, h), num_resamples, seed, 0.95, clusters)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from firm import stats
-from firm.records import SCORES, ConfusionMatrix, Judgement, Prediction, Record, UserError
+from firm.records import SCORES, ConfusionMatrix, Judgement, Prediction, Prompt, Record, UserError
 
 PointEstimate = Literal["score", "soft_score", "median"]
 Metrics = dict[str, float | None]
@@ -33,6 +33,7 @@ class Expected(Record):
 
     id: str
     dimension: str
+    prompt: Prompt
     difficulty: str
     source: str
     human: int
@@ -143,7 +144,7 @@ def _rows(predictions: Sequence[Prediction], expected: Iterable[Expected], estim
         key = (p.dimension, p.id)
         if key in given:
             raise UserError("an example was judged twice", f"{p.dimension} {p.id}", "remove one of the predictions")
-        example = Expected(id=p.id, dimension=p.dimension, difficulty=p.difficulty, source=p.source, human=p.human)
+        example = Expected(**p.model_dump(exclude={"outcome"}))
         if isinstance(p.outcome, Judgement):
             given[key] = _Row(example, point_estimate(p.outcome, estimate), "")
         else:
@@ -220,7 +221,8 @@ def _group(
     }
     counts = np.zeros((5, 5), dtype=int)
     if valid:
-        metrics |= _valid_metrics(predicted, human, num_bootstrap, seed)
+        prompts = [row.example.prompt for row in rows if row.estimate is not None]
+        metrics |= _valid_metrics(predicted, human, prompts, num_bootstrap, seed)
         counts = stats.confusion(predicted, human)
     invalid = Counter(row.reason for row in rows if row.estimate is None)
     return Group(
@@ -228,11 +230,11 @@ def _group(
     )
 
 
-def _valid_metrics(predicted: Any, human: Any, num_bootstrap: int, seed: int) -> Metrics:
-    """Metrics over the valid judgements, arrays [num_valid]."""
-    mae_low, mae_high = stats.mae_ci(predicted, human, num_bootstrap, seed)
+def _valid_metrics(predicted: Any, human: Any, prompts: Sequence[Prompt], num_bootstrap: int, seed: int) -> Metrics:
+    """Metrics over the valid judgements, arrays [num_valid]; intervals are clustered by prompt."""
+    mae_low, mae_high = stats.mae_ci(predicted, human, num_bootstrap, seed, prompts)
     spearman = stats.spearman(predicted, human)
-    interval = None if spearman is None else stats.spearman_ci(predicted, human, num_bootstrap, seed)
+    interval = None if spearman is None else stats.spearman_ci(predicted, human, num_bootstrap, seed, prompts)
     spearman_low, spearman_high = interval or (None, None)
     return {
         "mae": stats.mae(predicted, human),

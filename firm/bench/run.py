@@ -47,7 +47,9 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
 
 def _expected(e: Example) -> Expected:
-    return Expected(id=e.id, dimension=e.dimension, difficulty=e.difficulty, source=e.source, human=e.score)
+    return Expected(
+        id=e.id, dimension=e.dimension, prompt=e.prompt, difficulty=e.difficulty, source=e.source, human=e.score
+    )
 
 
 def _judge_all(critic: Judge, test: Path, journal: Path, total: int) -> list[Prediction]:
@@ -80,6 +82,7 @@ def _judge(critic: Judge, examples: Sequence[Example]) -> list[Prediction]:
         Prediction(
             id=e.id,
             dimension=e.dimension,
+            prompt=e.prompt,
             difficulty=e.difficulty,
             source=e.source,
             human=e.score,

@@ -53,6 +53,13 @@ class JudgedDimension(Section):
 
     rubric: str
     share: Share = 1.0
+    target: dict[int, NonNegative] = {1: 1, 2: 1, 3: 1, 4: 1, 5: 1}  # wanted ratio of the scores
+
+    @model_validator(mode="after")
+    def _target_covers_scores(self) -> JudgedDimension:
+        if not set(self.target) <= {1, 2, 3, 4, 5} or sum(self.target.values()) <= 0:
+            raise ValueError("target must map scores 1..5 to ratios, at least one of them positive")
+        return self
 
 
 class CurationConfig(Section):
@@ -72,13 +79,10 @@ class CurationConfig(Section):
     test_share: Share = (
         0.1  # of each source, on held-out prompts; files are where prompts.test_share puts their prompts
     )
-    target: dict[int, NonNegative] = {1: 1, 2: 1, 3: 1, 4: 1, 5: 1}  # wanted ratio of the scores
     oversample: Positive = 1.0  # a scarce score may be repeated up to this factor in the training data
 
     @model_validator(mode="after")
-    def _target_covers_scores(self) -> CurationConfig:
-        if not set(self.target) <= {1, 2, 3, 4, 5} or sum(self.target.values()) <= 0:
-            raise ValueError("target must map scores 1..5 to ratios, at least one of them positive")
+    def _sources_have_names(self) -> CurationConfig:
         if len({s.name for s in self.sources}) != len(self.sources):
             raise ValueError("sources must have distinct names")
         return self

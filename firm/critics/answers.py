@@ -15,7 +15,7 @@ import json
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from firm.records import Invalid, Judgement
@@ -112,16 +112,11 @@ def _json_number(value: Any) -> float | None:
     return _number(value) if isinstance(value, str) else None
 
 
-def _json_score(value: Any) -> float | None:
-    """A number, or a list of one number or of the three sub-scores of quality, of which the lowest counts."""
-    if not isinstance(value, list):
-        return _json_number(value)
-    numbers = [_json_number(v) for v in value]
-    if len(numbers) not in (1, 3) or None in numbers:
-        return None
+def _json_scores(value: Any) -> list[float] | None:
+    """A number, or a list of one number or of the three sub-scores of quality."""
+    numbers = [_json_number(v) for v in (value if isinstance(value, list) else [value])]
     present = [n for n in numbers if n is not None]
-    # A sub-score that is no valid score spoils the answer, even where it is not the lowest.
-    return next((n for n in present if not (1 <= n <= 5 and n.is_integer())), min(present))
+    return present if len(numbers) in (1, 3) and len(present) == len(numbers) else None
 
 
 def _parse_json(text: str, truncated: bool) -> Judgement | Invalid:
@@ -131,7 +126,15 @@ def _parse_json(text: str, truncated: bool) -> Judgement | Invalid:
     if found is None:
         return _no_score(text, truncated)
     reasoning = found.get("reasoning")
-    return _judgement(_json_score(found["score"]), reasoning if isinstance(reasoning, str) else "", text)
+    rationale = reasoning if isinstance(reasoning, str) else ""
+    scores = _json_scores(found["score"])
+    if scores is None:
+        return _judgement(None, rationale, text)
+    # A sub-score that is no valid score spoils the answer, even where it is not the lowest.
+    spoilt = (n for n in scores if not (1 <= n <= 5 and n.is_integer()))
+    outcome = _judgement(next(spoilt, min(scores)), rationale, text)
+    several = isinstance(outcome, Judgement) and len(scores) > 1
+    return outcome.model_copy(update={"parts": tuple(int(n) for n in scores)}) if several else outcome
 
 
 def parse_answer(text: str, answer: Literal["boxed", "json"], truncated: bool = False) -> Judgement | Invalid:
@@ -169,7 +172,9 @@ def parse_score_first(text: str, truncated: bool = False) -> Judgement | Invalid
     return _judgement(_number(match[1]), text[match.end() :], text)
 
 
-def write_answer(score: int, rationale: str, style: AnswerStyle, answer: Literal["boxed", "json"]) -> str:
+def write_answer(
+    score: int, rationale: str, style: AnswerStyle, answer: Literal["boxed", "json"], parts: Sequence[int] = ()
+) -> str:
     """Write a training answer that parses back to the same score.
 
     Args:
@@ -179,16 +184,17 @@ def write_answer(score: int, rationale: str, style: AnswerStyle, answer: Literal
             score distribution is read at the token behind `SCORE_PREFIX`; it is read by `parse_score_first`.
             ``reason_first`` gives the rubric's own format, read by `parse_answer`.
         answer: The rubric's format.
+        parts: Sub-scores whose lowest is the score, where the rubric asks for several.
 
     Raises:
-        ValueError: The score is not in 1..5.
+        ValueError: The score is not in 1..5, or not the lowest of its parts.
     """
-    if score not in range(1, 6):
-        raise ValueError(f"score must be in 1..5, got {score}")
+    if score not in range(1, 6) or (parts and min(parts) != score):
+        raise ValueError(f"score must be in 1..5 and the lowest of its parts, got {score} and {list(parts)}")
     if style == "score_first":
         return f"{SCORE_PREFIX} {score}\n{rationale}".rstrip()
     if answer == "json":
-        return json.dumps({"reasoning": rationale, "score": [score]}, ensure_ascii=False)
+        return json.dumps({"reasoning": rationale, "score": list(parts) or [score]}, ensure_ascii=False)
     return f"{rationale}\n\nFinal Alignment Rating: {score}\n\\boxed{{{score}}}".lstrip()
 
 

@@ -141,8 +141,8 @@ class _Scores:
             if split == "test":
                 rows = [i for i, s in enumerate(mine) if s is not None]
             else:
-                share = curation.dimensions[dimension].share
-                rows = balance(mine, curation.target, curation.oversample, share, config.seed)
+                wanted = curation.dimensions[dimension]
+                rows = balance(mine, wanted.target, curation.oversample, wanted.share, config.seed)
             counts[dimension] = Counter(rows)
         if not any(counts.values()):
             raise self._nothing(split)
@@ -156,7 +156,7 @@ class _Scores:
             [(reason, number)] = Counter(i.reason for i in self.invalid).most_common(1)
             detail = next(i.detail for i in self.invalid if i.reason == reason)
             what += f": {number} answers are {reason}, such as {detail!r}"
-        fix = f"mend the evaluator (or curation.target), then remove {self.uri} and run again"
+        fix = f"mend the evaluator (or the target of its dimension), then remove {self.uri} and run again"
         return UserError(what, "curation.evaluator", fix)
 
     def summary(self, config: RunConfig) -> Summary:

@@ -54,23 +54,28 @@ class HeldOut:
         by = {which: [s for s in samples if s.policy == which] for which in _WHICH}
         rows = []
         metrics = {}
+        prompts = [s.prompt for s in by["base"]]
         for judge, dimension in self._judged():
             scores = {w: soft_scores([_assessment(s, judge) for s in by[w]], dimension) for w in _WHICH}
-            differences = [
-                f - b for b, f in zip(scores["base"], scores["final"], strict=True) if b is not None and f is not None
-            ]
-            if not differences:
+            gains = [None if None in pair else pair[1] - pair[0] for pair in zip(*scores.values(), strict=True)]
+            if not any(gain is not None for gain in gains):
                 continue
-            values = {w: [x for x in scores[w] if x is not None] for w in _WHICH} | {"gain": differences}
-            for name, column in values.items():
-                mean, low, high = mean_ci(column, self.config.evaluate.num_bootstrap, self.config.seed)
+            columns = {**{str(which): column for which, column in scores.items()}, "gain": gains}
+            for name, column in columns.items():
+                valid = [(value, prompt) for value, prompt in zip(column, prompts, strict=True) if value is not None]
+                mean, low, high = self._interval(valid)
                 metrics[f"{judge}_{dimension}_{name}"] = mean
                 row = {"judge": judge, "dimension": dimension, "policy": name, "mean": mean, "low": low, "high": high}
-                rows.append({**row, "n": len(column), "invalid": len(by["base"]) - len(column)})
+                rows.append({**row, "n": len(valid), "invalid": len(column) - len(valid)})
             for which in _WHICH:
-                full = [x >= 4.5 for x in values[which]]
+                full = [x >= 4.5 for x in scores[which] if x is not None]
                 metrics[f"{judge}_{dimension}_full_marks_{which}"] = sum(full) / len(full)
         return Summary(stage="evaluate", metrics=metrics, tables={"scores": rows})
+
+    def _interval(self, valid: Sequence[tuple[float, Prompt]]) -> tuple[float, float, float]:
+        """Mean and 95% interval, clustered by prompt: images of one prompt are no independent witnesses."""
+        number = self.config.evaluate.num_bootstrap
+        return mean_ci([v for v, _ in valid], number, self.config.seed, clusters=[prompt for _, prompt in valid])
 
     def _judged(self) -> Iterator[tuple[str, str]]:
         yield from (("auditor", d) for d in self.config.auditor.rubrics)

@@ -32,19 +32,24 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     size = config.evaluate.batch_size
     batches = [(which, range(i, min(i + size, len(prompts)))) for which in _WHICH for i in range(0, len(prompts), size)]
     writer = ShardWriter(out.folder / "samples", Sample, size)
-    done = sum(1 for _ in batches[: -(-writer.rows_done // size)])
-    task = Task("evaluate", "judging held-out samples", 2 * len(prompts), "images", writer.rows_done)
+    done = writer.rows_done
+    task = Task("evaluate", "judging held-out samples", 2 * len(prompts), "images", done)
     policy: Policy | None = None
     loaded = ""
-    for which, indices in batches[done:]:
+    for which, indices in batches:
+        if done >= len(indices):
+            done -= len(indices)
+            continue
         if policy is None or loaded != which:
             policy = (
                 Policy(config.policy, device) if which == "base" else load_policy(inputs["policy"] / "policy", device)
             )
             loaded = which
-        written = writer.write(_samples(config, policy, which, prompts, indices, suite))
-        out.publish(*(f"samples/{name}" for name in written))
-        task.advance(len(indices))
+        # A batch is made whole, as images may differ in the last bit with its size; what a shard has of it is kept.
+        samples = _samples(config, policy, which, prompts, indices, suite)[done:]
+        done = 0
+        out.publish(*(f"samples/{name}" for name in writer.write(samples)))
+        task.advance(len(samples))
     writer.close()
     return suite.summary(list(iter_shards(out.folder / "samples", Sample)))
 

@@ -56,7 +56,7 @@ class Rollout:
     advantage: Tensor
     first: int
     trained: Tensor
-    stats: dict[str, float]
+    stats: dict[str, float | None]
 
 
 def draw_prompts(prompts: Sequence[object], number: int, seed: int, epoch: int) -> list[int]:
@@ -144,14 +144,15 @@ def with_advantages(groups: Groups, rewards: Tensor, valid: Tensor, rl: RLConfig
     )
 
 
-def _stats(rewards: Tensor, valid: Tensor, mask: Tensor) -> dict[str, float]:
+def _stats(rewards: Tensor, valid: Tensor, mask: Tensor) -> dict[str, float | None]:
+    """Numbers of an epoch; those of rewards are None where no judgement was valid."""
     kept = rewards[valid]
     spread = torch.stack(
         [g[v].std(unbiased=False) if v.any() else g.new_zeros(()) for g, v in zip(rewards, valid, strict=True)]
     )
     return {
-        "reward": kept.mean().item() if len(kept) else 0.0,
-        "reward_std": kept.std(unbiased=False).item() if len(kept) else 0.0,
+        "reward": kept.mean().item() if len(kept) else None,
+        "reward_std": kept.std(unbiased=False).item() if len(kept) else None,
         "zero_std_groups": (spread < 1e-6).float().mean().item(),
         "invalid_judgements": float((~valid).sum()),
         "masked_samples": float((~mask).sum()),

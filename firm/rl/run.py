@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from firm.config import RunConfig
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
@@ -44,13 +46,15 @@ def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
                 Curve(name=f"audit_{name}", x=[a.epoch for a in audits], y=[getattr(a, name) for a in audits])
                 for name in ("reward", "critic", "auditor")
             ),
-            *(
-                Curve(name=name, x=[line["step"] for line in lines], y=[line[name] for line in lines])
-                for name in ("reward", "loss", "old_deviation")
-            ),
+            *(_curve(lines, name) for name in ("reward", "loss", "old_deviation")),
         ],
         notes=[_story(audits, stopped)],
     )
+
+
+def _curve(lines: list[dict[str, Any]], name: str) -> Curve:
+    known = [(line["step"], line[name]) for line in lines if line[name] is not None]
+    return Curve(name=name, x=[step for step, _ in known], y=[value for _, value in known])
 
 
 def _story(audits: list[Audit], stopped: bool) -> str:

@@ -50,7 +50,7 @@ class RLTrainer:
         if rl.gradient_checkpointing:
             self.policy.family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
 
-    def run_epoch(self) -> dict[str, float]:
+    def run_epoch(self) -> dict[str, float | None]:
         """Rollout, update, refresh of the old policy."""
         c = self.config
         groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks)
@@ -122,8 +122,9 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
             save_policy(out.folder / POLICY, trainer.policy)
 
 
-def _note(stats: Mapping[str, float], history: Sequence[Audit]) -> str:
-    return f"reward {stats['reward']:.3f}, auditor {history[-1].auditor:.2f} (base {history[0].auditor:.2f})"
+def _note(stats: Mapping[str, float | None], history: Sequence[Audit]) -> str:
+    reward = "no valid judgement" if stats["reward"] is None else f"reward {stats['reward']:.3f}"
+    return f"{reward}, auditor {history[-1].auditor:.2f} (base {history[0].auditor:.2f})"
 
 
 if __name__ == "__main__":

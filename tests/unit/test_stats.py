@@ -100,9 +100,32 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
 
 def test_vectorised_and_looped_statistics_agree() -> None:
     p, h = random_scores(60)
-    looped = stats.bootstrap_ci((p, h), stats.spearman, 50, 0, vectorised=False)
+    looped = stats.bootstrap_ci((p, h), stats.spearman, 50, 0)
     assert looped == pytest.approx(stats.spearman_ci(p, h, 50, 0))
-    assert stats.mae_ci(p, h, 50, 0) == pytest.approx(stats.bootstrap_ci((p, h), stats.mae, 50, 0, vectorised=False))
+    assert stats.mae_ci(p, h, 50, 0) == pytest.approx(stats.bootstrap_ci((p, h), stats.mae, 50, 0))
+
+
+def test_an_interval_by_clusters_is_as_wide_as_that_of_the_means_of_clusters() -> None:
+    """40 prompts of 8 images whose scores differ by prompt only: 40 things were seen, not 320."""
+    means = np.random.default_rng(2).normal(3, 1, 40)
+    values, prompts = np.repeat(means, 8), np.repeat(np.arange(40), 8).tolist()
+    naive, honest, truth = (
+        stats.mean_ci(values, seed=1), stats.mean_ci(values, seed=1, clusters=prompts), stats.mean_ci(means, seed=1)
+    )  # fmt: skip
+    assert honest == pytest.approx(truth)
+    assert (honest[2] - honest[1]) / (naive[2] - naive[1]) == pytest.approx(8**0.5, rel=0.15)
+
+
+def test_clusters_of_one_change_nothing_and_unequal_ones_weigh_what_they_hold() -> None:
+    p, h = random_scores(60)
+    names = [f"prompt {i}" for i in range(60)]
+    assert stats.spearman_ci(p, h, 50, 0, clusters=names) == stats.spearman_ci(p, h, 50, 0)
+    labels = ["a"] * 30 + ["b"] * 20 + ["c"] * 10
+    looped = stats.bootstrap_ci((p, h), stats.spearman, 50, 0, clusters=labels)
+    assert looped == pytest.approx(stats.spearman_ci(p, h, 50, 0, clusters=labels))
+    assert stats.mean_ci([1.0] * 30 + [0.0] * 10, 500, clusters=["a"] * 30 + ["b"] * 10)[1:] == (0, 1)
+    with pytest.raises(ValueError, match="a cluster for each of 3"):
+        stats.mean_ci([1.0, 2.0, 3.0], clusters=["a"])
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:

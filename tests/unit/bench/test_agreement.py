@@ -9,11 +9,19 @@ from firm.bench.agreement import METRICS, Expected, Group, agreement, point_esti
 from firm.records import Invalid, Judgement, Outcome, Prediction, UserError
 
 FOLLOWING = "instruction_following"
+EASY = {"difficulty": "easy", "source": "generated"}
 
 
 def prediction(index: int, human: int, outcome: Outcome | int, **fields: Any) -> Prediction:
     outcome = Judgement(score=outcome) if isinstance(outcome, int) else outcome
-    values = {"id": str(index), "dimension": FOLLOWING, "difficulty": "easy", "source": "generated", **fields}
+    values = {
+        "id": str(index),
+        "prompt": f"prompt {index}",
+        "dimension": FOLLOWING,
+        "difficulty": "easy",
+        "source": "generated",
+        **fields,
+    }
     return Prediction(**values, human=human, outcome=outcome)
 
 
@@ -46,7 +54,7 @@ def test_numbers_by_hand() -> None:
 def test_failed_and_missing_judgements_are_counted() -> None:
     rows = [prediction(0, 4, 4), prediction(1, 2, BAD), prediction(2, 3, CUT)]
     expected = [
-        Expected(id=str(i), dimension=FOLLOWING, difficulty="easy", source="generated", human=h)
+        Expected(id=str(i), prompt=f"prompt {i}", dimension=FOLLOWING, **EASY, human=h)
         for i, h in enumerate([4, 2, 3, 5])
     ]
     found = group(rows, expected=expected)
@@ -122,7 +130,7 @@ def test_point_estimates() -> None:
 def test_contradictory_predictions_are_refused() -> None:
     with pytest.raises(UserError, match="judged twice"):
         agreement([prediction(0, 1, 1), prediction(0, 1, 2)])
-    expected = [Expected(id="0", dimension=FOLLOWING, difficulty="easy", source="generated", human=1)]
+    expected = [Expected(id="0", prompt="prompt 0", dimension=FOLLOWING, **EASY, human=1)]
     with pytest.raises(UserError, match="no expected example"):
         agreement([prediction(7, 1, 1)], expected=expected)
 

@@ -15,7 +15,8 @@ BASE = "instruction_following"
 def predictions(pairs: list[tuple[int, int | None]], source: str = "rendered") -> list[Prediction]:
     return [
         Prediction(
-            id=f"{source}{i}", dimension="instruction_following", difficulty="easy", source=source, human=human,
+            id=f"{source}{i}", prompt="a", dimension="instruction_following", difficulty="easy", source=source,
+            human=human,
             outcome=Judgement(score=score) if score else Invalid(reason="empty"),
         )
         for i, (human, score) in enumerate(pairs)

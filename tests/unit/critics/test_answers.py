@@ -139,6 +139,14 @@ def test_thoughts_are_no_answer(answer: str) -> None:
     assert parse_answer(f"{verdict}<think>{thought}", answer) == Judgement(score=4)  # type: ignore[arg-type]
 
 
+def test_sub_scores_are_kept_and_the_lowest_counts() -> None:
+    outcome = parse_answer('{"reasoning": "dull", "score": [4, 2, 5]}', "json")
+    assert outcome == Judgement(score=2, rationale="dull", parts=(4, 2, 5))
+    assert parse_answer(write_answer(2, "dull", "reason_first", "json", (4, 2, 5)), "json") == outcome
+    with pytest.raises(ValueError, match="lowest of its parts"):
+        write_answer(3, "dull", "reason_first", "json", (4, 2, 5))
+
+
 def test_the_rationale_is_what_stands_before_the_rating() -> None:
     outcome = parse_answer("1. Red? Yes.\n\nFinal Analysis: Good.\nFinal Alignment Rating: 5\n\\boxed{5}", "boxed")
     assert isinstance(outcome, Judgement) and outcome.rationale == "1. Red? Yes.\n\nFinal Analysis: Good."

@@ -1,5 +1,6 @@
 """Plan-then-score with the teacher of the shapes world, and with evaluators that fail."""
 
+import json
 from collections.abc import Sequence
 
 import pytest
@@ -105,6 +106,16 @@ def test_the_student_never_sees_the_plan(candidates: list[Candidate], style: str
             assert example.difficulty == ("hard" if len(judged.material["plan"]) >= 4 else "easy")
 
 
+def test_the_answer_on_quality_has_the_form_that_its_question_asks_for(candidates: list[Candidate]) -> None:
+    """The rubric asks for three sub-scores; one alone would teach the critic to contradict it."""
+    for judged in judge(candidates):
+        example = student_example(judged, "quality", "quality", "reason_first", settings())
+        assert "[a, t, s]" in example.messages[0].content
+        _, image = candidate(judged.index, 0, "train")
+        assert json.loads(example.messages[1].content)["score"] == list(teacher.quality(image))
+        assert example.score == min(teacher.quality(image))
+
+
 def test_one_plan_per_prompt(candidates: list[Candidate]) -> None:
     planner = Scripted("- Is it red?\n- Is it round?")
     judged = judge([candidates[0]] * 3, planner)
@@ -126,7 +137,7 @@ def test_nonsense_is_invalid_and_makes_no_example(candidates: list[Candidate], n
 def test_an_answer_that_does_not_parse_is_asked_again(candidates: list[Candidate]) -> None:
     [judged] = judge(candidates[:1], evaluator=Scripted("what?", None, "fine\n\\boxed{4}", '{"score": [2, 3, 5]}'))
     assert judged.assessment["instruction_following"] == Judgement(score=4, rationale="fine")
-    assert judged.assessment["quality"] == Judgement(score=2)
+    assert judged.assessment["quality"] == Judgement(score=2, parts=(2, 3, 5))
 
 
 def test_without_a_plan_the_evaluator_makes_its_own(candidates: list[Candidate]) -> None:

@@ -55,6 +55,7 @@ def bench(config: RunConfig) -> Summary:
     predictions = [
         Prediction(
             id=str(i),
+            prompt=f"prompt {i}",
             dimension=d,
             difficulty="easy" if i % 2 else "hard",
             source="rendered" if i % 3 else "<b>$x$",
