@@ -58,7 +58,7 @@ _FIX = "the folders are of different runs or were changed: run the pipeline agai
 def _check(name: str, source: str, expected: str, found: str, folder: Path) -> None:
     if expected == found:
         return
-    given = f"but {source} here is {found[:12]}" if found else f"but no {source} is here"
+    given = f"but the {source} given is {found[:12]}" if found else f"but no {source} was given"
     what = f"the chain of artifacts is broken: {name} was made from {source} {expected[:12]}, {given}"
     raise UserError(what, str(folder / MANIFEST), _FIX)
 
