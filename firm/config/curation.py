@@ -1,4 +1,4 @@
-"""Candidates and how a teacher judges them."""
+"""Candidates, and how a teacher judges them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class CurationConfig(Section):
     shard_size: PositiveInt = 1024
     batch_size: PositiveInt = 128
     test_share: Share = (
-        0.1  # of each source, on held-out prompts; files are where prompts.test_share puts their prompts
+        0.1  # of each source, on held-out prompts; files follow the split of their prompts (prompts.test_share)
     )
     target: dict[int, NonNegative] = {1: 1, 2: 1, 3: 1, 4: 1, 5: 1}  # wanted ratio of the scores
     oversample: Positive = 1.0  # a scarce score may be repeated up to this factor in the training data
