@@ -65,14 +65,14 @@ bench: $(INSTALLED) ## Measure: ratios against the reference on this machine
 
 ##@ Change
 .PHONY: fix golden generate clean
-fix: $(INSTALLED) ## Format, and repair what can be repaired
+fix: $(INSTALLED) ## Format, and fix what can be fixed automatically
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-generate: $(INSTALLED) ## Write the charts' schemas and tables of values anew from values.yaml
+generate: $(INSTALLED) ## Regenerate the charts' schemas and tables of values from values.yaml
 	$(BIN)/python charts/generate.py
 
-golden: $(INSTALLED) ## Write the golden files anew; review them with git diff
+golden: $(INSTALLED) ## Rewrite the golden files; review them with git diff
 	$(BIN)/python -m pytest tests -q -m golden --golden
 
 clean: ## Remove build outputs and caches; runs and the environment stay

@@ -1,7 +1,7 @@
 """Write each chart's ``values.schema.json`` and the values table of its ``README.md`` from its ``values.yaml``.
 
 Every key that stands on a line of its own has a comment that starts with ``# --``; more comment lines may follow. An
-object may do without when its keys have theirs:
+object needs none when its keys have theirs:
 
     # -- [debug|info|error] How much is logged.
     level: info

@@ -34,7 +34,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer's way of saying "none")
-    """Run the whole pipeline on this machine. Run it again after a stop: it goes on where it was."""
+    """Run the whole pipeline on this machine. Run it again after an interruption: it resumes."""
     from firm import preflight
     from firm.config.loading import load_config
     from pipelines.runs import RunFolder
@@ -63,7 +63,7 @@ def serve(
     batch_size: int = 8,
     max_new_tokens: int = 1024,
 ) -> None:
-    """Serve a critic behind an OpenAI-compatible endpoint; clients send the key in OPENAI_API_KEY, where it is set."""
+    """Serve a critic behind an OpenAI-compatible endpoint; clients must send the key in OPENAI_API_KEY, if set."""
     from firm.critics import serve as server
 
     server.serve(
@@ -71,7 +71,7 @@ def serve(
         host=host,
         port=port,
         served_model_name=served_model_name,
-        answer_style=cast(Any, answer_style),  # the server's configuration rejects what is none
+        answer_style=cast(Any, answer_style),  # validated by the server's configuration
         dtype=cast(Any, dtype),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
@@ -89,7 +89,7 @@ def doctor(
     store: Annotated[str, typer.Option(help="Where runs keep their artifacts.")] = "s3://firm/runs",
     gpus: Annotated[int, typer.Option(help="GPUs that the cluster must have.")] = 0,
 ) -> None:
-    """Check a cluster, from inside or outside, and say how to mend what is wrong."""
+    """Check a cluster, from inside or outside, and say how to fix what is wrong."""
     from firm.config.launch import PyTorchJobLaunch
     from firm.launch.k8s.backend import Backend
     from firm.launch.k8s.cluster import Cluster

@@ -1,7 +1,7 @@
 """Processes, devices and randomness.
 
 Randomness is passed, never global: every random draw has a seed derived from the run's seed and the purpose of the
-draw, so a run gives the same result whatever the number of processes, and a resumed run the same as an uninterrupted.
+draw, so a run gives the same result whatever the number of processes, interrupted and resumed or not.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def start() -> Ranks:
     if cuda:
         torch.cuda.set_device(device)
     if size > 1 and not torch_dist.is_initialized():
-        os.environ.setdefault("LOCAL_RANK", "0")  # without torchrun: one process a pod
+        os.environ.setdefault("LOCAL_RANK", "0")  # without torchrun: one process per pod
         torch_dist.init_process_group("nccl" if cuda else "gloo")
     return Ranks(rank, size, device)
 
@@ -76,7 +76,7 @@ def gather(items: Sequence[T], ranks: Ranks) -> list[T]:
 
 
 def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
-    """Sum gradients over the ranks, once an optimizer step. Losses carry global denominators, so a sum is exact."""
+    """Sum gradients over the ranks, once per optimizer step. Losses carry global denominators, so a sum is exact."""
     if ranks.size > 1:
         for parameter in parameters:
             if parameter.grad is None:
@@ -88,7 +88,7 @@ def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
 class BatchPlan:
     """Which groups of an epoch this rank samples and trains on; whole groups only.
 
-    Derived from the world's size at start-up, never configured for a number of GPUs.
+    Derived from the world size at start-up, never configured for a number of GPUs.
     """
 
     groups: range

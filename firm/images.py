@@ -10,7 +10,7 @@ from PIL import Image
 
 from firm.records import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP")  # PNG in our own shards, the others in files that people bring
+FORMATS = ("PNG", "JPEG", "WEBP")  # PNG in our own shards, the others in users' files
 # all that Pillow's decoders were seen to raise on damaged data
 _FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 

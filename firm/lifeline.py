@@ -1,4 +1,4 @@
-"""A process that belongs to a run dies with it, so that no orphan goes on writing after a kill -9."""
+"""Processes of a run end with it, so that no orphan keeps writing after a kill -9."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where configured things are: dotted names of Python objects, folders of models and what they say they hold."""
+"""Resolves what a configuration names: dotted names of Python objects, and folders of models."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def load_object(name: str, where: str) -> Any:
     """Import ``package.module:object``.
 
     Raises:
-        UserError: The name is malformed or nothing is there; ``where`` is the configuration key to blame.
+        UserError: The name is malformed or nothing is there; ``where`` is the configuration key to name.
     """
     module, separator, attribute = name.partition(":")
     try:
@@ -33,7 +33,7 @@ def load_named(table: Mapping[str, str], name: str, where: str) -> Any:
     """The object that a table of dotted names has under ``name``.
 
     Raises:
-        UserError: There is none; ``where`` is the configuration key to blame.
+        UserError: The name is unknown; ``where`` is the configuration key to name.
     """
     if name not in table:
         known = ", ".join(sorted(table))
@@ -64,10 +64,10 @@ def model_path(model: str, where: str) -> str:
 
 
 def kind_of_model(model: str, where: str, file: str, field: str) -> str | None:
-    """What a model's folder says it holds: ``field`` of the JSON ``file``; None for a hub id, left to the loader.
+    """``field`` of the JSON ``file`` in a model's folder; None for a hub id, left to the loader.
 
     Raises:
-        UserError: The folder does not exist or does not say.
+        UserError: The folder does not exist or lacks the field.
     """
     folder = Path(model_path(model, where))
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Metrics of a training run, a line a step."""
+"""Metrics of a training run, one line per step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 class MetricsLog:
-    """Metrics of a training run: ``metrics.jsonl`` (deterministic) and TensorBoard events beside the artifact."""
+    """Metrics of a training run: ``metrics.jsonl`` (deterministic) and TensorBoard events next to the artifact."""
 
     def __init__(self, path: Path, tensorboard: Path, keep: int) -> None:
         """Append to ``path`` after its first ``keep`` lines; later lines belong to work that is being redone."""

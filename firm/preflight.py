@@ -1,4 +1,4 @@
-"""Checks before a run starts, so that a slip in the configuration costs seconds and not the first stages' time."""
+"""Checks before a run starts: a mistake in the configuration costs seconds instead of the first stages' time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from firm.records import SPLITS, UserError
 
 
 def check(config: RunConfig) -> None:
-    """Look at everything the configuration names that can be looked at without loading a model.
+    """Check everything the configuration names that can be checked without loading a model.
 
     Raises:
         UserError: With exit code 2, naming the key.
@@ -57,7 +57,7 @@ def _check_sources(config: RunConfig) -> None:
 
 
 def _check_gate(config: RunConfig) -> None:
-    """Rules on what the bench will never measure would stop the run after the critic's training."""
+    """Rules that the bench cannot measure would stop the run only after the critic's training."""
     from firm.bench.agreement import METRICS  # imports scipy
 
     known: dict[str, list[str]] = {

@@ -21,7 +21,7 @@ EVENT_EVERY_S = 0.5
 def emit(**event: Any) -> None:
     """Append one event to the run's progress file, if there is one. One write per line: lines never interleave."""
     if path := os.environ.get(PROGRESS_FILE):
-        with suppress(OSError), open(path, "a") as file:  # a full disk is told by what needed it
+        with suppress(OSError), open(path, "a") as file:  # a full disk is reported by the code that needs it
             file.write(json.dumps({"time": time.time(), **event}) + "\n")
 
 
@@ -78,12 +78,12 @@ def duration(seconds: float | None) -> str:
 
 
 def task_line(stage: str, task: str, done: int, total: int, unit: str, note: str, left_s: float | None) -> str:
-    """A task's state as a line for a log, which `relay` reads again."""
+    """A task's state as a log line, which `relay` parses."""
     left = f", {duration(left_s)} left" if left_s is not None and done < total else ""
     return f"[{stage}] {task}: {done}/{total} {unit}{left}{', ' + note if note else ''}"
 
 
-_TOLD = re.compile(
+_TASK_LINE = re.compile(
     r"\[(?P<stage>\w+)\] (?P<task>[^:]+): (?P<done>\d+)/(?P<total>\d+) (?P<unit>\w+)"
     r"(?:, (?:(?P<minutes>\d+)m)?(?P<seconds>\d+)s left)?(?:, (?P<note>.*))?"
 )
@@ -95,9 +95,9 @@ def log_line(text: str) -> None:
 
 
 def relay(line: str) -> None:
-    """Print a line that came from another machine; where it tells of a task, pass that on as an event too."""
+    """Print a log line of another machine; a `task_line` also becomes an event."""
     log_line(line)
-    if told := _TOLD.fullmatch(line):
-        stage, task, done, total, unit, minutes, seconds, note = told.groups()
+    if match := _TASK_LINE.fullmatch(line):
+        stage, task, done, total, unit, minutes, seconds, note = match.groups()
         left_s = None if seconds is None else int(minutes or 0) * 60 + int(seconds)
         emit(stage=stage, task=task, done=int(done), total=int(total), unit=unit, note=note or "", left_s=left_s)

@@ -12,14 +12,14 @@ from firm.seeds import seed_for
 
 
 class Splits:
-    """Says to which split a prompt belongs: one answer for prompts, candidates of every source and so the bench.
+    """Assigns prompts to splits: the same for prompts, candidates of every source and so the bench.
 
     Prompts of ``prompts.function`` are where the function puts them, all others where the hash of their text does.
-    Case and white space do not count: a held-out prompt written otherwise is held out as well.
+    Case and white space do not count: a held-out prompt in another spelling is held out as well.
     """
 
     def __init__(self, config: PromptsConfig) -> None:
-        """Ask the function, where there is one.
+        """Call the function, if there is one.
 
         Raises:
             UserError: It fails, or puts a prompt into both splits.
@@ -46,7 +46,7 @@ def _normalised(prompt: Prompt) -> str:
 def load_prompts(config: PromptsConfig, split: Split) -> list[Prompt]:
     """Distinct prompts of one split, in the order of their source.
 
-    A file may be text (one prompt a line), JSONL or a JSON list of strings or of objects with ``input_prompt`` or
+    A file may be text (one prompt per line), JSONL or a JSON list of strings or of objects with ``input_prompt`` or
     ``prompt`` (the released training files) and, for editing, ``source_image``, a path relative to the file. Its
     prompts are split by the hash of their text, so the split survives edits.
 
@@ -101,7 +101,7 @@ def _read(path: Path) -> list[Prompt]:
     else:
         found = [Prompt(text=line.strip()) for line in text.splitlines() if line.strip()]
     if not found:
-        raise UserError("the prompt file is empty", str(path), "give at least one prompt a line", usage=True)
+        raise UserError("the prompt file is empty", str(path), "give at least one prompt per line", usage=True)
     return found
 
 
@@ -110,7 +110,7 @@ def _parse(text: str, where: str) -> object:
         value: object = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"not valid JSON: {error.msg}", where, "one JSON value a line for .jsonl", usage=True
+            f"not valid JSON: {error.msg}", where, "one JSON value per line for .jsonl", usage=True
         ) from error
     return value
 

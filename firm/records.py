@@ -1,7 +1,7 @@
 """Records that travel between stages, and the one error class meant for people.
 
 Everything here is plain data: pydantic models without behaviour beyond validation. This module imports
-nothing of firm, torch or pyarrow, so every layer may use it.
+neither firm nor torch nor pyarrow, so every layer may use it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SCORES = (1, 2, 3, 4, 5)
 
 
 class UserError(Exception):
-    """A mistake or a fault that a person can mend: what was wrong, where, and what to do.
+    """A mistake or fault that the user can fix: what was wrong, where, and what to do.
 
     Attributes:
         what: What was wrong, one sentence.
@@ -188,7 +188,7 @@ class Example(Record):
 
 
 class Prediction(Record):
-    """What a critic said of one example, beside the human (or teacher) score: one line of a prediction file."""
+    """A critic's outcome on one example with the human (or teacher) score: one line of a prediction file."""
 
     id: str
     dimension: str
@@ -200,7 +200,7 @@ class Prediction(Record):
 
 
 class Sample(Record):
-    """One generated image with the seed of its noise and what a suite said of it."""
+    """One generated image with the seed of its noise and a suite's scores."""
 
     index: int
     prompt: Prompt
@@ -303,7 +303,7 @@ class ConfusionMatrix(Record):
 
 
 class Summary(Record):
-    """What a stage tells the rest of the world: the report and the KFP metrics read nothing else.
+    """What a stage reports: the report page and the KFP metrics read nothing else.
 
     Attributes:
         stage: Name of the stage.

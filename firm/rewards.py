@@ -1,6 +1,6 @@
 """Reward formulas: scores 1..5 to a reward in [0, 1] (paper section 3.4, "Base-and-Bonus").
 
-The base is a necessary condition and multiplies the bonus, so a policy can not win by the bonus alone: an untouched
+The base is a necessary condition and multiplies the bonus, so a policy cannot win by the bonus alone: an untouched
 source image or a pretty picture of something else earns nothing. Failed judgements have no score; the caller masks them
 out, and a NaN that gets here is an error.
 """

@@ -65,7 +65,7 @@ def execute(
         log_metric: Called with each headline number, for the KFP UI.
         copies: File of the artifact -> path to copy it to, for the KFP UI.
         log_matrix: Called with the categories and counts of the stage's confusion matrix, for the KFP UI.
-        pod: Resources and scheduling that KFP was asked for, for the pods of the stage's job (`kfp.dsl.TaskConfig`).
+        pod: Resources and scheduling requested of KFP, for the pods of the stage's job (`kfp.dsl.TaskConfig`).
 
     Raises:
         SystemExit: With code 1 or 2 after a message for people; nothing already written is lost.
@@ -146,12 +146,12 @@ def stage_key(stage: Stage, config: RunConfig, refs: Mapping[str, ArtifactRef]) 
 
 
 def _rubrics(section: Section) -> dict[str, str]:
-    """Name -> version, which is another one after an edit."""
+    """Name -> version, which changes with every edit."""
     return {rubric.name: load_rubric(rubric.name).version for rubric in section.named_rubrics()}
 
 
 def _content(file: NamedFile, key: str) -> str:
-    """Hash of what is there; a model's hub id stands for itself."""
+    """Hash of the content of a file or folder; a hub id stands for itself."""
     path = model_path(file.path, key) if file.is_model else file.path
     return path if file.is_model and not Path(path).is_dir() else content_hash(Path(path), file.follow)
 

@@ -1,7 +1,7 @@
 """Statistics of agreement between predicted scores p and human scores h, and their bootstrap intervals.
 
 Scores lie in [1, 5]; h are whole numbers, p may be soft (expectations). All functions are pure, take 1-D arrays of the
-same length N >= 1 and raise ValueError for empty, unequal or non-finite input. Where a statistic has no value, such as
+same length N >= 1 and raise ValueError for empty, unequal or non-finite input. If a statistic is undefined, such as
 the correlation with a constant, the result is None and never a number that could be mistaken for one.
 """
 

@@ -1,4 +1,4 @@
-"""The picture of a whole run while it works: live on a terminal, plain lines elsewhere."""
+"""Shows a run while it works: a live display on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

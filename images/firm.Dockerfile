@@ -1,4 +1,4 @@
-# The images of FIRM; BuildKit is needed (Docker 23 and newer have it on, older ones with DOCKER_BUILDKIT=1).
+# The images of FIRM; BuildKit is needed (the default of Docker 23 and newer; DOCKER_BUILDKIT=1 before).
 #
 #     docker build -f images/firm.Dockerfile --target runtime -t firm/runtime:0.1.0 .
 #
@@ -18,7 +18,7 @@ FROM ${BASE} AS base
 RUN python3 -m venv --without-pip /opt/firm \
  && python3 -c 'import pip, shutil; shutil.rmtree(pip.__path__[0])' \
  && rm -f /usr/local/bin/pip* /usr/bin/pip*
-# A user id without a name has no home, and programs that ask for its name fail.
+# Without a name the user id has no home, and programs that look up the name fail.
 ENV PATH=/opt/firm/bin:$PATH HOME=/tmp USER=firm PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 ARG PIP_PYTHON=/opt/firm/bin/python
 ARG PIP_CACHE_DIR=/cache
@@ -48,7 +48,7 @@ COPY --from=lists /lists/constraints.txt /lists/slim.txt /opt/firm/
 RUN --mount=from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=cache,target=/cache --mount=type=secret,id=pip.conf \
     /opt/tools/bin/pip install -q -c /opt/firm/constraints.txt -r /opt/firm/slim.txt
-# Our code comes last: a change of it travels in seconds.
+# Our code comes last: a change of it is pushed in seconds.
 RUN --mount=from=tools,source=/opt/tools,target=/opt/tools --mount=from=wheel,source=/wheel,target=/wheel \
     /opt/tools/bin/pip install -q --no-cache-dir --no-deps --no-index /wheel/*.whl
 WORKDIR /tmp
@@ -64,7 +64,7 @@ LABEL org.opencontainers.image.title="FIRM without torch" \
       org.opencontainers.image.source="${SOURCE}"
 
 FROM base AS whole
-# torch and CUDA have a layer of their own: five of seven gigabytes that seldom change.
+# torch and CUDA have a layer of their own: five of seven gigabytes that rarely change.
 COPY --from=lists /lists/constraints.txt /lists/torch.txt /opt/firm/
 RUN --mount=from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=cache,target=/cache --mount=type=secret,id=pip.conf \
@@ -76,7 +76,7 @@ RUN --mount=from=tools,source=/opt/tools,target=/opt/tools \
 RUN --mount=from=tools,source=/opt/tools,target=/opt/tools --mount=from=wheel,source=/wheel,target=/wheel \
     /opt/tools/bin/pip install -q --no-cache-dir --no-deps --no-index /wheel/*.whl
 WORKDIR /tmp
-# glibc would give large tensors back to the system after each training step.
+# glibc would return the memory of large tensors to the system after each training step.
 ENV MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1073741824
 USER 65532:65532
 ENTRYPOINT ["firm"]

@@ -1,4 +1,4 @@
-"""One component a stage: an import and one call.
+"""One component per stage: an import and one call.
 
 Every artifact that travels is a small pointer file (docs/decisions/0002); ``metrics`` and ``page`` are what the KFP UI
 shows.

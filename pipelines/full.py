@@ -16,7 +16,7 @@ from pipelines.cluster import model_step, small_step, step
 def full(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
     """Run FIRM as one configuration (preset plus overrides) describes it.
 
-    1. curate      prompts and images become scored examples (paper section 3.2)
+    1. curation    prompts and images become scored examples (paper section 3.2)
     2. sft         a critic learns to judge from them (section 4)
     3. bench       it is measured against held-out human scores (section 3.3)
     4. gate        only a trusted critic passes
@@ -26,11 +26,11 @@ def full(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
 
     Args:
         config: The run, as JSON.
-        gpus: GPUs of each step that runs a model itself (curate, bench, evaluate); jobs have `config.launch.gpus`.
-            Text (on the command line: gpus='"1"'), because KFP 2.17's driver passes over numbers in silence.
+        gpus: GPUs of each step that runs a model itself (curation, bench, evaluate); jobs have `config.launch.gpus`.
+            Text (on the command line: gpus='"1"'), because KFP 2.17's driver silently ignores numbers.
         memory: Memory of each of these steps.
     """
-    curated = model_step(components.curation(config=config), "curate", gpus, memory, cached=True)
+    curated = model_step(components.curation(config=config), "curation", gpus, memory, cached=True)
     data = curated.outputs["data"]
 
     trained = step(components.sft(config=config, data=data), "sft")

@@ -34,9 +34,9 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
     log = folder / "run.log"
     kfp_root = folder / "kfp"
     os.environ |= {PROGRESS_FILE: str(folder / "progress.jsonl"), LIFELINE: str(os.getpid())}
-    # Threads that spin for long make a laptop in use four times slower; that never spin, an idle one by a third.
+    # Long spinning makes a run four times slower on a busy laptop; no spinning, a third slower on an idle one.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
-    # glibc gives large tensors back to the system, and each training step pays a fifth of its time to get them again.
+    # glibc returns the memory of large tensors to the system; getting it back costs a fifth of each training step.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
     warnings.filterwarnings("ignore", module="kfp")
@@ -48,9 +48,8 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
         with watcher, _output_to(log):
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(kfp_root))
             for task in full.pipeline_spec.root.dag.tasks.values():
-                task.ClearField(
-                    "retry_policy"
-                )  # it is for pods that get lost; here the user hears at once, and resumes
+                # Retries are for lost pods; here a failure is shown immediately and the user resumes.
+                task.ClearField("retry_policy")
             full(config=config.model_dump(mode="json", exclude_none=True))  # KFP has no null
     except RuntimeError as error:
         failed = str(error)

@@ -1,4 +1,4 @@
-"""One pipeline a stage, of the same components as the full one.
+"""One pipeline per stage, of the same components as the full one.
 
 An input is the URI of a pointer file that an earlier run's task wrote (shown in the KFP UI, or below ``kfp/`` in a
 laptop's run folder).
@@ -12,8 +12,8 @@ from pipelines.cluster import model_step, small_step, step
 
 @dsl.pipeline(name="firm-curation", description="Plan-then-score curation of scored examples")
 def curation(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
-    """Curate only."""
-    model_step(components.curation(config=config), "curate", gpus, memory, cached=True)
+    """Make scored examples only."""
+    model_step(components.curation(config=config), "curation", gpus, memory, cached=True)
 
 
 @dsl.pipeline(name="firm-sft", description="Fine-tune a critic on curated examples")

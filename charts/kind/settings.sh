@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Read by the scripts beside it; the names in capitals can be set in the environment.
+# Read by the scripts in this folder; the names in capitals can be set in the environment.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -11,7 +11,7 @@ KFP=${KFP:-1}                # 0: without the KFP backend; the pipeline then run
 DOCKER=${DOCKER:-docker}
 BIN=${BIN:-.venv/bin}
 
-# Never the context that kubectl happens to point at.
+# Never the current context of kubectl.
 kubectl() { command kubectl --context "kind-$CLUSTER" "$@"; }
 helm() { command helm --kube-context "kind-$CLUSTER" "$@"; }
 
@@ -42,5 +42,5 @@ forward() {
     kill -0 $! 2>/dev/null || break
     sleep 0.5
   done
-  fail "service $1 can not be reached: $(tail -n 1 "$log")"
+  fail "service $1 cannot be reached: $(tail -n 1 "$log")"
 }

@@ -2,7 +2,7 @@
 
 The official benchmark compares the examples that both files have, so a critic gains by not answering, and a constant
 answer beats several published models. Here every expected example counts: coverage is reported, a missing or failed
-judgement costs the largest possible error in ``mae_penalised``, and constant answers stand beside every MAE.
+judgement costs the largest possible error in ``mae_penalised``, and every MAE is shown next to a constant answer's.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Agreement(Record):
 
 @dataclass(frozen=True)
 class _Row:
-    """One expected example: the human score and either an estimate in [1, 5] or the reason why there is none."""
+    """One expected example: the human score and either an estimate in [1, 5] or why it is missing."""
 
     example: Expected
     estimate: float | None
@@ -124,7 +124,7 @@ class _Row:
 
 
 def point_estimate(judgement: Judgement, estimate: PointEstimate) -> float:
-    """The number in [1, 5] that stands for a judgement.
+    """Point estimate of a judgement, in [1, 5].
 
     ``score`` is the hard score, ``soft_score`` the expectation and ``median`` the median of the distribution, which is
     the estimate that makes the expected absolute error smallest. Without a distribution all three are the hard score.
@@ -166,7 +166,7 @@ def agreement(
 
     Args:
         predictions: Outcomes of the critic, at most one for each dimension and id.
-        estimate: What stands for a judgement, see `point_estimate`.
+        estimate: Point estimate of a judgement, see `point_estimate`.
         num_bootstrap: Resamples of the 95% intervals of ``mae`` and ``spearman``.
         seed: Seed of the resamples.
         expected: The examples that were to be judged. Those without a prediction count as ``missing``. Empty: exactly
@@ -206,7 +206,7 @@ def _group(
     everyone = np.array([row.example.human for row in rows], dtype=float)
     worst = [max(row.example.human - 1, 5 - row.example.human) for row in rows if row.estimate is None]
     constant, constant_mae = stats.best_constant(everyone)
-    # A judgement that is not there costs the most it could, so that leaving hard examples out gains nothing.
+    # A missing judgement costs the largest possible error, so that leaving out hard examples gains nothing.
     penalised = float((np.abs(predicted - human).sum() + sum(worst)) / len(rows))
     metrics: Metrics = dict.fromkeys(METRICS)
     metrics |= {

@@ -1,4 +1,4 @@
-"""The trust rule: a critic becomes a reward only if its agreement with human scores keeps every rule of the gate."""
+"""The trust rule: a critic becomes a reward only if its agreement with human scores passes every rule of the gate."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from firm.records import Check, UserError, Verdict
 
 
 def judge_gate(rules: Sequence[Rule], agreement: Agreement, base: str) -> Verdict:
-    """Apply the rules to a critic's agreement; a rule without a dimension is on the reward's ``base``.
+    """Apply the rules to a critic's agreement; a rule without a dimension applies to the reward's ``base``.
 
     A metric without a value fails its rule: no examples of a source, no valid judgement, a constant critic's
     correlation.
@@ -51,7 +51,7 @@ def _check(rule: Rule, dimension: str, agreement: Agreement) -> Check:
 
 
 def _digits(rule: Rule, value: float | None) -> int:
-    """Decimals that tell the value from the bounds: 0.604 is not at most 0.60, and the sentence must show it."""
+    """Decimals needed to tell the value from the bounds: 0.604 is not at most 0.60, and the message must show it."""
     bounds = [b for b in (rule.at_least, rule.at_most) if b is not None]
     for digits in (2, 3, 4, 5):
         written = {f"{b:.{digits}f}" for b in bounds}
@@ -94,7 +94,7 @@ def _why_undefined(metrics: Metrics) -> str:
 
 
 def _constant(rule: Rule, metrics: Metrics) -> str:
-    """What a constant answer reaches, beside an error in the units of the score."""
+    """The error of the best constant answer, for metrics in units of the score."""
     score = metrics["constant_score"]
     error = metrics["constant_mae"]
     if rule.metric not in ("mae", "mae_low", "mae_high", "mae_penalised") or score is None or error is None:

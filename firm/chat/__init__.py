@@ -1,1 +1,1 @@
-"""The OpenAI chat wire, both ends: messages, clients, a journal of answers, a server."""
+"""Both ends of the OpenAI chat protocol: messages, clients, a journal of answers, a server."""

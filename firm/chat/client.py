@@ -1,7 +1,7 @@
-"""Who can be asked in the OpenAI chat format: a judge in this process, or one behind any compatible endpoint.
+"""Clients in the OpenAI chat format: a judge in this process, or one behind any compatible endpoint.
 
-A failed request is a `RequestFailed` (one judgement is lost, the run goes on) unless it can not get better by itself:
-a refused key, a wrong address, a server that is not there or that fails every request is a `UserError`.
+A failed request is a `RequestFailed`: one judgement is lost and the run continues. A failure that retrying cannot fix
+is a `UserError`: a refused key, a wrong address, a server that is down or that fails every request.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PythonClient:
 
     Args:
         target: ``module:Class``; the class is made without arguments and has ``complete(messages, *, max_tokens,
-            temperature, seed)``, which returns a text or a `Reply` and raises ValueError if it can not answer.
+            temperature, seed)``, which returns a text or a `Reply` and raises ValueError if it cannot answer.
     """
 
     def __init__(self, target: str) -> None:
@@ -51,7 +51,7 @@ class PythonClient:
         try:
             judge = getattr(importlib.import_module(module), attribute)()
         except (ImportError, AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"the judge can not be loaded: {error}", target, fix, usage=True) from error
+            raise UserError(f"the judge cannot be loaded: {error}", target, fix, usage=True) from error
         if not callable(getattr(judge, "complete", None)):
             raise UserError("the judge has no method `complete`", target, fix, usage=True)
         self._complete: Callable[..., Any] = judge.complete
@@ -113,7 +113,7 @@ class EndpointClient:
             )
         key = os.environ.get(config.api_key_env, "").strip()
         if not (key.isascii() and key.isprintable()):
-            raise UserError("the API key has characters that a header can not carry", config.api_key_env, "", True)
+            raise UserError("the API key has characters that a header cannot carry", config.api_key_env, "", True)
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         try:
@@ -149,7 +149,7 @@ class EndpointClient:
         self._client.close()
 
     def _check_circuit(self, detail: str) -> None:
-        """A dead or misfit server must not burn hours, one deadline after another."""
+        """Give up on a dead or incompatible server instead of losing hours, one deadline after another."""
         if self._failures >= self._max_failures:
             last = f"; the last one: {detail}" if detail else ""
             what = f"the endpoint fails every request ({self._failures} in a row{last})"
@@ -179,7 +179,7 @@ class EndpointClient:
                         raise
         except _Again as error:
             if only_unreachable:
-                what = f"the endpoint can not be reached: {error}"
+                what = f"the endpoint cannot be reached: {error}"
                 raise UserError(what, self.url, "start the server, or correct base_url in the config") from error
             raise RequestFailed(f"{error} (gave up after {self._config.deadline_s:g} s)") from error
         raise AssertionError("unreachable: tenacity returns or raises")
@@ -194,7 +194,7 @@ class EndpointClient:
             with self._client.stream("POST", self.url, content=body, headers=headers, timeout=timeout) as response:
                 for chunk in response.iter_bytes():
                     content += chunk
-                    # httpx's timeout is per read: a server that drips bytes would hold the request for ever
+                    # httpx's timeout is per read: a server that trickles bytes would keep the request open forever
                     if time.monotonic() > end:
                         raise _Again(f"the answer took longer than {timeout:g} s")
                     if len(content) > MAX_RESPONSE_BYTES:
@@ -206,7 +206,7 @@ class EndpointClient:
         except httpx.TransportError as error:
             raise _Again(f"{type(error).__name__}: {error}") from error
         except httpx.DecodingError as error:
-            raise RequestFailed(f"the answer can not be decoded: {error}", retryable=True) from error
+            raise RequestFailed(f"the answer cannot be decoded: {error}", retryable=True) from error
         if not response.is_success:
             self._raise_for_status(response, bytes(content))
         return bytes(content)
@@ -230,7 +230,7 @@ def _excerpt(content: bytes) -> str:
 
 
 def _retry_after(value: str | None) -> float:
-    """Seconds to wait according to a Retry-After header (seconds or a date); 0 where it says nothing sensible."""
+    """Seconds to wait according to a Retry-After header (seconds or a date); 0 if it is not usable."""
     if value is None:
         return 0.0
     try:

@@ -1,4 +1,4 @@
-"""A chat that remembers: what was answered once is not asked again after a restart."""
+"""A chat that remembers its answers, so that no request is sent again after a restart."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class Journal:
     before the answer is returned, so that ``kill -9`` loses at most requests in flight; a torn last line is dropped.
 
     Args:
-        chat: Who is asked where the journal has no answer.
-        path: The file; it and its folder are made where they do not exist.
+        chat: Asked when the journal has no answer.
+        path: The file; it and its folder are created if missing.
 
     Raises:
-        UserError: Another process, or another Journal of this process, has the file open.
+        UserError: Another process, or another Journal in this process, has the file open.
     """
 
     def __init__(self, chat: Chat, path: str | Path) -> None:
@@ -65,11 +65,11 @@ class Journal:
         return self._record(key, reply)
 
     def close(self) -> None:
-        """Close the file and give it free."""
+        """Close the file and release its lock."""
         self._file.close()
 
     def _load(self, path: str | Path) -> int:
-        """Index the lines; returns where the next one goes."""
+        """Index the lines; returns the offset of the next one."""
         offset = 0
         with open(path, "rb") as lines:
             for line in lines:
@@ -107,7 +107,7 @@ class Journal:
 
 
 def _parse(line: bytes) -> tuple[bytes, Reply] | None:
-    """A line's request hash and reply; None where it is damaged, which only means that the request is sent again."""
+    """A line's request hash and reply; None if it is damaged, in which case the request is sent again."""
     try:
         entry = json.loads(line)
         reply = Reply(entry["text"], entry["truncated"])

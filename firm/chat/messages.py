@@ -1,4 +1,4 @@
-"""What is said in a chat: messages with images, replies, and who answers."""
+"""Chat messages with images, replies, and the protocol of whatever answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RequestFailed(Exception):
 
 
 class Chat(Protocol):
-    """Anything that answers chat messages. Implementations may be called from several threads at once."""
+    """Anything that answers chat messages. Implementations must allow concurrent calls from several threads."""
 
     name: str
 
@@ -42,7 +42,7 @@ class Chat(Protocol):
 
         Raises:
             RequestFailed: This request failed; others may succeed.
-            UserError: No request can succeed until a person has mended something.
+            UserError: No request can succeed until someone fixes the cause.
         """
         ...
 

@@ -32,19 +32,19 @@ from firm.records import UserError
 
 MAX_BODY_BYTES = 20 * 2**20
 MAX_THREADS = 512
-"""Most requests that the chat is given at once; more wait."""
+"""Maximum number of requests that the chat gets concurrently; further ones wait."""
 MAX_TOKENS = 1024
-"""Limit of an answer where the request gives none."""
+"""Token limit of an answer when the request sets none."""
 STALL_S = 60
-"""A caller is dropped after one to two of these without the rest of its request, or without taking its answer."""
+"""A connection without progress, on its request or on reading its answer, is dropped after one to two of these."""
 _UNSUPPORTED = {"stream": (None, False), "n": (None, 1)}
 _ERRORS = {401: "authentication_error", 404: "not_found_error"}
 
-disable_created_metrics()  # they would double the series and tell when this process began
+disable_created_metrics()  # they would double the series and expose when this process started
 
 
 class ChatServer:
-    """Serves a chat. It holds its port from the start; who connects before `serve` waits.
+    """Serves a chat. The port is bound on construction; clients that connect before `serve` wait.
 
     Args:
         chat: What answers. A `RequestFailed` of it is the caller's mistake (400), anything else the server's (5xx).
@@ -105,7 +105,7 @@ class ChatServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def serve(self, grace_s: float = 1.0) -> None:
-        """Serve until `stop` is called, then wait up to ``grace_s`` for the answers to what has been asked."""
+        """Serve until `stop` is called, then wait up to ``grace_s`` for pending answers."""
         self._server.config.timeout_graceful_shutdown = math.ceil(grace_s)
         # Threads of a daemon are daemons: a chat that hangs cannot keep the process alive. Signals stay the caller's.
         thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
@@ -113,7 +113,7 @@ class ChatServer:
         thread.join()
 
     def stop(self, *_signal: object) -> None:
-        """Take no more connections; may be a signal's handler."""
+        """Accept no more connections; can be used as a signal handler."""
         self._server.should_exit = True
 
     @contextmanager
@@ -128,7 +128,7 @@ class ChatServer:
             thread.join()
 
     async def _drop_stalled(self) -> None:
-        """Drop callers that owe what they owed a minute ago: a request, the rest of it, or room for the answer."""
+        """Drop connections that still owe what they owed a minute ago: a request, its rest, or reading the answer."""
         before = self._owed
         self._owed = {}
         for connection in cast(set[Any], self._server.server_state.connections):
@@ -160,7 +160,7 @@ class ChatServer:
                 response = _json(await answer)
             except HTTPException as error:
                 response = await _explain(request, error)
-            except asyncio.CancelledError:  # by uvicorn, when the time of grace is over
+            except asyncio.CancelledError:  # by uvicorn, when the grace period is over
                 response = await _explain(request, HTTPException(503, "the server stops"))
         self._codes.labels(response.status_code).inc()
         return response
@@ -223,9 +223,9 @@ def _parse(body: bytes, model: str) -> tuple[list[dict[str, Any]], dict[str, Any
 
 
 def _completion(model: str, messages: list[dict[str, Any]], reply: Reply) -> dict[str, Any]:
-    # Roughly, at four characters a token: not every chat has a tokenizer, but clients keep budgets by these numbers.
+    # Roughly, at four characters a token: not every chat has a tokenizer, but clients budget by these numbers.
     asked = sum(len(str(part.get("text", ""))) for message in messages for part in _parts(message)) // 4
-    told = len(reply.text) // 4
+    answered = len(reply.text) // 4
     message = {"role": "assistant", "content": reply.text}
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
@@ -233,7 +233,7 @@ def _completion(model: str, messages: list[dict[str, Any]], reply: Reply) -> dic
         "created": int(time.time()),
         "model": model,
         "choices": [{"index": 0, "message": message, "finish_reason": "length" if reply.truncated else "stop"}],
-        "usage": {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told},
+        "usage": {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered},
     }
 
 

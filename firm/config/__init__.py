@@ -1,6 +1,6 @@
-"""What a run is: one file a section, `run` with all of them, `loading` of presets and files.
+"""The configuration of a run: one file per section, `run` with all of them, `loading` for presets and files.
 
-Unknown keys and impossible values are rejected. Every section is handed to the code it configures and to no other.
+Unknown keys and impossible values are rejected. Each section is passed only to the code that it configures.
 Nothing here loads torch.
 """
 

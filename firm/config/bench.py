@@ -1,4 +1,4 @@
-"""What is measured of a critic, and the rules of the gate."""
+"""What the bench measures of a critic, and the rules of the gate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Rule(Section):
     """One condition of the gate, on a metric of the bench, for example ``mae <= 0.6``."""
 
     metric: str
-    dimension: str | None = None  # none: the reward's base
+    dimension: str | None = None  # default: the reward's base
     source: str | None = None  # only examples of this candidate source
     at_most: float | None = None
     at_least: float | None = None

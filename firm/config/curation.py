@@ -1,4 +1,4 @@
-"""Candidates and how a teacher judges them."""
+"""Candidates, and how a teacher judges them."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class CurationConfig(Section):
     shard_size: PositiveInt = 1024
     batch_size: PositiveInt = 128
     test_share: Share = (
-        0.1  # of each source, on held-out prompts; files are where prompts.test_share puts their prompts
+        0.1  # of each source, on held-out prompts; files follow the split of their prompts (prompts.test_share)
     )
     oversample: Positive = 1.0  # a scarce score may be repeated up to this factor in the training data
 

@@ -29,21 +29,21 @@ class PyTorchJobLaunch(Section):
 
     kind: Literal["pytorchjob"] = "pytorchjob"
     num_workers: PositiveInt = 1  # pods
-    min_workers: PositiveInt | None = None  # elastic: goes on with as few pods as this
-    gpus: NonNegativeInt = 0  # a pod; also its number of processes (one without GPUs)
-    cpu: Quantity = "4"  # a pod, request
-    cpu_limit: Quantity | None = None  # none: as many as requested
-    memory: Quantity = "16Gi"  # a pod, request and limit, /dev/shm included
+    min_workers: PositiveInt | None = None  # elastic: continues with as few pods as this
+    gpus: NonNegativeInt = 0  # per pod; also its number of processes (one without GPUs)
+    cpu: Quantity = "4"  # per pod, request
+    cpu_limit: Quantity | None = None  # default: as many as requested
+    memory: Quantity = "16Gi"  # per pod, request and limit, /dev/shm included
     shm: Quantity = "2Gi"  # /dev/shm
-    image: str | None = None  # none: FIRM_IMAGE of the ConfigMap
-    namespace: str | None = None  # none: that of the step, or of the current context
-    config_map: str | None = None  # environment of the pods; none: that of the chart
-    secret: str | None = None  # with keys accesskey and secretkey; none: that of the chart
-    service_account: str | None = None  # none: that of the chart
+    image: str | None = None  # default: FIRM_IMAGE of the ConfigMap
+    namespace: str | None = None  # default: that of the step, or of the current context
+    config_map: str | None = None  # environment of the pods; default: that of the chart
+    secret: str | None = None  # with keys accesskey and secretkey; default: that of the chart
+    service_account: str | None = None  # default: that of the chart
     node_selector: dict[str, str] = {}
     tolerations: list[dict[str, Any]] = []
     queue: str | None = None  # Kueue LocalQueue
-    priority_class: str | None = None  # none: FIRM_PRIORITY_CLASS of the ConfigMap
+    priority_class: str | None = None  # default: FIRM_PRIORITY_CLASS of the ConfigMap
     env: dict[str, str] = {}  # for example NCCL_SOCKET_IFNAME
     deadline_s: PositiveInt = 604800  # the job is ended after this time
     pending_s: PositiveInt = 900  # how long a pod may wait for a node or its image
@@ -67,7 +67,7 @@ LaunchConfig = Annotated[
 
 
 def for_pod(launch: LocalLaunch | PyTorchJobLaunch, pod: Mapping[str, Any]) -> LocalLaunch | PyTorchJobLaunch:
-    """A job's configuration with what KFP was asked for on the task (`kfp.dsl.TaskConfig`, all of it optional).
+    """A job's configuration with what was requested of KFP for the task (`kfp.dsl.TaskConfig`, all of it optional).
 
     Args:
         launch: The run's configuration.

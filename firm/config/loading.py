@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from firm.config.run import RunConfig
 from firm.records import UserError
 
-_ALTERNATIVES = {"path": ("function",), "function": ("path",)}  # keys of which a section has only one
+_ALTERNATIVES = {"path": ("function",), "function": ("path",)}  # mutually exclusive keys of a section
 
 
 def preset_names() -> list[str]:
@@ -55,12 +55,12 @@ def _read_source(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     base = data.pop("base", None)
     if base is None:
         return data
-    beside = Path(name).parent / str(base)
-    return _merge(_read_source(str(beside) if beside.is_file() else str(base), (*seen, name)), data)
+    relative = Path(name).parent / str(base)
+    return _merge(_read_source(str(relative) if relative.is_file() else str(base), (*seen, name)), data)
 
 
 def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with what the change says; a section whose ``kind`` changes is replaced as a whole."""
+    """The base overridden by the change; a section whose ``kind`` changes is replaced as a whole."""
     merged = dict(base)
     for key, value in change.items():
         _make_room(merged, key, value)
@@ -71,7 +71,7 @@ def _merge(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _make_room(section: dict[str, Any], key: str, value: Any) -> None:
-    """Remove from a section what cannot stand with a new value of one of its keys."""
+    """Remove keys of a section that contradict a new value of another of its keys."""
     if key == "kind" and section.get("kind", value) != value:
         section.clear()
     for other in _ALTERNATIVES.get(key, ()):
@@ -106,7 +106,7 @@ def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
 
 
 def parse_config(data: Mapping[str, Any], where: str = "config") -> RunConfig:
-    """Validate a mapping; every mistake is reported at once, with the path of its key."""
+    """Validate a mapping; all mistakes are reported together, each with the path of its key."""
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Image generators, and adapters of models."""
+"""Image generators."""
 
 from __future__ import annotations
 

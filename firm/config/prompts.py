@@ -14,7 +14,7 @@ class PromptsConfig(Section):
 
     path: str | None = None  # a user's file: text, JSONL or a JSON list of {"input_prompt": ...}
     function: str | None = None  # dotted name "module:function" of function(split) -> list[str]
-    test_share: Share = 0.1  # held out by the hash of the prompt, where `function` does not say
+    test_share: Share = 0.1  # held out by the hash of the prompt, unless `function` decides
     limit: PositiveInt | None = None
 
     @model_validator(mode="after")

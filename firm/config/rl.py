@@ -11,24 +11,24 @@ from firm.config.section import NonNegative, Positive, Section, Share
 
 
 class RLConfig(Section):
-    """DiffusionNFT (reference nft.md; names as in NVlabs/DiffusionNFT where it has one)."""
+    """DiffusionNFT (arXiv 2509.16117); names are those of NVlabs/DiffusionNFT where it has one."""
 
     prompts_per_epoch: PositiveInt
     group_size: int = Field(ge=2)
     max_epochs: PositiveInt
     num_inference_steps: PositiveInt = 10
     solver: Literal["euler", "dpm2"] = "dpm2"
-    batch_size: PositiveInt = 8  # images a forward pass
+    batch_size: PositiveInt = 8  # images per forward pass
     inner_epochs: PositiveInt = 1
     optimizer_steps: PositiveInt = 1  # per inner epoch
     timesteps: Literal["scheduler", "uniform"] = "scheduler"
-    timestep_fraction: Share = 0.99  # scheduler: int(fraction * num_inference_steps) timesteps a sample
-    num_timesteps: PositiveInt = 1  # uniform: draws a sample
+    timestep_fraction: Share = 0.99  # scheduler: int(fraction * num_inference_steps) timesteps per sample
+    num_timesteps: PositiveInt = 1  # uniform: draws per sample
     learning_rate: Positive = 3e-4
     weight_decay: NonNegative = 1e-4
     adam_beta2: Share = 0.999
     max_grad_norm: Positive = 1.0
-    lora: LoraConfig | None = None  # none: full fine-tuning
+    lora: LoraConfig | None = None  # null: full fine-tuning
     beta: Positive = 1.0
     adv_clip_max: Positive = 5.0
     adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"

@@ -17,7 +17,7 @@ class NamedFile(NamedTuple):
 
     Attributes:
         key: The key that names it, within its section.
-        path: What the key says.
+        path: Its value.
         is_model: It may be a hub id or pkg://PACKAGE/PATH instead of a folder.
         follow: Keys of the rows of a JSON or JSONL file that name further files, relative to it.
     """

@@ -11,7 +11,7 @@ from firm.config.section import NonNegative, Positive, Section, Share
 
 
 class SFTConfig(Section):
-    """Supervised fine-tuning of the critic (method.md section 3)."""
+    """Supervised fine-tuning of the critic (paper section 4)."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: learns from scratch in fewer steps
     learning_rate: Positive = 1e-5

@@ -1,1 +1,1 @@
-"""Critics: rubrics, answers and the back ends that judge, in this process or behind an endpoint."""
+"""Judges and the critic: rubrics, parsing of answers, and judging in this process or behind an endpoint."""

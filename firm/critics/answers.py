@@ -1,6 +1,6 @@
 r"""From a judge's text to a `Judgement` or an explicit `Invalid`, and back for training answers.
 
-Pure functions that never raise for any text. What is not a whole number from 1 to 5 is never turned into one: a
+Pure functions that never raise for any text. Anything but a whole number from 1 to 5 is never turned into one: a
 fractional score such as 4.7 is ``unparsable`` (every rubric asks for whole numbers, so the judge did not follow it and
 is asked again), not 4 and not 5. Where an answer holds several scores the last one counts, as it is the conclusion.
 
@@ -145,7 +145,7 @@ def parse_answer(text: str, answer: Literal["boxed", "json"], truncated: bool = 
 
     Args:
         text: The answer.
-        answer: Its format, as the rubric says.
+        answer: Its format, from the rubric.
         truncated: True if the judge ran out of tokens. Only a final verdict that stands complete is read then.
 
     Returns:
@@ -181,7 +181,7 @@ def write_answer(
         score: Score, 1..5.
         rationale: The explanation.
         style: ``score_first`` gives ``Score: N`` and the rationale, whatever the rubric's format, because the critic's
-            score distribution is read at the token behind `SCORE_PREFIX`; it is read by `parse_score_first`.
+            score distribution is read at the token after `SCORE_PREFIX`; it is read by `parse_score_first`.
             ``reason_first`` gives the rubric's own format, read by `parse_answer`.
         answer: The rubric's format.
         parts: Sub-scores whose lowest is the score, where the rubric asks for several.
@@ -199,7 +199,7 @@ def write_answer(
 
 
 def final_analysis(text: str) -> str:
-    """The paragraph behind the last ``Final Analysis:``, up to the rating; empty where there is none."""
+    """The paragraph after the last ``Final Analysis:``, up to the rating; empty if there is no such paragraph."""
     match = _last(_FINAL_ANALYSIS, text)
     if match is None:
         return ""
@@ -209,7 +209,7 @@ def final_analysis(text: str) -> str:
 
 
 def parse_plan(text: str, truncated: bool = False) -> list[str] | Invalid:
-    """The questions of a planner's Markdown checklist, in order and without repetition.
+    """The questions of a planner's Markdown checklist, in order and without duplicates.
 
     Returns:
         The questions, at least one; or `Invalid` with the reason ``truncated`` (part of a plan would make the prompt

@@ -1,4 +1,4 @@
-"""Who judges: the protocol, and the judge over any chat, which asks again where an answer does not parse."""
+"""The protocol of a judge, and a judge over any chat, which retries answers that do not parse."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Judge(Protocol):
     """A judge of images, trained or served."""
 
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        """Judge items; the result has the order and the length of ``items``, and every dimension in each."""
+        """Judge ``items``: one assessment per item, in order, each with every dimension."""
         ...
 
 
 @dataclass(frozen=True)
 class Answered:
-    """An outcome beside the raw answer it was read from (empty if the request failed)."""
+    """An outcome with the raw answer that it was read from (empty if the request failed)."""
 
     outcome: Judgement | Invalid
     text: str
@@ -51,7 +51,7 @@ class ChatJudge:
     """Judges by asking a chat, one request per item and dimension (paper section 3.2: the evaluator).
 
     Args:
-        chat: Who is asked.
+        chat: The chat to ask.
         rubrics: Name of the template for each dimension.
         attempts: Tries for an answer that does not parse, with another seed and temperature > 0 after the first.
         concurrency: Requests in flight.
@@ -94,7 +94,7 @@ class ChatJudge:
         """Judge items on every dimension, in order. A failed judgement is `Invalid`, never a number.
 
         Raises:
-            UserError: The judge can not be used at all, for example a refused key or a server that is not there.
+            UserError: The judge cannot be used at all, for example because of a refused key or a server that is down.
         """
         return [{d: answered.outcome for d, answered in row.items()} for row in self.ask_all(items)]
 
@@ -116,7 +116,7 @@ class ChatJudge:
 
         Raises:
             UserError: No such dimension, an item with another number of images than the rubric asks for, or a judge
-                that can not be used at all.
+                that cannot be used at all.
         """
         rubric = self.rubrics.get(dimension)
         if rubric is None:

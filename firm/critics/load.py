@@ -39,7 +39,7 @@ def open_judge(
     Args:
         config: The configured chat.
         rubrics: Name of the template for each dimension.
-        chat: What is asked instead of a new connection, such as a journal around one.
+        chat: The chat to ask instead of a new connection, such as a journal around one.
         attempts: Tries for an answer that does not parse.
         answer_style: How the judge answers.
     """

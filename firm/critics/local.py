@@ -46,7 +46,7 @@ def load_model(config: CriticConfig, model: str, seed: int | None = None) -> Pre
     """
     path = model_path(model, "critic.model")
     dtype = getattr(torch, config.dtype)
-    logging.disable_progress_bar()  # a log is no place for a bar that redraws itself
+    logging.disable_progress_bar()  # progress bars clutter a log
     try:
         if seed is None:
             return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
@@ -67,7 +67,7 @@ class Encoder:
     """Turns questions with images into left-padded model inputs, and appends answers to them."""
 
     def __init__(self, processor: Any) -> None:
-        """``processor``: what :func:`load_processor` gave."""
+        """``processor``: from :func:`load_processor`."""
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.pad = self.tokenizer.pad_token_id
@@ -100,7 +100,7 @@ class Encoder:
         return chat
 
     def _plain(self, text: str) -> str:
-        """The text without control: a prompt that spells a special token must not act as one."""
+        """Escape special tokens: a prompt that spells one must not act as one."""
         for token in self._control:
             text = text.replace(token, f"{token[0]} {token[1:]}")
         return text
@@ -129,7 +129,7 @@ class Encoder:
         }
 
     def score_tokens(self) -> tuple[list[int], list[int]]:
-        """Forced prefix of a score-first answer and the five token ids, one a score, that may follow it.
+        """Forced prefix of a score-first answer and the five token ids, one per score, that may follow it.
 
         Raises:
             UserError: The tokenizer does not give each score a token of its own.
@@ -182,7 +182,7 @@ class LocalCritic:
 
     @torch.inference_mode()
     def score(self, inputs: Batch) -> list[list[float]]:
-        """Probabilities of the five scores behind the forced prefix of a score-first answer, a row a question."""
+        """Probabilities of the five scores after the forced prefix of a score-first answer, one row per question."""
         inputs = self.encoder.append(inputs, [self._prefix] * len(inputs["input_ids"]))
         del inputs["labels"]
         logits = self.model(**self._to_device(inputs), logits_to_keep=1).logits[:, -1, self._scores]
@@ -193,7 +193,7 @@ class LocalCritic:
     def write(self, inputs: Batch, limit: int, **options: Any) -> tuple[list[list[int]], Sequence[Tensor]]:
         """Tokens of an answer to each question, at most ``limit``, greedy unless ``options`` of generate say otherwise.
 
-        The second value are the logits of every step, where ``output_logits`` asks for them.
+        The second value holds the logits of every step, if ``output_logits`` is set.
         """
         output = self.model.generate(
             **self._to_device(inputs), **{"do_sample": False, **options}, max_new_tokens=limit,

@@ -10,7 +10,7 @@ A template is a Markdown file in ``firm/critics/templates`` with a small front m
     text with {prompt} and {plan}
 
 The templates follow the plan-then-score prompts of the paper (section 3.2, appendix D) in our own words. The same file
-serves curation, training and inference, so training and serving can not drift apart.
+serves curation, training and inference, so training and serving cannot drift apart.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Rubric:
 
         Args:
             values: Name -> ready text, or lines that become a Markdown list. An empty plan is replaced by a sentence
-                that tells the judge to list the requirements itself.
+                asking the judge to list the requirements itself.
 
         Raises:
             UserError: A value is missing, or given although the template has no place for it.
@@ -89,7 +89,7 @@ def rubric_names() -> list[str]:
 
 
 def parse_rubric(name: str, source: str) -> Rubric:
-    """Make a rubric of a template file's text.
+    """Make a rubric from the text of a template file.
 
     Raises:
         UserError: The front matter is missing, has an unknown key or an impossible value.
@@ -116,7 +116,7 @@ def load_rubric(name: str) -> Rubric:
     """Load a template by name.
 
     Raises:
-        UserError: There is no such template; the message lists those there are (exit code 2).
+        UserError: There is no such template; the message lists the known ones (exit code 2).
     """
     if name not in rubric_names():
         raise UserError(f"unknown rubric {name!r}", "", f"use one of {', '.join(rubric_names())}", usage=True)
@@ -125,10 +125,10 @@ def load_rubric(name: str) -> Rubric:
 
 
 def check_rubrics(config: Section) -> None:
-    """Look whether every rubric that a configuration names is there and judges the dimension it is named for.
+    """Check that every rubric in a configuration exists and judges the dimension it is configured for.
 
     Raises:
-        UserError: One is not, or does not; the key is named (exit code 2).
+        UserError: A rubric is missing or judges another dimension; the message names the key (exit code 2).
     """
     for key, section in config.walk(""):
         for named in section.named_rubrics():

@@ -40,7 +40,7 @@ from firm.storage.open import open_store
 TOKEN = "OPENAI_API_KEY"
 """Environment variable of the key that requests must carry: the one that clients send by default."""
 MAX_CHARS = 100_000
-"""Longest text of a request: a text without end would take the memory of all others."""
+"""Longest text of a request: an endless text would take the memory of all other requests."""
 CRITIC = "critic"  # the folder of an sft artifact that holds the model
 
 
@@ -72,11 +72,11 @@ class Asked:
 
 
 class BatchingChat:
-    """A critic in this process as a `firm.chat.messages.Chat`: one thread answers what many ask.
+    """A critic in this process as a `firm.chat.messages.Chat`: one thread answers the requests of many.
 
     Args:
         name: Its name in the API.
-        critic: Who answers; its configuration says how and how many questions at once.
+        critic: The critic; its configuration sets the answer style and the batch size.
         patience_s: How long a batch waits for more questions after its first.
     """
 
@@ -114,7 +114,7 @@ class BatchingChat:
                 self.batches += 1
                 try:
                     replies = self._answer(group, max_tokens, temperature)
-                except Exception as error:  # those who asked are told; the thread goes on for the others
+                except Exception as error:  # the callers get the error; the thread continues for others
                     for asked in group:
                         asked.reply.set_exception(error)
                 else:
@@ -151,7 +151,7 @@ def read_question(messages: Sequence[ChatMessage]) -> tuple[str, list[bytes]]:
     """Text with ``<image>`` marks, and the images, of one user message: undoes `firm.chat.messages.user_message`.
 
     Raises:
-        RequestFailed: It is something else, or an image can not be decoded.
+        RequestFailed: The messages are of another form, or an image cannot be decoded.
     """
     if len(messages) != 1 or not isinstance(messages[0], Mapping) or messages[0].get("role") != "user":
         raise RequestFailed("messages must be one message of the role user: a critic holds no conversation")
@@ -202,7 +202,7 @@ def serve(
     max_new_tokens: int = 1024,
     grace_s: float = 30.0,
 ) -> None:
-    """Serve a critic until SIGTERM or Ctrl-C; what has been asked by then is answered.
+    """Serve a critic until SIGTERM or Ctrl-C; pending requests are still answered.
 
     With OPENAI_API_KEY in the environment, requests must carry it as bearer token.
 
@@ -213,12 +213,12 @@ def serve(
         served_model_name: Name of the model in the API; default: ``model``.
         answer_style: ``score_first`` answers with the likeliest score alone, for critics trained in that style.
         dtype: Type of the weights.
-        batch_size: Most questions answered at once.
+        batch_size: Largest number of questions answered together.
         max_new_tokens: Limit of an answer, whatever the request says.
         grace_s: How long a stop waits for answers.
 
     Raises:
-        UserError: An option is wrong, the model can not be loaded, or the port is taken.
+        UserError: An option is wrong, the model cannot be loaded, or the port is taken.
     """
     settings = {
         "answer_style": answer_style,

@@ -1,4 +1,4 @@
-"""How curation gets from a candidate to a judgement: a class, one file each."""
+"""Labellers turn candidates into judgements: one class and one file each."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def find_labeller(name: str) -> type[Labeller]:
     """The class of a labeller.
 
     Raises:
-        UserError: There is none of this name (exit code 2).
+        UserError: The name is unknown (exit code 2).
     """
     found: type[Labeller] = load_named(LABELLERS, name, "curation.labeller")
     return found

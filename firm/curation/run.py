@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 
 
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
-    """Judge every candidate and write balanced examples; finished shards and answered requests are never redone."""
+    """Judge every candidate and write balanced examples; finished shards and answered requests are never repeated."""
     _judge_all(config, out)
     scores = _Scores.read(config, out)
     for split in SPLITS:
@@ -156,7 +156,7 @@ class _Scores:
             [(reason, number)] = Counter(i.reason for i in self.invalid).most_common(1)
             detail = next(i.detail for i in self.invalid if i.reason == reason)
             what += f": {number} answers are {reason}, such as {detail!r}"
-        fix = f"mend the evaluator (or the target of its dimension), then remove {self.uri} and run again"
+        fix = f"fix the evaluator (or the target of its dimension), then remove {self.uri} and run again"
         return UserError(what, "curation.evaluator", fix)
 
     def summary(self, config: RunConfig) -> Summary:

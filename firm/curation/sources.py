@@ -1,6 +1,6 @@
 """Candidate images: sampled from generators, made by a function, or a user's own files.
 
-Item ``i`` of a source depends on (seed, source, split, i) only, so a resumed run makes the same items.
+Candidate ``i`` of a source depends on (seed, source, split, i) only, so a resumed run makes the same candidates.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def open_source(config: CandidateSource, prompts: PromptsConfig, seed: int) -> S
 
 
 def count(config: CandidateSource, curation: CurationConfig, prompts: PromptsConfig, split: Split) -> int:
-    """Number of candidates of a split; a user's files are where their prompts belong."""
+    """Number of candidates of a split; a user's images follow the split of their prompts."""
     if isinstance(config, FilesSource):
         return len(Files(config, Splits(prompts)).rows[split])
     test = round(config.num_images * curation.test_share)
@@ -45,7 +45,7 @@ def count(config: CandidateSource, curation: CurationConfig, prompts: PromptsCon
 
 
 def no_candidates(split: Split) -> UserError:
-    """What is said where no source has a candidate of a split."""
+    """The error when no source has a candidate of a split."""
     fix = "give more candidates, or change the share (prompts.test_share for a source of files)"
     return UserError(f"there are no candidates in the {split} split", "curation.test_share", fix, usage=True)
 
@@ -134,10 +134,10 @@ class Files:
             self.rows[splits.of(prompt)].append((entry, prompt, image))
 
     def check(self) -> None:
-        """Look for every image, without reading it.
+        """Check that every image exists, without reading it.
 
         Raises:
-            UserError: One is not there.
+            UserError: An image is missing.
         """
         for entry, _, image in sorted((row for rows in self.rows.values() for row in rows), key=lambda row: row[0]):
             if not (self.path.parent / image).is_file():

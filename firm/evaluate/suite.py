@@ -1,4 +1,4 @@
-"""What a policy is evaluated on: items, questions about them, their parsing and aggregation."""
+"""Suites: what a policy is evaluated on, from prompts through scores of images to their aggregation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from firm.locate import load_named
 from firm.records import Prompt, Sample, Summary
 
 Scores = dict[str, Any]
-"""What a suite says of one image, as JSON; its scores are its own, not judgements from 1 to 5."""
+"""A suite's results on one image, as JSON; they need not be judgements from 1 to 5."""
 
 
 class Suite(Protocol):
@@ -23,10 +23,10 @@ class Suite(Protocol):
         """``critic``: folder of the trained critic."""
 
     def prompts(self) -> list[Prompt]:
-        """What images are asked for, one each; the same before and after RL."""
+        """Prompts to sample, one image each; the same before and after RL."""
 
     def score(self, prompts: Sequence[Prompt], images: Sequence[bytes]) -> list[Scores]:
-        """What is to be said of PNG images of these prompts, in order."""
+        """Score PNG images of these prompts, in order."""
 
     def summary(self, samples: Sequence[Sample]) -> Summary:
         """Aggregate all samples, of the base and of the final policy."""
@@ -41,7 +41,7 @@ def find_suite(name: str) -> type[Suite]:
     """The class of a suite.
 
     Raises:
-        UserError: There is none of this name (exit code 2).
+        UserError: The name is unknown (exit code 2).
     """
     found: type[Suite] = load_named(SUITES, name, "evaluate.suite")
     return found

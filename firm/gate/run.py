@@ -1,4 +1,4 @@
-"""The gate stage: lets a trusted critic pass."""
+"""The gate stage: lets only a trusted critic pass."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class TrainingJob:
         run: Name of the run.
         stage: "sft" or "rl".
         module: The worker, run with ``python -m``.
-        request: What it is asked to do, plain JSON.
+        request: The worker's argument, plain JSON.
         inputs: Name -> artifact, fetched where the job runs.
     """
 
@@ -46,16 +46,16 @@ class TrainingJob:
 
 
 def worker_error(uri: str) -> UserError | None:
-    """What a worker of the job at ``uri`` said before it ended."""
+    """The error that a worker of the job at ``uri`` left, if any."""
     store = open_store(uri)
     return UserError(**json.loads(store.get(ERROR))) if store.exists(ERROR) else None
 
 
 def worker_main(train: Train) -> None:
-    """Main function of a worker: ``train(request, inputs, out)``, its UserError told to the launcher.
+    """Main function of a worker: runs ``train(request, inputs, out)`` and hands a UserError to the launcher.
 
-    One process of a machine opens the output and fetches the inputs, the others look at the same folders. Only the
-    first rank to fail is heard, unless rank 0 fails too.
+    One process per machine opens the output and fetches the inputs; the others use the same folders. Only the first
+    failing rank is reported, unless rank 0 fails too.
     """
     from firm import dist, lifeline  # torch: only workers pay for it
 

@@ -13,10 +13,10 @@ from firm.storage.files import atomic_write
 
 
 def launch(job: TrainingJob, out: Output, config: LaunchConfig) -> None:
-    """Run a job to its end, unless it ended already; its files are part of ``out`` then.
+    """Run a job to completion, unless it has completed already; then its files are part of ``out``.
 
     Raises:
-        UserError: The job failed; says what the worker said, or how it died.
+        UserError: The job failed; carries the worker's message, or says how it died.
     """
     if not out.was_handed_over():
         out.discard(ERROR)

@@ -32,7 +32,7 @@ def _command(module: str, uri: str, num_workers: int) -> Sequence[str]:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Wait; pass a termination on to the job, so that none is left behind."""
+    """Wait; pass a termination on to the job, so that no process is left behind."""
     previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         return process.wait()

@@ -1,1 +1,1 @@
-"""Policies: one file a model family, the parameter sets that RL keeps, the sampler, and prompts to images with it."""
+"""Policies: one file per model family, the parameter sets that RL keeps, the sampler, and prompts to images with it."""

@@ -40,7 +40,7 @@ def generate(
     guidance_scale: float = 1.0,
     batch_size: int,
 ) -> Generated:
-    """Sample one image a prompt under the parameter set in use.
+    """Sample one image per prompt under the parameter set in use.
 
     Args:
         policy: The policy.
@@ -49,7 +49,7 @@ def generate(
         num_inference_steps: Denoising steps.
         solver: "euler" or "dpm2".
         guidance_scale: Classifier-free guidance against the empty prompt; 1 means none.
-        batch_size: Samples denoised at once.
+        batch_size: Samples denoised together.
     """
     row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
     rows = torch.tensor([row[prompt] for prompt in prompts], device=policy.device)
@@ -63,6 +63,6 @@ def generate(
 
 
 def to_images(policy: Policy, latents: Tensor, batch_size: int) -> list[bytes]:
-    """PNG images of clean latents [N, ...], decoded ``batch_size`` at once."""
+    """PNG images of clean latents [N, ...], decoded ``batch_size`` at a time."""
     images = torch.cat([policy.decode(part) for part in latents.split(batch_size)])
     return [encode_image(Image.fromarray(image)) for image in images.cpu().numpy()]

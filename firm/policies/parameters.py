@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 
 class ParameterSets:
-    """Named copies of the trainable parameters of ``module``. The live values are the policy."""
+    """Named copies of the trainable parameters of ``module``. Its current values are the policy."""
 
     def __init__(self, module: nn.Module, copies: tuple[str, ...]) -> None:
-        """Start every copy (for example "old", "ema", "reference") from the module's present values."""
+        """Start every copy (for example "old", "ema", "reference") from the module's current values."""
         named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
         self.names = [n for n, _ in named]
         self.trainable = [p for _, p in named]
@@ -25,7 +25,7 @@ class ParameterSets:
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
-        """Evaluate the module under another set. Entered without gradients; live values return exactly."""
+        """Evaluate the module under another set. Entered without gradients; the policy's values return exactly."""
         if name == "policy":
             yield
             return
@@ -42,11 +42,11 @@ class ParameterSets:
     @torch.no_grad()
     def update_average(self, name: str, decay: float) -> None:
         """``set <- decay * set + (1 - decay) * policy``; decay 0 copies bit for bit."""
-        live = [p.data for p in self.trainable]
+        current = [p.data for p in self.trainable]
         if decay == 0:
-            torch._foreach_copy_(self.sets[name], live)
+            torch._foreach_copy_(self.sets[name], current)
         else:
-            torch._foreach_lerp_(self.sets[name], live, 1 - decay)
+            torch._foreach_lerp_(self.sets[name], current, 1 - decay)
 
     def tensors(self) -> dict[str, Tensor]:
         """All values, keyed ``set/parameter``."""
@@ -60,6 +60,6 @@ class ParameterSets:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`tensors` gave."""
+        """Inverse of :meth:`tensors`."""
         for key, target in self.tensors().items():
             target.copy_(tensors[key])

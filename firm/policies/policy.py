@@ -61,10 +61,10 @@ class Family(Protocol):
 
     @classmethod
     def check(cls, model: str, key: str) -> None:
-        """Look, without loading weights, whether ``model`` can be one of this family; ``key`` is what to blame.
+        """Check, without loading weights, that ``model`` is of this family; ``key`` is named in the error.
 
         Raises:
-            UserError: It cannot.
+            UserError: It is not.
         """
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditions:
@@ -99,7 +99,7 @@ def find_family(name: str, key: str) -> type[Family]:
     """The class of a family.
 
     Raises:
-        UserError: There is no such family; ``key`` of the configuration is to blame.
+        UserError: There is no such family; the message names the configuration's ``key``.
     """
     found: type[Family] = load_named(FAMILIES, name, key)
     return found

@@ -31,7 +31,7 @@ def euler(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Tensor:
 def dpm2(velocity: Velocity, noise: Tensor, sigmas: Tensor) -> Tensor:
     """Second-order multistep DPM-Solver++ on x0 predictions (alpha = 1 - sigma), first and last step of first order.
 
-    One velocity a step. Coefficients in float64: with s the signal-to-noise ratio (1 - sigma) / sigma, a first-order
+    One velocity per step. Coefficients in float64: with s the signal-to-noise ratio (1 - sigma) / sigma, a first-order
     step is ``x <- (sigma' / sigma) x + (1 - sigma') (1 - s / s') x0``.
     """
     x = noise
@@ -77,7 +77,7 @@ def sample(
         noise: Initial noise.
         num_inference_steps: Denoising steps.
         solver: "euler" or "dpm2".
-        guidance_scale: 1 means no classifier-free guidance and one forward pass a step.
+        guidance_scale: 1 means no classifier-free guidance and one forward pass per step.
         negative: Encoded empty prompt, one row; needed when guidance_scale is not 1.
     """
     noise = noise.to(policy.device)

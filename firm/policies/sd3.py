@@ -42,13 +42,13 @@ class SD3:
         Raises:
             UserError: Not a Stable Diffusion 3 pipeline.
         """
-        from diffusers import StableDiffusion3Pipeline  # slow to import, and :meth:`check` needs none of it
+        from diffusers import StableDiffusion3Pipeline  # slow to import, and :meth:`check` does not need it
         from diffusers.utils import logging
 
         path = model_path(config.model, "policy.model")
         has_t5 = not Path(path).is_dir() or (Path(path) / "text_encoder_3").is_dir()
         absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
-        logging.disable_progress_bar()  # a log is no place for a bar that redraws itself
+        logging.disable_progress_bar()  # progress bars clutter a log
         try:
             pipe = StableDiffusion3Pipeline.from_pretrained(path, dtype=getattr(torch, config.dtype), **absent)
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
@@ -65,7 +65,7 @@ class SD3:
 
     @classmethod
     def check(cls, model: str, key: str) -> None:
-        """Read what a pipeline's folder says it is; a hub id is left to the loader."""
+        """Check the class named in a pipeline's folder; a hub id is left to the loader."""
         kind = kind_of_model(model, key, "model_index.json", "_class_name")
         if kind is not None and not kind.startswith("StableDiffusion3"):
             fix = "give the folder of a StableDiffusion3Pipeline"
@@ -75,7 +75,7 @@ class SD3:
         """CLIP (and T5) embeddings of the prompts, without classifier-free guidance.
 
         Raises:
-            UserError: A prompt has a source image, of which this family can make nothing.
+            UserError: A prompt has a source image, which this family does not support.
         """
         if edits := [prompt for prompt in prompts if prompt.image is not None]:
             fix = "leave source_image out of the prompts, or choose a family of editors"
@@ -126,7 +126,7 @@ class SD3:
             _forget_origin(folder / TRANSFORMER / "config.json")
             return
         card = {"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}
-        # One entry: safetensors writes several in random order, and equal adapters shall be equal files.
+        # One entry: safetensors writes several in random order, and equal adapters must be equal files.
         metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps({f"{TRANSFORMER}.{k}": v for k, v in card.items()})}
         tensors = {f"{TRANSFORMER}.{name}": value.cpu().contiguous() for name, value in self._trained().items()}
         save_file(tensors, folder / LORA_WEIGHT_NAME_SAFE, metadata)
@@ -163,7 +163,7 @@ class SD3:
 
 
 def _forget_origin(config: Path) -> None:
-    """Remove the path that the model was loaded from: it is of this machine."""
+    """Remove the path that the model was loaded from: it is specific to this machine."""
     values = json.loads(config.read_text())
     values.pop("_name_or_path", None)
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

@@ -17,7 +17,7 @@ from firm.report.headlines import signed, words
 
 Rows = Sequence[Mapping[str, Any]]
 
-# Okabe and Ito's palette and Tol's muted one: told apart by colour-blind readers.
+# Okabe and Ito's palette and Tol's muted one: distinguishable for colour-blind readers.
 CRITIC = "#0072B2"
 AUDITOR = "#D55E00"
 BASE = "#8A9099"

@@ -1,4 +1,4 @@
-"""Headlines: what a run's numbers say, in sentences that claim no more than the numbers do."""
+"""Headlines: a run's numbers in sentences that claim no more than the numbers do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Headline = dict[str, str]
 
 
 def number(value: float | None, digits: int = 2, sign: str = "") -> str:
-    """A number as people write it: a typographic minus, none on what rounds to zero, a dash for None."""
+    """A number for readers: a typographic minus, but not on a rounded zero, and a dash for None."""
     if value is None:
         return "–"
     text = f"{value:{sign},.{digits}f}"
@@ -26,7 +26,7 @@ def signed(value: float, digits: int = 2) -> str:
 
 
 def words(name: str) -> str:
-    """``instruction_following`` as people write it."""
+    """``instruction_following`` as words."""
     return name.replace("_", " ")
 
 

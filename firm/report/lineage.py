@@ -28,7 +28,7 @@ def trace(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
         ``files``.
 
     Raises:
-        UserError: A manifest is missing or damaged, or an artifact was not made from those beside it.
+        UserError: A manifest is missing or damaged, or an artifact was not made from the others given.
     """
     manifests = {name: _manifest(folder) for name, folder in inputs.items()}
     hashes = {name: sha256_file(folder / MANIFEST) for name, folder in inputs.items()}
@@ -58,8 +58,8 @@ _FIX = "the folders are of different runs or were changed: run the pipeline agai
 def _check(name: str, source: str, expected: str, found: str, folder: Path) -> None:
     if expected == found:
         return
-    beside = f"the one beside it is {found[:12]}" if found else "there is none beside it"
-    what = f"the chain of artifacts is broken: {name} was made from {source} {expected[:12]}, {beside}"
+    given = f"but the {source} given is {found[:12]}" if found else f"but no {source} was given"
+    what = f"the chain of artifacts is broken: {name} was made from {source} {expected[:12]}, {given}"
     raise UserError(what, str(folder / MANIFEST), _FIX)
 
 

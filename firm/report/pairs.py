@@ -32,7 +32,7 @@ class Scored(Record):
     scores: dict[str, Any]
 
     def outcomes(self, judge: str) -> Assessment:
-        """What a judge of the suite of held-out prompts said; empty for other suites."""
+        """A judge's outcomes in the suite of held-out prompts; empty for other suites."""
         return _ASSESSMENT.validate_python(self.scores.get(judge, {}))
 
 

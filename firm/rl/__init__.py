@@ -1,5 +1,5 @@
 """DiffusionNFT RL of the policy with the critic's reward (paper sections 3.4 and 4; arXiv 2509.16117).
 
-In: ``critic`` and the gate's ``verdict``. Out: the best audited policy (``policy/``), ``metrics.jsonl`` (one line an
-epoch) and ``audits.jsonl`` (one line a check of the auditor).
+In: ``critic`` and the gate's ``verdict``. Out: the best audited policy (``policy/``), ``metrics.jsonl`` (one line per
+epoch) and ``audits.jsonl`` (one line per audit).
 """

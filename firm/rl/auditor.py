@@ -1,4 +1,4 @@
-"""The auditor at work: what critic and auditor say of the policy's images on fixed prompts and noise."""
+"""Audits: how critic and auditor judge the policy's images of fixed prompts and noise."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from firm.stats import spearman
 
 
 class Auditor:
-    """Checks the EMA policy on fixed training prompts and noise, by critic and auditor."""
+    """Audits the EMA policy on fixed training prompts and noise."""
 
     def __init__(self, policy: Policy, critic: Judge, prompts: Sequence[Prompt], config: RunConfig) -> None:
         self.policy = policy
@@ -50,7 +50,7 @@ def audit(epoch: int, critic: Sequence[Assessment], auditor: Sequence[Assessment
     """Summarise two judges' assessments of the same images.
 
     Raises:
-        UserError: Not one valid judgement of a judge: nothing can be said.
+        UserError: A judge gave no valid judgement.
     """
     base = config.reward.base
     rewards, valid = rewards_of(critic, config.reward)

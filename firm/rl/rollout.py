@@ -1,4 +1,4 @@
-"""Rollout in three steps that can be apart in time: sample groups from the old policy, score them, give advantages."""
+"""Rollout in three separate steps: sample groups from the old policy, score them, compute advantages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from firm.rl.nft import advantages
 
 @dataclass(frozen=True)
 class Groups:
-    """This rank's samples of one epoch before anyone judged them; N = its groups x group_size.
+    """This rank's samples of one epoch before they are judged; N = its groups x group_size.
 
     Attributes:
         prompts: Prompt of each sample (N).

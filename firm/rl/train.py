@@ -62,7 +62,7 @@ class RLTrainer:
         return {**rollout.stats, **stats}
 
     def check(self) -> bool:
-        """Audit, keep the best, and say whether to stop. All ranks hear the same answer."""
+        """Audit, keep the best, and say whether to stop. All ranks get the same answer."""
         stop = False
         if self.auditor is not None:
             self.history.append(self.auditor.check(self.epoch))

@@ -106,7 +106,7 @@ def load_examples(folder: Path, cache: Path) -> Dataset:
     """Training examples as a memory-mapped dataset (constant memory, random access)."""
     files = sorted(str(p) for p in (folder / "train").glob("*.parquet"))
     if not files:
-        raise UserError("there are no training examples", str(folder), "look at the curate stage's summary")
+        raise UserError("there are no training examples", str(folder), "look at the summary of the curation stage")
     data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
     return data.select_columns(["messages", "images"])
 
@@ -125,7 +125,7 @@ def prepare(critic: CriticConfig, sft: SFTConfig, seed: int) -> PreTrainedModel:
 
 
 def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> TrainingArguments:
-    """Our settings in the Trainer's words; it writes its checkpoints into ``folder``."""
+    """Our settings as the Trainer's arguments; it writes its checkpoints into ``folder``."""
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and critic.dtype == "bfloat16"
     return TrainingArguments(
         output_dir=str(folder),

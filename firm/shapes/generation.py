@@ -146,7 +146,7 @@ def _spoil(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def _unrelated(wanted: Wanted, split: Split, rng: np.random.Generator) -> Scene:
-    """Returns a scene with nothing of what is wanted: other things, nothing at all, or noise."""
+    """Returns a scene without anything that is wanted: other things, nothing at all, or noise."""
     kind = rng.random()
     if kind < 0.12:
         return Scene((), background=rng.uniform(0.3, 0.7), noise=rng.uniform(0.01, 0.05))

@@ -100,7 +100,7 @@ def build_critic(folder: Path | str) -> None:
 
 
 def critic_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer of lower-case words: one token a word, digit or punctuation mark, white space dropped."""
+    """Returns a tokenizer of lower-case words: one token per word, digit or punctuation mark, white space dropped."""
     words = dict.fromkeys([*_SPECIAL, *COLOURS, *SHAPES, *VOCABULARY, *_WORDS.split()])
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()

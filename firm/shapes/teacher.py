@@ -113,7 +113,7 @@ def _quality(observation: Observation) -> tuple[int, int, int]:
     o = observation
     aesthetics = min(_grade(o.stain, 0.015, 0.09), _grade(o.impurity, 0.11, 0.22))
     technical = min(_grade(o.noise, 0.035, 0.12), _grade(o.murk, 0.04, 0.3))
-    if not o.seen:  # an empty picture may be even and noiseless, but there is nothing to like in it
+    if not o.seen:  # an empty picture may be even and noiseless, but shows nothing of value
         return min(aesthetics, 2), min(technical, 2), 1
     shapes = sum(s.clearness for s in o.seen) / len(o.seen)
     return aesthetics, technical, _grade(1 - shapes, 0.1, 0.9)

@@ -43,7 +43,7 @@ class Output:
     Attributes:
         uri: Where the artifact is or will be.
         folder: Local folder to write into, work files included. For a local store the artifact itself, otherwise a
-            cache: what is not published is lost with the machine.
+            cache: unpublished files are lost with the machine.
     """
 
     def __init__(self, store: Store, folder: Path) -> None:
@@ -146,7 +146,7 @@ class Output:
     def commit(
         self, stage: str, key: str, inputs: dict[str, str], metadata: dict[str, Any], files: Sequence[str]
     ) -> ArtifactRef:
-        """Publish what is not yet published, then make the artifact visible by writing its manifest.
+        """Publish the remaining files, then make the artifact visible by writing its manifest.
 
         Args:
             stage: Name of the stage.
@@ -183,7 +183,7 @@ class Output:
         return self._store.exists(HANDED_OVER)
 
     def take_over(self) -> None:
-        """Take what a job has handed over; of a remote store only small files are downloaded.
+        """Take over a job's files; from a remote store only small ones are downloaded.
 
         Raises:
             UserError: Nothing was handed over.

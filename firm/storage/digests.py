@@ -1,4 +1,4 @@
-"""Content hashes of the files and folders that people name: what is asked again is remembered while nothing changes.
+"""Content hashes of the files and folders that people name, remembered for as long as these do not change.
 
 A file's hash is looked up by its path, size and time of change, so that the weights of a large model are read once and
 not once a stage. The memory is a file in the temporary folder; without it everything is hashed again.
@@ -40,7 +40,7 @@ def content_hash(path: Path, follow: Sequence[str] = ()) -> str:
 
 
 def _followed(path: Path, keys: Sequence[str]) -> list[str]:
-    """Names of further files in the rows of a JSON or JSONL file; the reader complains about what is no row."""
+    """Names of further files in the rows of a JSON or JSONL file; malformed rows are left to the reader."""
     if not keys:
         return []
     try:

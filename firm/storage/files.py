@@ -1,4 +1,4 @@
-"""Files: written at once or not at all, hashed, and faults of the disk as errors for people."""
+"""Files: atomic writes, hashes, and faults of the disk as errors for people."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_key(key: str) -> str:
 
 
 def disk_error(error: OSError, path: Path | str) -> UserError:
-    """Say what a failed file operation means for a person."""
+    """Explain a failed file operation to the user."""
     where = str(path)
     code = error.errno
     if code in _FULL:

@@ -52,7 +52,7 @@ def open_input(ref: ArtifactRef, scratch: Path | None = None, only: str = "") ->
         only: Only files whose path starts with this.
 
     Raises:
-        UserError: The artifact or one of its files is missing, incomplete or not what it was; the file is named.
+        UserError: The artifact or one of its files is missing, incomplete or changed; the message names the file.
     """
     store = open_store(ref.uri)
     manifest = read_manifest(ref)

@@ -30,6 +30,6 @@ def open_store(uri: str) -> Store:
         return LocalStore(Path(unquote(rest)))
     if scheme not in ("s3", "minio"):
         raise UserError(f"unknown store scheme {scheme!r}", uri, "use a folder, file://, s3:// or minio://", usage=True)
-    from firm.storage.s3 import S3Store  # takes a quarter of a second to import, and local runs need none of it
+    from firm.storage.s3 import S3Store  # takes a quarter of a second to import, and local runs do not need it
 
     return S3Store(uri)

@@ -1,4 +1,4 @@
-"""The S3 side of `firm.storage.store`, alone in talking to MinIO: timeouts, retries, errors for people."""
+"""The S3 side of `firm.storage.store`, the only user of the minio client: timeouts, retries, errors for people."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class ShardWriter:
         return finished
 
     def close(self) -> list[str]:
-        """Write what is left, possibly an empty first shard, and return the names of the shards written by it."""
+        """Write the remaining records, possibly as an empty first shard, and return the names of the new shards."""
         return [self._flush()] if self._buffer or not self.names else []
 
     def _flush(self) -> str:

@@ -1,6 +1,6 @@
 """One small interface over a folder and an S3 bucket, and the folder behind it.
 
-Keys are relative POSIX paths. Whatever goes wrong surfaces as a `UserError` that names the culprit.
+Keys are relative POSIX paths. Every failure surfaces as a `UserError` that names the culprit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Store(Protocol):
     uri: str
 
     def put(self, key: str, data: bytes | Path) -> None:
-        """Write bytes, or the content of a file, at once: readers see the old content or the new."""
+        """Write bytes, or the content of a file, atomically: readers see the old content or the new."""
 
     def get(self, key: str) -> bytes:
         """Return the content of `key`."""

@@ -35,7 +35,7 @@ annotations: {helm.sh/resource-policy: keep}
 {{- end }}
 
 {{/* What every pod of this chart has in its spec, restricted Pod Security first. Call with (dict "root" $), and "user" UID,
-"account" SERVICEACCOUNT, "grace" SECONDS for programs that do not heed SIGTERM. */}}
+"account" SERVICEACCOUNT, "grace" SECONDS for programs that ignore SIGTERM. */}}
 {{- define "platform.pod" -}}
 securityContext:
   runAsNonRoot: true

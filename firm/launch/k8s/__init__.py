@@ -1,1 +1,1 @@
-"""Where a training job runs on Kubernetes: all that knows of it."""
+"""Training jobs on Kubernetes; no other package knows about Kubernetes."""

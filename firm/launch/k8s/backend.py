@@ -1,4 +1,4 @@
-"""The API of a Kubeflow Pipelines backend (v2beta1), as far as the SDK's command line does not reach."""
+"""The API of a Kubeflow Pipelines backend (v2beta1), for what the SDK's command line does not cover."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Backend:
         self._http = urllib3.PoolManager(timeout=urllib3.Timeout(TIMEOUT_S), retries=False)
 
     def version(self) -> str:
-        """Version of the backend, empty where it does not say."""
+        """Version of the backend, empty if unknown."""
         return str(self._call("GET", "healthz").get("tag_name", ""))
 
     def run_id(self, run: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Ends runs: on request, and jobs whose run is over but that nobody deleted."""
+"""Ends runs on request, and deletes jobs left over from finished runs."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def cancel(run: str, cluster: Cluster, backend: Backend, say: Callable[[str], No
     Args:
         run: Id or name of a KFP run, or the name of a FIRM run that is orchestrated elsewhere.
         cluster: Where its jobs are.
-        backend: The KFP API; one that does not answer is taken for absent.
-        say: Told of each thing that is done.
+        backend: The KFP API; treated as absent if it does not answer.
+        say: Called with a line about each action.
 
     Raises:
-        UserError: There is no such run, or its pods do not go.
+        UserError: There is no such run, or its pods do not terminate.
     """
     try:
         run_id = backend.run_id(run)

@@ -62,7 +62,7 @@ class Cluster:
         return client.CustomObjectsApi(self.api)
 
     def call(self, action: Callable[[], T]) -> T:
-        """Run a request; faults that pass are retried for `PATIENCE_S`, others explained.
+        """Run a request; transient faults are retried for `PATIENCE_S`, others explained.
 
         Raises:
             UserError: The API server cannot be reached, or refuses.
@@ -93,7 +93,7 @@ class Cluster:
     # ---- PyTorchJobs
 
     def job(self, name: str) -> dict[str, Any] | None:
-        """A job as plain JSON, None where there is none."""
+        """A job as plain JSON, None if it does not exist."""
         arguments = (GROUP, VERSION, self.namespace, PLURAL, name)
         found: dict[str, Any] | None = self._or_none(lambda: self.custom.get_namespaced_custom_object(*arguments))
         return found
@@ -149,12 +149,12 @@ class Cluster:
         return ""
 
     def config_map(self, name: str) -> dict[str, str]:
-        """Data of a ConfigMap, empty where there is none."""
+        """Data of a ConfigMap, empty if it does not exist."""
         found = self._or_none(lambda: self.core.read_namespaced_config_map(name, self.namespace))
         return dict(found.data or {}) if found else {}
 
     def labels_of_pod(self, name: str) -> dict[str, str]:
-        """Labels of a pod, empty where there is none."""
+        """Labels of a pod, empty if it does not exist."""
         found = self._or_none(lambda: self.core.read_namespaced_pod(name, self.namespace))
         return dict(found.metadata.labels or {}) if found else {}
 

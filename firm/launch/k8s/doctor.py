@@ -1,4 +1,4 @@
-"""Checks a cluster, from the inside or the outside, and says how to mend what is wrong."""
+"""Checks a cluster, from inside or outside, and says how to fix what is wrong."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Finding:
 
 
 def examine(cluster: Cluster, backend: Backend, store: str, launch: PyTorchJobLaunch) -> Iterator[Finding]:
-    """Run all checks; one that fails does not keep others from being made."""
+    """Run all checks; a failing one does not stop the others."""
     checks: dict[str, Callable[[], Finding]] = {
         "Kubernetes API": lambda: _api(cluster),
         "PyTorchJob CRD": lambda: _resource(cluster, GROUP, VERSION, PLURAL, "failed", "install the chart platform"),
@@ -129,7 +129,7 @@ def _chart(cluster: Cluster, launch: PyTorchJobLaunch) -> Finding:
 
 
 def _operator(cluster: Cluster, launch: PyTorchJobLaunch) -> Finding:
-    """A dry run passes the operator's webhook, which answers only while the operator lives."""
+    """A dry run passes the operator's webhook, which answers only while the operator runs."""
     job = TrainingJob("doctor", "sft", "firm.sft.train", {}, {})
     body = manifest(job, f"s3://doctor/sft-{secrets.token_hex(6)}", launch, {}, {})
     try:

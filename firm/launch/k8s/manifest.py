@@ -41,7 +41,7 @@ def manifest(
     if config.num_workers > 1:
         replica_specs["Worker"] = _replicas(config.num_workers - 1, job, uri, config, defaults)
     elastic = None
-    if config.min_workers is not None:  # torchrun elects its master itself
+    if config.min_workers is not None:  # torchrun elects its own master
         replica_specs = {"Worker": _replicas(config.num_workers, job, uri, config, defaults)}
         elastic = models.KubeflowOrgV1ElasticPolicy(
             min_replicas=config.min_workers,

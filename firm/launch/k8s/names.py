@@ -1,4 +1,4 @@
-"""Names that an installation has on a cluster: objects of the charts, labels, what the operators look for."""
+"""Names that an installation has on a cluster: objects of the charts, labels, and names that the operators define."""
 
 from __future__ import annotations
 

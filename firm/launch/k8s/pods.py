@@ -1,4 +1,4 @@
-"""What the pods of a job say: why they do not start, how they ended, and their log as it grows."""
+"""Observes the pods of a job: why they do not start, how they ended, and their logs as they grow."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _where(pod: client.V1Pod) -> str:
 
 
 def termination_reason(pod: client.V1Pod) -> str:
-    """How a pod's container ended the last time, empty where it did not: for people."""
+    """How a pod's container last ended, in words; empty if it never did."""
     if pod.status.reason == "Evicted":
         return f"was evicted: {pod.status.message}"
     for status in pod.status.container_statuses or []:
@@ -98,7 +98,7 @@ class LogFollower:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Give the last lines a moment to arrive."""
+        """Wait a moment for the last lines."""
         self._stop.set()
         self._thread.join(5)
 
@@ -112,7 +112,7 @@ class LogFollower:
                         self._last = stamp
                         relay(text)
             except (client.ApiException, HTTPError, OSError):
-                pass  # not there yet, or not any more
+                pass  # not there yet, or already gone
             if ending:
                 return
             self._stop.wait(1.0)

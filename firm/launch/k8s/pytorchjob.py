@@ -1,4 +1,4 @@
-"""The launcher for a Kubernetes cluster: one PyTorchJob a training job, owned, followed and explained.
+"""The launcher for a Kubernetes cluster: one PyTorchJob per training job, owned, followed and explained.
 
 The job has the same name in every attempt at the same work. An attempt that finds it running adopts it; one that finds
 it failed replaces it, and the worker resumes from its checkpoint in the store.
@@ -31,7 +31,7 @@ GONE_S = 180.0  # how long a deleted job may take to go
 def run(job: TrainingJob, uri: str, config: PyTorchJobLaunch) -> None:
     """Run a job as a PyTorchJob to its end.
 
-    A termination of this process deletes the job; the next attempt resumes it.
+    Terminating this process deletes the job; the next attempt resumes it.
 
     Raises:
         UserError: It failed: what was wrong, on which pod, with the last lines of its log.
@@ -115,22 +115,22 @@ def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bo
     Raises:
         UserError: It failed, or will not start.
     """
-    said = ""
+    logged = ""
     while True:
         job = cluster.job(name)
         if job is None:
             return False
-        if (now := phase(job)) != said:
-            said = now
-            log_line(f"PyTorchJob {name}: {said}")
-        if said == "Succeeded":
+        if (now := phase(job)) != logged:
+            logged = now
+            log_line(f"PyTorchJob {name}: {logged}")
+        if logged == "Succeeded":
             return True
         pods = cluster.pods(name)
-        if said == "Failed":
+        if logged == "Failed":
             raise failure(cluster, job, pods)
         problem = start_problem(pods, config.pending_s, datetime.now(UTC))
         if problem is None and restarted(pods):
-            problem = worker_error(uri)  # a worker that explained itself would say the same again
+            problem = worker_error(uri)  # a worker that reported an error would fail the same way again
         if problem is not None:
             cluster.delete_job(name)
             raise problem
@@ -148,7 +148,7 @@ def failure(cluster: Cluster, job: Mapping[str, Any], pods: list[Any]) -> UserEr
     for pod in pods:
         if how := termination_reason(pod):
             lines = cluster.last_lines(pod.metadata.name)
-            said = "\n     ".join(["its last lines:", *lines.splitlines()]) if lines else "it left no log"
+            log = "\n     ".join(["its last lines:", *lines.splitlines()]) if lines else "it left no log"
             fix = "raise launch.memory; it will resume" if "memory" in how else "run again to resume"
-            return UserError(f"{pod.metadata.name} {how}; {said}\n ", where, fix)
+            return UserError(f"{pod.metadata.name} {how}; {log}\n ", where, fix)
     return UserError(f"the job failed: {condition.get('message') or reason}", where, "see `kubectl describe`")
