@@ -227,7 +227,7 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
     client = open_chat(EndpointChat(base_url=url, model="m", deadline_s=0.7))
-    with pytest.raises(UserError, match="can not be reached") as error:
+    with pytest.raises(UserError, match="cannot be reached") as error:
         client.complete([user_message("x")], max_tokens=1, temperature=0, seed=None)
     assert url in str(error.value) and "start the server" in str(error.value)
 
