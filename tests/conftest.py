@@ -17,12 +17,12 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden", action="store_true", help="write golden files anew instead of comparing")
+    parser.addoption("--golden", action="store_true", help="write golden files instead of comparing")
 
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """golden(name, text) compares the text with the file ``golden/<name>`` beside the test."""
+    """golden(name, text) compares the text with the file ``golden/<name>`` next to the test."""
     rewrite = request.config.getoption("--golden")
 
     def check(name: str, text: str) -> None:
