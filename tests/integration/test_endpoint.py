@@ -233,14 +233,14 @@ def test_one_good_answer_resets_the_count_of_failures(server: Server) -> None:
     assert outcomes == ["failed", "failed", "\\boxed{4}"] * 2
 
 
-def test_a_critic_over_http(server: Server) -> None:
+def test_a_judge_over_http(server: Server) -> None:
     """Every kind of trouble in one run: outcomes are scores or reasons, in the order of the items."""
     client = server.client(
         ok("\\boxed{4}"), status(500), ok("\\boxed{2}"), raw(b"{}"), ok("hm"), ok("\\boxed{9}"),
         status(400, b"bad image"), ok("so far", "length"), ok(""), ok("still cut", "length"), ok("\\boxed{1}"),
     )  # fmt: skip
-    critic = ChatJudge(client, {"instruction_following": "short_instruction_following"})
-    rows = critic.judge([JudgeInput(Prompt(text=f"item {i}"), [PNG]) for i in range(6)])
+    judge = ChatJudge(client, {"instruction_following": "short_instruction_following"})
+    rows = judge.judge([JudgeInput(Prompt(text=f"item {i}"), [PNG]) for i in range(6)])
     outcomes = [row["instruction_following"] for row in rows]
     assert [o.score if isinstance(o, Judgement) else o.reason for o in outcomes] == [
         4, 2, "out_of_range", "request_failed", "truncated", 1,
@@ -254,7 +254,7 @@ def test_many_requests_in_flight(server: Server) -> None:
         time.sleep(0.1)
         ok()(request)
 
-    critic = ChatJudge(server.client(slow, concurrency=8), {"quality": "short_quality"}, concurrency=8)
+    judge = ChatJudge(server.client(slow, concurrency=8), {"quality": "short_quality"}, concurrency=8)
     start = time.monotonic()
-    rows = critic.judge([JudgeInput(Prompt(text="x"), [PNG])] * 32)
+    rows = judge.judge([JudgeInput(Prompt(text="x"), [PNG])] * 32)
     assert rows == [{"quality": Judgement(score=4)}] * 32 and time.monotonic() - start < 1.6

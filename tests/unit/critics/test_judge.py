@@ -48,8 +48,8 @@ def asked(chat: Scripted) -> list[str]:
 
 def test_a_good_answer_is_asked_for_once() -> None:
     chat = Scripted(Reply("fine \\boxed{4}"))
-    critic = ChatJudge(chat, FOLLOWING, temperature=0.2, max_tokens=99)
-    assert critic.judge([item()]) == [{"instruction_following": Judgement(score=4, rationale="fine")}]
+    judge = ChatJudge(chat, FOLLOWING, temperature=0.2, max_tokens=99)
+    assert judge.judge([item()]) == [{"instruction_following": Judgement(score=4, rationale="fine")}]
     [text], [call] = asked(chat), chat.calls
     assert "a red circle" in text
     assert call | {"messages": []} == {"messages": [], "max_tokens": 99, "temperature": 0.2, "seed": 0}
@@ -78,8 +78,8 @@ def test_failed_requests_are_invalid_and_asked_again_only_if_that_may_help() -> 
 
 def test_the_plan_reaches_the_rubric_that_has_a_place_for_it() -> None:
     chat = Scripted(Reply("\\boxed{2}"), Reply("\\boxed{3}"))
-    critic = ChatJudge(chat, {"instruction_following": "evaluate"})
-    critic.judge([item(plan=["Is it red?"]), item()])
+    judge = ChatJudge(chat, {"instruction_following": "evaluate"})
+    judge.judge([item(plan=["Is it red?"]), item()])
     with_plan, without = asked(chat)
     assert "- Is it red?" in with_plan and "no plan was made" in without
 
@@ -108,15 +108,15 @@ def test_a_useless_endpoint_ends_the_run_and_what_is_queued_is_not_started() -> 
 
 
 def test_misuse() -> None:
-    critic = ChatJudge(Scripted(), FOLLOWING)
+    judge = ChatJudge(Scripted(), FOLLOWING)
     with pytest.raises(UserError, match="no rubric for the dimension 'consistency'"):
-        critic.ask(item(), "consistency")
+        judge.ask(item(), "consistency")
     with pytest.raises(UserError, match="judges 1 image"):
-        critic.ask(JudgeInput(Prompt(text="a"), [PNG, PNG]), "instruction_following")
+        judge.ask(JudgeInput(Prompt(text="a"), [PNG, PNG]), "instruction_following")
     with pytest.raises(UserError, match="asks for a plan"):
         ChatJudge(Scripted(), {"instruction_following": "plan"})
-    assert critic.judge([]) == []
-    assert critic.versions == {"instruction_following": load_rubric("instruction_following").version}
+    assert judge.judge([]) == []
+    assert judge.versions == {"instruction_following": load_rubric("instruction_following").version}
 
 
 def test_a_question_has_exactly_one_mark_an_image() -> None:
