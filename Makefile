@@ -41,7 +41,7 @@ kind-down: ## Delete the kind cluster
 ##@ Check
 .PHONY: test test-charts test-cluster test-kfp lint bench
 test: lint ## Check and test everything that needs this machine only
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile -m "not slow and not bench and not docker and not cluster and not kfp"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not bench and not docker and not cluster and not kfp"
 
 test-charts: $(INSTALLED) ## Test the Helm charts without a cluster (part of test)
 	$(BIN)/python -m pytest tests/charts -q

@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis profiles, threads, golden files."""
+"""What all tests share: hypothesis profiles, threads, the order of files, golden files."""
 
 import os
 from collections.abc import Callable
@@ -16,13 +16,25 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+# Whole runs and trainings take minutes a file: they start first, so that no process is left with one at the end.
+LONG = ("pipelines", "training", "integration")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return LONG.index(folder) if folder in LONG else len(LONG)
+
+    items.sort(key=place)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden", action="store_true", help="write golden files anew instead of comparing")
+    parser.addoption("--golden", action="store_true", help="write golden files instead of comparing")
 
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """golden(name, text) compares the text with the file ``golden/<name>`` beside the test."""
+    """golden(name, text) compares the text with the file ``golden/<name>`` next to the test."""
     rewrite = request.config.getoption("--golden")
 
     def check(name: str, text: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import CPU, TINY
 from torch import Tensor
 
-from firm.config import LoraConfig, PolicyConfig
+from firm.config import LoraConfig
 from firm.config.loading import load_config
 from firm.critics.judge import JudgeInput
 from firm.critics.local import LocalCritic, load_processor
@@ -23,7 +24,6 @@ from firm.sft.train import prepare
 from firm.shapes.generation import candidate
 
 pytestmark = pytest.mark.bench
-CPU = torch.device("cpu")
 
 
 def interleaved(ours: Callable[[], object], reference: Callable[[], object], rounds: int = 7) -> dict[str, float]:
@@ -60,8 +60,7 @@ def test_score_first_judges_faster_than_generating(tmp_path: Path) -> None:
 
 
 def lora_policy() -> Policy:
-    base = PolicyConfig(model="pkg://firm.shapes/weights/base", resolution=32, max_sequence_length=1)
-    policy = Policy(base, CPU)
+    policy = Policy(TINY, CPU)
     policy.train(LoraConfig(rank=32, alpha=64), ("old", "reference"), 0)
     return policy
 

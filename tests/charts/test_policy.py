@@ -42,7 +42,7 @@ def violations(spec):
 
 
 def images(pods):
-    """Images of containers, and those that a container is told of."""
+    """Images of containers, and those that a container gets as a setting."""
     for pod in pods:
         for container in pod.containers:
             yield f"{pod.owner} {container['name']}", container["image"]

@@ -1,4 +1,4 @@
-"""Training jobs on a real cluster: what goes wrong is told, what is left is removed, what is asked for is scheduled."""
+"""Training jobs on a real cluster: what goes wrong is said, what is left is removed, what is asked for is scheduled."""
 
 import secrets
 import time

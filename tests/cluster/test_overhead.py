@@ -1,4 +1,4 @@
-"""What a step of Kubeflow Pipelines costs beside its own work, with the chart's settings and with KFP's defaults."""
+"""What a step of Kubeflow Pipelines costs besides its own work, with the chart's settings and with KFP's defaults."""
 
 import json
 import re

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import rendered
 
 from firm import __version__
 from firm.config import CriticConfig
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[2]
 TARGETS = ("slim", "runtime", "critic")
 SMALL = (
-    "curation.sources=[{kind: function, name: rendered, function: firm.shapes.generation:candidate, num_images: 24}]",
+    f"curation.sources={json.dumps([rendered(24)])}",
     "store=/data",
 )
 

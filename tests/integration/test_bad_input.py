@@ -6,27 +6,18 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import HTTPRequest, python_path, rendered, serving, small_run
 
+from firm.cli import main
 from firm.config.loading import load_config
 
-SMALL = """
-base: gen-shapes
-name: small
-curation:
-  shard_size: 8
-  batch_size: 4
-  test_share: 0.5
-  sources: [{kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: 48}]
-bench: {num_bootstrap: 10, gate: [{metric: coverage, at_least: 0.9}]}
-"""
+SMALL = small_run(rendered(48), shard_size=8, batch_size=4, test_share=0.5)
+SMALL += "bench: {num_bootstrap: 10, gate: [{metric: coverage, at_least: 0.9}]}\n"
 # Runs stages in one process, as the components of the pipeline do.
 STAGES = """
 import json, sys
@@ -55,8 +46,7 @@ Result = subprocess.CompletedProcess[str]
 
 
 def call(folder: Path, *arguments: str, **options: Any) -> Result:
-    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "PYTHONPATH": path, "AWS_REGION": "us-east-1", **options.pop("env", {})}
+    env = {**os.environ, "PYTHONPATH": python_path(folder), "AWS_REGION": "us-east-1", **options.pop("env", {})}
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
@@ -69,9 +59,13 @@ def call(folder: Path, *arguments: str, **options: Any) -> Result:
     )
 
 
+def run(source: str, *assignments: str) -> list[str]:
+    """Words of the command line."""
+    return ["run", source, *(word for assignment in assignments for word in ("--set", assignment))]
+
+
 def firm(folder: Path, *arguments: str, source: str = "small.yaml", **options: Any) -> Result:
-    sets = [word for assignment in arguments for word in ("--set", assignment)]
-    return call(folder, "-m", "firm.cli", "run", source, *sets, **options)
+    return call(folder, "-m", "firm.cli", *run(source, *arguments), **options)
 
 
 def stages(folder: Path, names: str, *arguments: str, **options: Any) -> Result:
@@ -98,6 +92,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Result]]:
+    """here(*words): the command line in this process, for what ends before a stage starts a process of its own."""
+    monkeypatch.chdir(folder)
+
+    def command(*words: str) -> Result:
+        monkeypatch.syspath_prepend(folder)  # now that the folder's modules are written
+        monkeypatch.setattr(sys, "argv", ["firm", *words])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Result(words, caught.value.code, said.out, said.err)
+
+    yield command
+    for name in ("judges", "bad"):
+        sys.modules.pop(name, None)
+
+
 # ---- caught before any stage starts: exit code 2 ---------------------------------------------------------------------
 
 Case = tuple[dict[str, str | bytes], list[str], list[str]]
@@ -110,7 +125,7 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "every mistake at once": ({}, ["seed=-1", "rl.lr=1"], ["2 impossible", "seed", "rl.lr"]),
     "no equals sign": ({}, ["seed"], ["--set 'seed'", "key=value"]),
     "no such list item": ({}, ["curation.sources.7.name=x"], ["curation.sources.7.name"]),
-    "value that is no YAML": ({}, ["seed=[1"], ["--set seed", "'[1'"]),
+    "value that is not YAML": ({}, ["seed=[1"], ["--set seed", "'[1'"]),
     "syntax error": ({"small.yaml": "name: [\n"}, [], ["small.yaml", "line 2"]),
     "not a mapping": ({"small.yaml": "- a\n"}, [], ["small.yaml", "mapping"]),
     "its own base": ({"small.yaml": "base: small.yaml\n"}, [], ["small.yaml -> "]),
@@ -122,7 +137,7 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "prompt function no colon": ({}, ["prompts.function=firm.shapes"], ["prompts.function", "package.module:"]),
     "prompt function of no module": ({}, ["prompts.function=nowhere:f"], ["prompts.function", "'nowhere'"]),
     "prompt function without module": ({}, ["prompts.function=:f"], ["prompts.function", "':f'"]),
-    "prompt function that is none": ({}, ["prompts.function=firm.shapes.scene:SIZE"], ["prompts.function", "SIZE"]),
+    "prompt function that is a number": ({}, ["prompts.function=firm.shapes.scene:SIZE"], ["prompts.function", "SIZE"]),
     "prompt function that fails": ({}, ["prompts.function=judges:failing"], ["prompts.function", "no database"]),
     "prompt function of no prompts": ({}, ["prompts.function=posixpath:dirname"], ["prompts.function", "no list"]),
     "module that fails": ({"bad.py": "1 / 0"}, ["prompts.function=bad:f"], ["prompts.function", "ZeroDivisionError"]),
@@ -184,19 +199,31 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_slip_is_named_before_anything_starts(folder: Path, case: str) -> None:
-    files, assignments, words = CASES[case]
+def write(folder: Path, files: dict[str, str | bytes]) -> None:
     for name, content in files.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_slip_is_named_before_anything_starts(folder: Path, here: Callable[..., Result], case: str) -> None:
+    files, assignments, words = CASES[case]
+    write(folder, files)
+    complains(here(*run("small.yaml", *assignments)), 2, *words)
+    assert not (folder / "runs").exists()
+
+
+@pytest.mark.parametrize("case", ["unknown key", "module that fails", "policy is no pipeline"])
+def test_the_command_ends_so_too(folder: Path, case: str) -> None:
+    files, assignments, words = CASES[case]
+    write(folder, files)
     complains(firm(folder, *assignments), 2, *words)
     assert not (folder / "runs").exists()
 
 
-def test_unknown_presets_are_named(folder: Path) -> None:
-    complains(firm(folder, source="gen-nothing"), 2, "'gen-nothing'", "gen-shapes")
-    complains(firm(folder, source="absent.yaml"), 2, "'absent.yaml'")
-    complains(call(folder, "-m", "firm.cli", "config", "show", "gen-nothing"), 2, "'gen-nothing'")
+def test_unknown_presets_are_named(here: Callable[..., Result]) -> None:
+    complains(here("run", "gen-nothing"), 2, "'gen-nothing'", "gen-shapes")
+    complains(here("run", "absent.yaml"), 2, "'absent.yaml'")
+    complains(here("config", "show", "gen-nothing"), 2, "'gen-nothing'")
 
 
 def test_a_store_in_s3_needs_credentials(folder: Path) -> None:
@@ -241,12 +268,14 @@ def disk(folder: Path) -> Iterator[Callable[[str], Path]]:
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
-def test_a_store_that_cannot_be_written_is_named(folder: Path, disk: Callable[[str], Path]) -> None:
-    complains(firm(folder, "store=/proc/firm"), 1, "/proc/firm")
+def test_a_store_that_cannot_be_written_is_named(
+    folder: Path, here: Callable[..., Result], disk: Callable[[str], Path]
+) -> None:
+    complains(here(*run("small.yaml", "store=/proc/firm")), 1, "/proc/firm")
     (folder / "file").write_text("")
-    complains(firm(folder, "store=file"), 1, f"{folder}/file")
+    complains(here(*run("small.yaml", "store=file")), 1, f"{folder}/file")
     read_only = disk("ro,size=1m")
-    complains(firm(folder, f"store={read_only}"), 1, "read-only", str(read_only))
+    complains(here(*run("small.yaml", f"store={read_only}")), 1, "read-only", str(read_only))
 
 
 def shards(store: Path) -> dict[str, int]:
@@ -324,32 +353,15 @@ def test_scores_that_are_no_numbers_are_not_valid(folder: Path) -> None:
     complains(result, 1, "no valid judgement", "non_finite")
 
 
-class Nonsense(BaseHTTPRequestHandler):
+def banana(request: HTTPRequest) -> None:
     """A chat endpoint that has gone mad."""
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        body = json.dumps({"choices": [{"message": {"content": "banana"}, "finish_reason": "stop"}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/v1"
-        server.shutdown()
+    answer = {"choices": [{"message": {"content": "banana"}, "finish_reason": "stop"}]}
+    request.reply(200, json.dumps(answer).encode())
 
 
 def test_a_critic_that_answers_nonsense_does_not_pass_the_gate(folder: Path) -> None:
-    with serving(Nonsense) as url:
-        endpoint = f"critic.endpoint={{kind: endpoint, base_url: '{url}', model: mad}}"
+    with serving(banana) as url:
+        endpoint = f"critic.endpoint={{kind: endpoint, base_url: '{url}/v1', model: mad}}"
         rubrics = "critic.rubrics={instruction_following: short_instruction_following, quality: short_quality}"
         result = stages(folder, "curation sft bench gate", "critic.kind=endpoint", endpoint, rubrics)
     complains(result, 1, "the critic is not trusted", "coverage is 0.00", "at least 0.90")
@@ -359,7 +371,7 @@ def test_a_critic_that_answers_nonsense_does_not_pass_the_gate(folder: Path) -> 
 def test_an_endpoint_that_is_not_there_is_named(folder: Path) -> None:
     judge = "curation.%s={kind: endpoint, base_url: 'http://127.0.0.1:9/v1', model: m, deadline_s: 0.3}"
     result = firm(folder, judge % "planner", judge % "evaluator")
-    complains(result, 1, "curation failed", "can not be reached", "http://127.0.0.1:9/v1", "base_url")
+    complains(result, 1, "curation failed", "cannot be reached", "http://127.0.0.1:9/v1", "base_url")
 
 
 def test_ctrl_c_stops_with_a_sentence(folder: Path) -> None:

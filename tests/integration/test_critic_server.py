@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import torch
+from helpers import CPU
 from PIL import Image
 
 from firm.chat.messages import Reply, RequestFailed, user_message
@@ -34,7 +34,6 @@ from firm.shapes.models import WEIGHTS, build_critic
 from firm.storage.artifacts import Output
 
 RUBRICS = {"instruction_following": "short_instruction_following", "quality": "short_quality"}
-CPU = torch.device("cpu")
 PNG = encode_image(Image.new("RGB", (32, 32)))
 PIXEL = "data:image/png;base64," + base64.b64encode(PNG).decode()
 

@@ -1,6 +1,5 @@
 """Curation over the real HTTP protocol: the same judgements, and no request twice whatever dies in between."""
 
-import json
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import rendered, small_run, stage_command
 
 from firm.config.loading import load_config
 from firm.records import JudgedCandidate, Manifest
@@ -23,18 +23,7 @@ from firm.storage.shards import iter_shards
 ROWS = 96
 DIMENSIONS = 2
 CONCURRENCY = 4
-SMALL = f"""
-base: gen-shapes
-name: small
-curation:
-  shard_size: 16
-  batch_size: 8
-  test_share: 0.25
-  sources: [{{kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: {ROWS}}}]
-"""
-STAGE = (
-    "import json, sys; from firm.stage import execute; execute('curation', json.loads(sys.argv[1]), {}, sys.argv[2])"
-)
+SMALL = small_run(rendered(ROWS), shard_size=16, batch_size=8, test_share=0.25)
 # The teacher's server; it logs every request that it receives: its kind and a hash of what was asked.
 SERVER = """
 import hashlib, json, os, sys, time
@@ -104,7 +93,7 @@ def settings(folder: Path, url: str | None, *assignments: str) -> dict[str, Any]
 
 
 def start(folder: Path, config: dict[str, Any]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", STAGE, json.dumps(config), str(folder / "data")]
+    command = stage_command("curation", config, {}, folder / "data")
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

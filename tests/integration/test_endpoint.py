@@ -5,10 +5,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from helpers import HTTPRequest, serving
 
 from firm.chat.client import EndpointClient, open_chat
 from firm.chat.messages import Reply, RequestFailed, user_message
@@ -17,51 +17,30 @@ from firm.critics.judge import ChatJudge, JudgeInput
 from firm.records import Invalid, Judgement, Prompt, UserError
 
 PNG = b"\x89PNG\r\n\x1a\n"
-Step = Callable[["Handler"], None]
+Step = Callable[[HTTPRequest], None]
 
 
 def completion(text: Any, finish: str = "stop") -> bytes:
     return json.dumps({"choices": [{"message": {"content": text}, "finish_reason": finish}]}).encode()
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server: Any = self.server
-        with server.lock:
-            server.requests.append((self.path, dict(self.headers), body))
-            step: Step = server.script.pop(0) if len(server.script) > 1 else server.script[0]
-        step(self)
-
-    def reply(self, status: int, content: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 class Server:
     """Answers with the next step of a script; the last one is repeated."""
 
     def __init__(self) -> None:
-        self.http: Any = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads, self.http.lock = True, threading.Lock()
-        self.http.requests, self.http.script = [], []
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}/v1"
-        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        self.lock = threading.Lock()
+        self.script: list[Step] = []
+        self.requests: list[tuple[str, dict[str, str], dict[str, Any]]] = []
+        self.url = ""
 
-    @property
-    def requests(self) -> list[tuple[str, dict[str, str], dict[str, Any]]]:
-        return self.http.requests  # type: ignore[no-any-return]
+    def __call__(self, request: HTTPRequest) -> None:
+        with self.lock:
+            self.requests.append((request.path, dict(request.headers), json.loads(request.body)))
+            step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        step(request)
 
     def client(self, *script: Step, max_failures: int = 20, **config: Any) -> EndpointClient:
-        self.http.script[:] = script
+        self.script[:] = script
         settings = {"base_url": self.url, "model": "m", "timeout_s": 0.5, "deadline_s": 2.0, **config}
         return EndpointClient(EndpointChat(**settings), max_failures=max_failures, first_wait_s=0.01)
 
@@ -70,10 +49,10 @@ class Server:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
+    made = Server()
+    with serving(made) as url:
+        made.url = f"{url}/v1"
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -84,31 +63,31 @@ def no_test_takes_long() -> Iterator[None]:
 
 
 def ok(text: Any = "\\boxed{4}", finish: str = "stop") -> Step:
-    return lambda handler: handler.reply(200, completion(text, finish))
+    return lambda request: request.reply(200, completion(text, finish))
 
 
 def status(code: int, body: bytes = b'{"error": "overloaded"}', **headers: str) -> Step:
-    return lambda handler: handler.reply(code, body, **headers)
+    return lambda request: request.reply(code, body, **headers)
 
 
 def raw(body: bytes) -> Step:
-    return lambda handler: handler.reply(200, body)
+    return lambda request: request.reply(200, body)
 
 
-def hang(_: Handler) -> None:
+def hang(_: HTTPRequest) -> None:
     time.sleep(1.2)
 
 
-def drop(handler: Handler) -> None:
-    handler.connection.shutdown(socket.SHUT_RDWR)
+def drop(request: HTTPRequest) -> None:
+    request.connection.shutdown(socket.SHUT_RDWR)
 
 
-def drip(handler: Handler) -> None:
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
+def drip(request: HTTPRequest) -> None:
+    request.send_response(200)
+    request.send_header("Content-Length", "1000")
+    request.end_headers()
     for _ in range(12):
-        handler.wfile.write(b" ")
+        request.wfile.write(b" ")
         time.sleep(0.1)
 
 
@@ -227,7 +206,7 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
     client = open_chat(EndpointChat(base_url=url, model="m", deadline_s=0.7))
-    with pytest.raises(UserError, match="can not be reached") as error:
+    with pytest.raises(UserError, match="cannot be reached") as error:
         client.complete([user_message("x")], max_tokens=1, temperature=0, seed=None)
     assert url in str(error.value) and "start the server" in str(error.value)
 
@@ -254,14 +233,14 @@ def test_one_good_answer_resets_the_count_of_failures(server: Server) -> None:
     assert outcomes == ["failed", "failed", "\\boxed{4}"] * 2
 
 
-def test_a_critic_over_http(server: Server) -> None:
+def test_a_judge_over_http(server: Server) -> None:
     """Every kind of trouble in one run: outcomes are scores or reasons, in the order of the items."""
     client = server.client(
         ok("\\boxed{4}"), status(500), ok("\\boxed{2}"), raw(b"{}"), ok("hm"), ok("\\boxed{9}"),
         status(400, b"bad image"), ok("so far", "length"), ok(""), ok("still cut", "length"), ok("\\boxed{1}"),
     )  # fmt: skip
-    critic = ChatJudge(client, {"instruction_following": "short_instruction_following"})
-    rows = critic.judge([JudgeInput(Prompt(text=f"item {i}"), [PNG]) for i in range(6)])
+    judge = ChatJudge(client, {"instruction_following": "short_instruction_following"})
+    rows = judge.judge([JudgeInput(Prompt(text=f"item {i}"), [PNG]) for i in range(6)])
     outcomes = [row["instruction_following"] for row in rows]
     assert [o.score if isinstance(o, Judgement) else o.reason for o in outcomes] == [
         4, 2, "out_of_range", "request_failed", "truncated", 1,
@@ -271,11 +250,11 @@ def test_a_critic_over_http(server: Server) -> None:
 
 
 def test_many_requests_in_flight(server: Server) -> None:
-    def slow(handler: Handler) -> None:
+    def slow(request: HTTPRequest) -> None:
         time.sleep(0.1)
-        ok()(handler)
+        ok()(request)
 
-    critic = ChatJudge(server.client(slow, concurrency=8), {"quality": "short_quality"}, concurrency=8)
+    judge = ChatJudge(server.client(slow, concurrency=8), {"quality": "short_quality"}, concurrency=8)
     start = time.monotonic()
-    rows = critic.judge([JudgeInput(Prompt(text="x"), [PNG])] * 32)
+    rows = judge.judge([JudgeInput(Prompt(text="x"), [PNG])] * 32)
     assert rows == [{"quality": Judgement(score=4)}] * 32 and time.monotonic() - start < 1.6

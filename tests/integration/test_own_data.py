@@ -3,11 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import generated, stage_command
 from PIL import Image
 
 from firm.config import PromptsConfig
@@ -18,25 +18,20 @@ from firm.shapes import generation, teacher
 from firm.storage.inputs import read_manifest, read_ref
 from firm.storage.shards import iter_shards
 
-OWN = """
+OWN = f"""
 base: gen-shapes
 name: own
-prompts: {path: prompts.json, test_share: 0.3}
+prompts: {{path: prompts.json, test_share: 0.3}}
 curation:
   shard_size: 16
   batch_size: 8
   test_share: 0.25
   oversample: 2
   sources:
-    - {kind: files, name: mine, path: images/candidates.jsonl}
-    - kind: generated
-      name: base
-      policy: {family: sd3, model: "pkg://firm.shapes/weights/base", resolution: 32, max_sequence_length: 1}
-      num_images: 16
-      num_inference_steps: 2
-bench: {gate: [{metric: mae, source: mine, at_most: 1}]}
+    - {{kind: files, name: mine, path: images/candidates.jsonl}}
+    - {json.dumps(generated(16, num_inference_steps=2))}
+bench: {{gate: [{{metric: mae, source: mine, at_most: 1}}]}}
 """
-STAGE = "import json, sys; from firm.stage import execute; execute('curation', json.loads(sys.argv[1]), {}, 'data')"
 FILES = 40
 
 
@@ -62,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def artifact(folder: Path) -> Path:
     config = load_config(str(folder / "own.yaml")).model_dump(mode="json", exclude_none=True)
     env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", STAGE, json.dumps(config)], cwd=folder, env=env, check=True, timeout=100)
+    subprocess.run(stage_command("curation", config, {}, "data"), cwd=folder, env=env, check=True, timeout=100)
     path = Path(read_ref(folder / "data").uri)
     assert read_manifest(read_ref(folder / "data")).stage == "curation"
     return path if path.is_absolute() else folder / path

@@ -1,16 +1,15 @@
-"""Stores and artifacts over the real MinIO client: resuming, damage and every fault a person can mend."""
+"""Stores and artifacts over the real MinIO client: resuming, damage and every fault a person can repair."""
 
 import io
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
 import pytest
 import urllib3
+from helpers import HTTPRequest, serving
 
 from firm.records import ArtifactRef, Candidate, UserError
 from firm.storage import s3
@@ -231,48 +230,38 @@ def test_refused_connection(s3_uri, monkeypatch, tmp_path):
     assert "FIRM_S3_ENDPOINT" in caught.value.fix and time.monotonic() - start < 5
 
 
-class Flaky(BaseHTTPRequestHandler):
-    """Answers a GET from a script, one entry a request; the last one stays."""
+class Flaky:
+    """Answers by a script, one entry a request; the last one stays."""
 
-    script: list[str] = []  # noqa: RUF012
-    seen = 0
+    def __init__(self, *script: str) -> None:
+        self.script = script
+        self.seen = 0
 
-    def do_GET(self) -> None:
-        kind = self.script[min(type(self).seen, len(self.script) - 1)]
-        type(self).seen += 1
-        code = int(kind) if kind.isdigit() else 200
-        body = {"503": b"<Error><Code>SlowDown</Code></Error>", "html": b"<html>"}.get(kind, b"content")
+    def __call__(self, request: HTTPRequest) -> None:
+        kind = self.script[min(self.seen, len(self.script) - 1)]
+        self.seen += 1
+        request.close_connection = True
         if kind == "drop":
-            self.connection.close()
+            request.connection.close()
             return
-        self.send_response(404 if kind == "html" else code)
-        self.send_header("Content-Type", "text/html" if kind in ("502", "html") else "application/xml")
-        self.send_header("Content-Length", str(len(body) + 10 * (kind == "short")))
-        self.end_headers()
-        self.wfile.write(body)
-        self.close_connection = True
-
-    def log_message(self, *arguments: object) -> None:
-        pass
+        status = {"503": 503, "502": 502, "html": 404}.get(kind, 200)
+        body = {"503": b"<Error><Code>SlowDown</Code></Error>", "html": b"<html>"}.get(kind, b"content")
+        content = "text/html" if kind in ("502", "html") else "application/xml"
+        length = len(body) + 10 * (kind == "short")
+        request.reply(status, body, Content_Type=content, Content_Length=str(length))
 
 
 @contextmanager
-def flaky(script: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Flaky]]:
-    handler = type("Handler", (Flaky,), {"script": script, "seen": 0})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    monkeypatch.setenv("FIRM_S3_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    try:
-        yield handler
-    finally:
-        server.shutdown()
-        server.server_close()
+def flaky(monkeypatch: pytest.MonkeyPatch, *script: str) -> Iterator[Flaky]:
+    server = Flaky(*script)
+    with serving(server) as url:
+        monkeypatch.setenv("FIRM_S3_ENDPOINT", url)
+        yield server
 
 
 @pytest.mark.parametrize("fault", ["503", "502", "drop", "short"])
 def test_passing_faults_are_survived(s3_uri, monkeypatch, tmp_path, fault):
-    with flaky([fault, fault, "ok"], monkeypatch) as server:
+    with flaky(monkeypatch, fault, fault, "ok") as server:
         store = open_store(s3_uri)
         store.fetch("a", tmp_path / "a")
         assert (tmp_path / "a").read_bytes() == b"content" and server.seen == 3
@@ -288,13 +277,13 @@ def test_passing_faults_are_survived(s3_uri, monkeypatch, tmp_path, fault):
 def test_lasting_faults_end_at_the_deadline(s3_uri, monkeypatch, tmp_path, fault, message):
     monkeypatch.setattr(s3, "DEADLINE_S", 0.5)
     monkeypatch.setattr(s3, "FIRST_CONTACT_S", 0.5)
-    with flaky([fault], monkeypatch), pytest.raises(UserError, match=message):
+    with flaky(monkeypatch, fault), pytest.raises(UserError, match=message):
         open_store(s3_uri).fetch("a", tmp_path / "a")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_server_that_is_not_s3(s3_uri, monkeypatch):
-    with flaky(["html"], monkeypatch) as server, pytest.raises(UserError, match="not an answer of an S3 server"):
+    with flaky(monkeypatch, "html") as server, pytest.raises(UserError, match="not an answer of an S3 server"):
         open_store(s3_uri).get("a")
     assert server.seen == 1
 

@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import python_path, rendered, small_run, stage_command
 
 from firm.config.loading import load_config
 from firm.records import ArtifactRef, JudgedCandidate
@@ -19,17 +19,9 @@ from firm.storage.shards import count_rows, iter_shards
 ROWS = 64
 PER_SHARD = 8
 DIMENSIONS = 2
-SMALL = f"""
-base: gen-shapes
-name: small
-curation:
-  shard_size: {PER_SHARD}
-  batch_size: 4
-  test_share: 0.25
-  sources: [{{kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: {ROWS}}}]
-  evaluator: {{kind: python, target: "telling:Teacher"}}
-sft: {{batch_size: 4, max_steps: 10, checkpoint_steps: 5}}
-"""
+TEACHER = {"kind": "python", "target": "telling:Teacher"}
+SMALL = small_run(rendered(ROWS), shard_size=PER_SHARD, batch_size=4, test_share=0.25, evaluator=TEACHER)
+SMALL += "sft: {batch_size: 4, max_steps: 10, checkpoint_steps: 5}\n"
 # The teacher; it logs every question and can be slowed down.
 TELLING = """
 import os, time
@@ -41,12 +33,6 @@ class Teacher(PixelTeacher):
             file.write("asked\\n")
         time.sleep(float(os.environ.get("SLOW_S", "0")))
         return super().complete(messages, **options)
-"""
-STAGE = """
-import json, sys
-from firm.stage import execute
-stage, config, inputs, output = sys.argv[1:]
-execute(stage, json.loads(config), json.loads(inputs), output)
 """
 
 
@@ -63,16 +49,15 @@ class Machine:
         self.config = load_config(str(folder / "small.yaml"), [f"store={store}"]).model_dump(
             mode="json", exclude_none=True
         )
-        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
         self.env = {
-            **os.environ, "PYTHONPATH": path, "TMPDIR": str(self.scratch), "TOLD": str(told),
+            **os.environ, "PYTHONPATH": python_path(folder), "TMPDIR": str(self.scratch), "TOLD": str(told),
             "FIRM_PROGRESS_FILE": str(folder / "progress"),
         }  # fmt: skip
 
     def start(
         self, stage: str = "curation", inputs: dict[str, str] | None = None, slow_s: float = 0
     ) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", STAGE, stage, json.dumps(self.config), json.dumps(inputs or {}), stage]
+        command = stage_command(stage, self.config, inputs or {}, stage)
         env = {**self.env, "SLOW_S": str(slow_s)}
         return subprocess.Popen(command, cwd=self.folder, env=env, stderr=subprocess.PIPE, text=True)
 

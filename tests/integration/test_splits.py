@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from helpers import generated
 from PIL import Image
 
 from firm.config import RunConfig
@@ -40,10 +41,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     rows = [{"prompt": p.upper() + " " if i % 3 else p, "image": "one.png"} for i, p in enumerate(reversed(ALL))]
     (folder / "candidates.jsonl").write_text("\n".join(map(json.dumps, rows)))
     judge = f"{{kind: python, target: '{__name__}:Judge'}}"
-    generated = (
-        "{kind: generated, name: base, num_images: 1, num_inference_steps: 1,"
-        " policy: {family: sd3, model: 'pkg://firm.shapes/weights/base', resolution: 32, max_sequence_length: 1}}"
-    )
+    sampled = json.dumps(generated(1, num_inference_steps=1))
     (folder / "run.yaml").write_text(
         f"""
 base: gen-shapes
@@ -52,7 +50,7 @@ curation:
   planner: {judge}
   evaluator: {judge}
   dimensions: {{instruction_following: {{rubric: evaluate}}}}
-  sources: [{{kind: files, name: mine, path: {folder}/candidates.jsonl}}, {generated}]
+  sources: [{{kind: files, name: mine, path: {folder}/candidates.jsonl}}, {sampled}]
 critic: {{rubrics: {{instruction_following: short_instruction_following}}}}
 reward: {{formula: base_only}}
 evaluate: {{num_images: 500}}

@@ -9,25 +9,16 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import generated, rendered, small_run
 
 from firm.config import STAGES
 from firm.config.loading import load_config
 from firm.records import Manifest
 
 # Small enough for a test, large enough that every stage has several pieces to be killed between.
-SMALL = """
-base: gen-shapes
-name: small
-curation:
-  shard_size: 128
-  batch_size: 64
-  sources:
-    - {kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: 480}
-    - kind: generated
-      name: base
-      policy: {family: sd3, model: "pkg://firm.shapes/weights/base", resolution: 32, max_sequence_length: 1}
-      num_images: 192
-      num_inference_steps: 4
+SOURCES = rendered(480), generated(192, num_inference_steps=4)
+SMALL = small_run(*SOURCES, shard_size=128, batch_size=64)
+SMALL += """
 sft: {batch_size: 16, max_steps: 24, checkpoint_steps: 8}
 bench: {num_bootstrap: 50, gate: [{metric: coverage, at_least: 0.9}]}
 rl: {prompts_per_epoch: 4, group_size: 4, max_epochs: 6, num_inference_steps: 4, checkpoint_epochs: 2}

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from helpers import CPU
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,6 @@ from firm.dist import BatchPlan, Ranks, gather, generator, start
 from firm.records import UserError
 from firm.seeds import seed_for
 
-CPU = torch.device("cpu")
 WORDS = st.text("abcdefghij", min_size=1, max_size=5)
 PURPOSES = st.lists(WORDS | st.integers(-5, 500), max_size=4).map(tuple)
 

@@ -1,7 +1,6 @@
 """RL learns: the reward rises, resumes are exact, and the number of processes does not matter."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import ALONE, Redness, python_path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -18,32 +18,15 @@ from firm.config.launch import LocalLaunch
 from firm.config.loading import load_config
 from firm.critics.judge import JudgeInput
 from firm.dist import Ranks
-from firm.images import decode_image
 from firm.launch.job import TrainingJob, worker_main
 from firm.launch.launcher import launch
-from firm.records import Assessment, Invalid, Judgement
+from firm.records import Assessment, Invalid
 from firm.rl.train import RLTrainer
 from firm.storage.artifacts import Output
 from firm.storage.checkpoint import load_state, save_state
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
 EPOCHS = 14
 RUBRICS = {"instruction_following": "short_instruction_following"}
-
-
-class Redness:
-    """A critic of how red an image is; ``sign`` -1 likes the opposite."""
-
-    def __init__(self, sign: float = 1.0) -> None:
-        self.sign = sign
-
-    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        return [{"instruction_following": self._one(item.images[0])} for item in items]
-
-    def _one(self, png: bytes) -> Judgement:
-        red, green, blue = np.asarray(decode_image(png, "")).reshape(-1, 3).mean(0) / 255
-        high = float(np.clip(0.5 + self.sign * (red - (green + blue) / 2), 0, 1))
-        return Judgement(score=5 if high > 0.5 else 1, distribution=(1 - high, 0, 0, 0, high))
 
 
 class Failing:
@@ -99,7 +82,7 @@ def gain(values: Sequence[float], still: Sequence[float]) -> float:
 
 @pytest.fixture(scope="module")
 def still() -> list[float]:
-    """What the policy earns when it can not learn."""
+    """What the policy earns when it cannot learn."""
     return rewards(EPOCHS, learning_rate=1e-12)
 
 
@@ -157,9 +140,9 @@ def test_the_old_policy_follows_after_the_epoch() -> None:
 
 @pytest.fixture
 def worker_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets ``python -m test_rl_learns`` find this file."""
-    paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    """Lets ``python -m test_rl_learns`` find this file and what it shares."""
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", python_path(here, here.parent))
     monkeypatch.delenv("FIRM_LIFELINE_PID", raising=False)
 
 

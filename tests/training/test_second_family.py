@@ -1,23 +1,21 @@
 """A second family is a module of its user's and one line in FAMILIES: it is checked, trained, saved and evaluated."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from helpers import CPU, Redness
 
 from firm import preflight
 from firm.config import RewardConfig, RLConfig, RunConfig
 from firm.config.loading import load_config
-from firm.critics.judge import JudgeInput
 from firm.evaluate import held_out
 from firm.evaluate import run as evaluate
 from firm.images import decode_image
 from firm.metrics import read_metrics
 from firm.policies.policy import FAMILIES, load_policy
-from firm.records import Assessment, Judgement, Sample, UserError
+from firm.records import Sample, UserError
 from firm.rl import train as rl
 from firm.storage.artifacts import Output
 from firm.storage.shards import iter_shards
@@ -82,17 +80,6 @@ class Tiny:
 '''
 
 
-class Redness:
-    """A critic of how red an image is."""
-
-    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        return [{d: self._one(item.images[0]) for d in ("instruction_following", "quality")} for item in items]
-
-    def _one(self, png: bytes) -> Judgement:
-        high = float(np.asarray(decode_image(png, ""))[..., 0].mean() / 255)
-        return Judgement(score=5 if high > 0.5 else 1, distribution=(1 - high, 0, 0, 0, high))
-
-
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A run with a model of the second family, whose critic is Redness."""
@@ -100,7 +87,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(FAMILIES, "tiny", "tiny_family:Tiny")
     for module in (rl, held_out):
-        monkeypatch.setattr(module, "load_critic", lambda *_: Redness())
+        monkeypatch.setattr(module, "load_critic", lambda *_: Redness(dimensions=("instruction_following", "quality")))
     import tiny_family  # type: ignore[import-not-found]
     from safetensors.torch import save_file
 
@@ -128,7 +115,7 @@ def test_a_second_family_trains_and_evaluates(config: RunConfig, tmp_path: Path,
     rl.train({"config": config.model_dump(mode="json")}, {"critic": tmp_path}, out)
     [line] = read_metrics(out.folder / "metrics.jsonl")
     assert line["loss"] > 0 and line["grad_norm"] > 0
-    assert load_policy(out.folder / "policy", torch.device("cpu")).latent_shape == (64, 48)
+    assert load_policy(out.folder / "policy", CPU).latent_shape == (64, 48)
     scores = Output.open(str(tmp_path / "evaluate"))
     summary = evaluate.run(config, {"critic": tmp_path, "policy": out.folder}, scores)
     assert "auditor_instruction_following_gain" in summary.metrics

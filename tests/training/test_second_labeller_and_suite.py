@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
+from helpers import CPU, rendered
 
 from firm import preflight
 from firm.config.loading import load_config
@@ -78,9 +78,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_another_labeller_curates(folder: Path) -> None:
-    source = '{kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: 40}'
     gate = "bench.gate=[{metric: coverage, at_least: 0.9}]"
-    config = load_config("gen-shapes", ["curation.labeller=brightness", f"curation.sources=[{source}]", gate])
+    config = load_config(
+        "gen-shapes", ["curation.labeller=brightness", f"curation.sources={json.dumps([rendered(40)])}", gate]
+    )
     preflight.check(config)
     out = Output.open(str(folder / "curated"))
     summary = curate(config, {}, out)
@@ -96,7 +97,7 @@ def test_another_suite_evaluates(folder: Path) -> None:
         "gen-shapes", ["evaluate={suite: sizes, num_images: 6, num_inference_steps: 2, batch_size: 3}"]
     )
     preflight.check(config)
-    policy = Policy(config.policy, torch.device("cpu"))
+    policy = Policy(config.policy, CPU)
     policy.train(None, (), seed=0)
     save_policy(folder / "rl" / "policy", policy)
     out = Output.open(str(folder / "evaluated"))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import disable_progress_bars
+from helpers import CPU
 from safetensors.torch import load_file
 
 from firm.chat.client import open_chat
@@ -89,7 +90,7 @@ def test_the_critic_learns(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "out")
     found = losses(tmp_path / "out")
     assert len(found) == 100 and found[-1] < found[0] / 2
-    critic = LocalCritic(tmp_path / "out" / "critic", CRITIC, torch.device("cpu"))
+    critic = LocalCritic(tmp_path / "out" / "critic", CRITIC, CPU)
     examples = list(iter_shards(data / "test", Example))
     assessments = critic.judge([JudgeInput(e.prompt, e.images) for e in examples])
     scores = [s for s in soft_scores(assessments, DIMENSION) if s is not None]

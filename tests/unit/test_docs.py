@@ -85,7 +85,7 @@ def test_every_command_works(command: str, folder: Path, monkeypatch: pytest.Mon
         subprocess.run([sys.executable, "-m", "firm.cli", *words], cwd=folder, check=True, capture_output=True)
     else:  # a mention of the command, or a server
         words = ["-m", "firm.cli", *words] if program == "firm" else words
-        subprocess.run([sys.executable, *words, "--help"], cwd=folder, check=True, capture_output=True)
+        subprocess.run([sys.executable, *words, "--help"], cwd=ROOT, check=True, capture_output=True)
 
 
 def check_run(source: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def test_a_python_judge_that_is_none(module: str, name: str) -> None:
 
 @pytest.mark.parametrize("target", ["no.such.module:Judge", "nodots", ":Judge", ""])
 def test_a_wrong_dotted_name(target: str) -> None:
-    with pytest.raises(UserError, match="can not be loaded"):
+    with pytest.raises(UserError, match="cannot be loaded"):
         open_chat(PythonChat(target=target))
 
 

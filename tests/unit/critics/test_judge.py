@@ -1,11 +1,11 @@
-"""The critic over a chat: retries, order, concurrency, failures that are not numbers."""
+"""The judge over a chat: retries, order, concurrency, failures that are not numbers."""
 
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import pytest
+from helpers import Scripted
 
 from firm.chat.messages import ChatMessage, Reply, RequestFailed
 from firm.critics.judge import Answered, ChatJudge, JudgeInput, all_invalid, invalid_counts, question, soft_scores
@@ -17,22 +17,6 @@ FOLLOWING = {"instruction_following": "instruction_following"}
 BOTH = {"instruction_following": "short_instruction_following", "quality": "quality"}
 
 
-class Scripted:
-    """Answers with the next of its replies; an exception is raised."""
-
-    name = "scripted"
-
-    def __init__(self, *script: Reply | Exception) -> None:
-        self.script, self.calls = list(script), list[dict[str, Any]]()
-
-    def complete(self, messages: Sequence[ChatMessage], **options: Any) -> Reply:
-        self.calls.append({"text": messages[0]["content"][-1]["text"], **options})
-        reply = self.script.pop(0)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
-
-
 class Echo:
     """Scores by the digit in the prompt, later items sooner, and counts how many requests are in flight."""
 
@@ -41,7 +25,7 @@ class Echo:
     def __init__(self) -> None:
         self.lock, self.active, self.most = threading.Lock(), 0, 0
 
-    def complete(self, messages: Sequence[ChatMessage], **_options: Any) -> Reply:
+    def complete(self, messages: Sequence[ChatMessage], **_options: object) -> Reply:
         with self.lock:
             self.active += 1
             self.most = max(self.most, self.active)
@@ -57,12 +41,18 @@ def item(prompt: str = "a red circle", plan: Sequence[str] = ()) -> JudgeInput:
     return JudgeInput(Prompt(text=prompt), [PNG], {"plan": list(plan)} if plan else {})
 
 
+def asked(chat: Scripted) -> list[str]:
+    """The text of each request, after the images."""
+    return [call["messages"][0]["content"][-1]["text"] for call in chat.calls]
+
+
 def test_a_good_answer_is_asked_for_once() -> None:
     chat = Scripted(Reply("fine \\boxed{4}"))
-    critic = ChatJudge(chat, FOLLOWING, temperature=0.2, max_tokens=99)
-    assert critic.judge([item()]) == [{"instruction_following": Judgement(score=4, rationale="fine")}]
-    assert chat.calls[0] | {"text": ""} == {"text": "", "max_tokens": 99, "temperature": 0.2, "seed": 0}
-    assert "a red circle" in chat.calls[0]["text"]
+    judge = ChatJudge(chat, FOLLOWING, temperature=0.2, max_tokens=99)
+    assert judge.judge([item()]) == [{"instruction_following": Judgement(score=4, rationale="fine")}]
+    [text], [call] = asked(chat), chat.calls
+    assert "a red circle" in text
+    assert call | {"messages": []} == {"messages": [], "max_tokens": 99, "temperature": 0.2, "seed": 0}
 
 
 def test_an_unreadable_answer_is_asked_for_again_with_another_seed() -> None:
@@ -88,9 +78,10 @@ def test_failed_requests_are_invalid_and_asked_again_only_if_that_may_help() -> 
 
 def test_the_plan_reaches_the_rubric_that_has_a_place_for_it() -> None:
     chat = Scripted(Reply("\\boxed{2}"), Reply("\\boxed{3}"))
-    critic = ChatJudge(chat, {"instruction_following": "evaluate"})
-    critic.judge([item(plan=["Is it red?"]), item()])
-    assert "- Is it red?" in chat.calls[0]["text"] and "no plan was made" in chat.calls[1]["text"]
+    judge = ChatJudge(chat, {"instruction_following": "evaluate"})
+    judge.judge([item(plan=["Is it red?"]), item()])
+    with_plan, without = asked(chat)
+    assert "- Is it red?" in with_plan and "no plan was made" in without
 
 
 def test_score_first_answers() -> None:
@@ -117,15 +108,15 @@ def test_a_useless_endpoint_ends_the_run_and_what_is_queued_is_not_started() -> 
 
 
 def test_misuse() -> None:
-    critic = ChatJudge(Scripted(), FOLLOWING)
+    judge = ChatJudge(Scripted(), FOLLOWING)
     with pytest.raises(UserError, match="no rubric for the dimension 'consistency'"):
-        critic.ask(item(), "consistency")
+        judge.ask(item(), "consistency")
     with pytest.raises(UserError, match="judges 1 image"):
-        critic.ask(JudgeInput(Prompt(text="a"), [PNG, PNG]), "instruction_following")
+        judge.ask(JudgeInput(Prompt(text="a"), [PNG, PNG]), "instruction_following")
     with pytest.raises(UserError, match="asks for a plan"):
         ChatJudge(Scripted(), {"instruction_following": "plan"})
-    assert critic.judge([]) == []
-    assert critic.versions == {"instruction_following": load_rubric("instruction_following").version}
+    assert judge.judge([]) == []
+    assert judge.versions == {"instruction_following": load_rubric("instruction_following").version}
 
 
 def test_a_question_has_exactly_one_mark_an_image() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from firm.sft.train import Collator
 from firm.shapes.generation import candidate
 from firm.shapes.models import WEIGHTS, build_critic
 
-CPU = torch.device("cpu")
 RUBRICS = {"instruction_following": "short_instruction_following", "quality": "short_quality"}
 
 

@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 
 import pytest
+from helpers import Scripted
 
 from firm.chat.client import open_chat
-from firm.chat.messages import Chat, ChatMessage, Reply, RequestFailed
+from firm.chat.messages import Chat, RequestFailed
 from firm.config import CurationConfig, FunctionSource, JudgedDimension, PythonChat
 from firm.critics.answers import parse_answer, parse_score_first
 from firm.critics.rubrics import load_rubric
@@ -39,23 +40,7 @@ def candidates() -> list[Candidate]:
     ]
 
 
-class Scripted:
-    """A chat that says the given texts in turn, the last for ever, and keeps what it was asked."""
-
-    name = "scripted"
-
-    def __init__(self, *texts: str | None) -> None:
-        self.texts = list(texts)
-        self.asked: list[tuple[Sequence[ChatMessage], float, int | None]] = []
-
-    def complete(
-        self, messages: Sequence[ChatMessage], *, max_tokens: int, temperature: float, seed: int | None
-    ) -> Reply:
-        self.asked.append((messages, temperature, seed))
-        text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
-        if text is None:
-            raise RequestFailed("no", retryable=True)
-        return Reply(text)
+FAILED = RequestFailed("no", retryable=True)
 
 
 def judge(
@@ -119,40 +104,41 @@ def test_the_answer_on_quality_has_the_form_that_its_question_asks_for(candidate
 def test_one_plan_per_prompt(candidates: list[Candidate]) -> None:
     planner = Scripted("- Is it red?\n- Is it round?")
     judged = judge([candidates[0]] * 3, planner)
-    assert len(planner.asked) == 1 and judged[0].material["plan"] == ["Is it red?", "Is it round?"]
-    assert candidates[0].prompt.text in str(planner.asked[0][0]) and "image_url" not in str(planner.asked[0][0])
+    assert judged[0].material["plan"] == ["Is it red?", "Is it round?"]
+    [call] = planner.calls
+    assert candidates[0].prompt.text in str(call["messages"]) and "image_url" not in str(call["messages"])
 
 
-@pytest.mark.parametrize("nonsense", ["I like it.", "\\boxed{7}", "\\boxed{4.5}", "", None, "{"])
-def test_nonsense_is_invalid_and_makes_no_example(candidates: list[Candidate], nonsense: str | None) -> None:
-    evaluator = Scripted(nonsense)
+@pytest.mark.parametrize("nonsense", ["I like it.", "\\boxed{7}", "\\boxed{4.5}", "", FAILED, "{"])
+def test_nonsense_is_invalid_and_makes_no_example(candidates: list[Candidate], nonsense: str | Exception) -> None:
+    evaluator = Scripted(*[nonsense] * 6)
     [judged] = judge(candidates[:1], evaluator=evaluator)
     assert all(isinstance(outcome, Invalid) for outcome in judged.assessment.values())
-    assert judged.provenance.answers["instruction_following"] == (nonsense or "")
-    assert [seed for _, _, seed in evaluator.asked] == [0, 1, 2] * 2 and evaluator.asked[1][1] > 0
+    assert judged.provenance.answers["instruction_following"] == (nonsense if isinstance(nonsense, str) else "")
+    assert [call["seed"] for call in evaluator.calls] == [0, 1, 2] * 2 and evaluator.calls[1]["temperature"] > 0
     with pytest.raises(AssertionError, match="only valid"):
         student_example(judged, "instruction_following", "short_instruction_following", "score_first", settings())
 
 
 def test_an_answer_that_does_not_parse_is_asked_again(candidates: list[Candidate]) -> None:
-    [judged] = judge(candidates[:1], evaluator=Scripted("what?", None, "fine\n\\boxed{4}", '{"score": [2, 3, 5]}'))
+    [judged] = judge(candidates[:1], evaluator=Scripted("what?", FAILED, "fine\n\\boxed{4}", '{"score": [2, 3, 5]}'))
     assert judged.assessment["instruction_following"] == Judgement(score=4, rationale="fine")
     assert judged.assessment["quality"] == Judgement(score=2, parts=(2, 3, 5))
 
 
 def test_without_a_plan_the_evaluator_makes_its_own(candidates: list[Candidate]) -> None:
-    planner = Scripted("no list here")
-    evaluator = Scripted("\\boxed{3}")
+    planner = Scripted(*["no list here"] * 3)
+    evaluator = Scripted(*["\\boxed{3}"] * 4)
     [judged] = judge(candidates[:1], planner, evaluator)
-    assert judged.material == {} and judged.failed["plan"].reason == "unparsable" and len(planner.asked) == 3
-    assert "no plan was made" in str(evaluator.asked[0][0])
+    assert judged.material == {} and judged.failed["plan"].reason == "unparsable" and len(planner.calls) == 3
+    assert "no plan was made" in str(evaluator.calls[0]["messages"])
     example = student_example(judged, "instruction_following", "short_instruction_following", "score_first", settings())
     assert example.difficulty == "unknown"
 
 
 def test_a_planner_that_cannot_be_reached_or_is_cut_off_makes_no_plan(candidates: list[Candidate]) -> None:
-    [judged] = judge(candidates[:1], Scripted(None), Scripted("\\boxed{3}"))
+    [judged] = judge(candidates[:1], Scripted(*[FAILED] * 3), Scripted(*["\\boxed{3}"] * 4))
     assert judged.failed["plan"].reason == "request_failed"
     planner = Scripted("<think>- [ ] Is this a thought?", "- [ ] Is it red?")
-    [judged] = judge(candidates[:1], planner, Scripted("\\boxed{3}"))
+    [judged] = judge(candidates[:1], planner, Scripted(*["\\boxed{3}"] * 4))
     assert judged.material == {"plan": ["Is it red?"]} and judged.failed == {}

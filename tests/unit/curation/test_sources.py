@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import TINY
 from PIL import Image
 
 from firm.config import (
@@ -14,7 +15,6 @@ from firm.config import (
     FunctionSource,
     GeneratedSource,
     JudgedDimension,
-    PolicyConfig,
     PromptsConfig,
     PythonChat,
 )
@@ -160,8 +160,7 @@ def test_a_function_that_gives_a_held_out_prompt_for_training_is_refused() -> No
 
 
 def test_a_generator_samples_its_own_prompts_and_mismatches_a_share() -> None:
-    policy = PolicyConfig(model="pkg://firm.shapes/weights/base", resolution=32, max_sequence_length=1)
-    plain = GeneratedSource(name="base", policy=policy, num_images=9, num_inference_steps=2, guidance_scale=2.0)
+    plain = GeneratedSource(name="base", policy=TINY, num_images=9, num_inference_steps=2, guidance_scale=2.0)
     source = open_source(plain, PROMPTS, 0)
     made = source.make("train", range(6))
     assert source.make("train", range(6)) == made

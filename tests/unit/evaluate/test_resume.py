@@ -1,72 +1,105 @@
-"""Evaluation that is interrupted anywhere ends with the samples of one that is not."""
+"""The evaluate stage after a kill: finished shards are not sampled again, and the result is the uninterrupted one."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from helpers import CPU, TINY
 
 from firm.config import RunConfig
 from firm.config.loading import load_config
 from firm.evaluate.run import run
-from firm.evaluate.suite import SUITES, Scores
+from firm.evaluate.suite import SUITES
 from firm.policies.policy import Policy, save_policy
 from firm.records import Prompt, Sample, Summary
 from firm.storage.artifacts import Output
 from firm.storage.shards import iter_shards
 
-NUMBER = 10  # no multiple of the batch
+
+class Killed(BaseException):
+    """Stands for a kill -9."""
 
 
-class Counting:
-    """A suite that fails at a given batch."""
+class Sizes:
+    """Scores an image by its size; ``asked`` holds the prompts of all batches, of which the number ``kill`` ends it."""
 
-    fails_at = -1
-    asked = 0
+    asked: list[list[str]] = []  # noqa: RUF012
+    kill = -1
 
-    def __init__(self, *_: Any) -> None:
-        pass
+    def __init__(self, config: RunConfig, critic: Path, device: torch.device) -> None:
+        self.number = config.evaluate.num_images
 
     def prompts(self) -> list[Prompt]:
-        return [Prompt(text=f"a {('red', 'blue')[i % 2]} circle") for i in range(NUMBER)]
+        return [Prompt(text=f"a {color} circle") for color in ("red", "blue", "green", "yellow")[: self.number]]
 
-    def score(self, prompts: Sequence[Prompt], images: Sequence[bytes]) -> list[Scores]:
-        type(self).asked += 1
-        if self.asked == self.fails_at:
-            raise KeyboardInterrupt
+    def score(self, prompts: Sequence[Prompt], images: Sequence[bytes]) -> list[dict[str, Any]]:
+        if len(self.asked) == self.kill:
+            raise Killed
+        self.asked.append([prompt.text for prompt in prompts])
         return [{"bytes": len(png)} for png in images]
 
     def summary(self, samples: Sequence[Sample]) -> Summary:
-        return Summary(stage="evaluate", metrics={"n": len(samples)})
+        return Summary(stage="evaluate", metrics={"bytes": float(sum(s.scores["bytes"] for s in samples))})
 
 
-@pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    monkeypatch.setitem(SUITES, "counting", f"{__name__}:Counting")
-    settings = "{suite: counting, num_images: 10, num_inference_steps: 1, batch_size: 4}"
-    config = load_config("gen-shapes", [f"evaluate={settings}"])
-    policy = Policy(config.policy, torch.device("cpu"))
-    policy.train(None, (), seed=0)
-    save_policy(tmp_path / "rl" / "policy", policy)
-    return config
+@pytest.fixture(autouse=True)
+def sizes(monkeypatch: pytest.MonkeyPatch) -> type[Sizes]:
+    """The suite, under a name that the configuration can say."""
+    module = ModuleType("sizes_of_images")
+    module.Sizes = Sizes  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(SUITES, "sizes", f"{module.__name__}:Sizes")
+    monkeypatch.setattr(Sizes, "asked", [])
+    monkeypatch.setattr(Sizes, "kill", -1)
+    return Sizes
 
 
-def evaluate(config: RunConfig, folder: Path, name: str, fails_at: int = -1) -> list[Sample]:
-    Counting.fails_at = fails_at
-    Counting.asked = 0
-    out = Output.open(str(folder / name))
-    try:
-        run(config, {"critic": folder, "policy": folder / "rl"}, out)
-    except KeyboardInterrupt:
-        return []
-    return list(iter_shards(out.folder / "samples", Sample))
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A trained policy; the suite needs no critic."""
+    folder = tmp_path_factory.mktemp("rl")
+    policy = Policy(TINY, CPU)
+    for parameter in policy.train(None, (), seed=0).trainable:
+        parameter.data.mul_(1.05)
+    save_policy(folder / "policy", policy)
+    return {"critic": folder, "policy": folder}
 
 
-def test_wherever_it_is_interrupted(config: RunConfig, tmp_path: Path) -> None:
-    whole = evaluate(config, tmp_path, "whole")
-    assert [(s.policy, s.index) for s in whole] == [(which, i) for which in ("base", "final") for i in range(NUMBER)]
-    for batch in range(1, 7):
-        assert evaluate(config, tmp_path, f"cut{batch}", fails_at=batch) == []
-        assert evaluate(config, tmp_path, f"cut{batch}") == whole
-        assert Counting.asked <= 7 - batch + 1, "finished shards are sampled again"
+def config(num_images: int) -> RunConfig:
+    few = f"{{suite: sizes, num_images: {num_images}, num_inference_steps: 1, batch_size: 2}}"
+    return load_config("gen-shapes", [f"evaluate={few}"])
+
+
+def evaluate(folder: Path, inputs: dict[str, Path], num_images: int) -> tuple[Summary, list[Sample]]:
+    out = Output.open(str(folder))
+    summary = run(config(num_images), inputs, out)
+    return summary, list(iter_shards(out.folder / "samples", Sample))
+
+
+# A shard holds as many rows as a whole batch. Where the last batch of the base policy is a smaller one, shards end
+# inside batches: what a shard lacks of its batch is sampled again.
+@pytest.mark.parametrize(("num_images", "kill", "first"), [(4, 1, 1), (4, 3, 3), (3, 1, 1), (3, 2, 1), (3, 3, 2)])
+def test_a_resumed_run_asks_for_the_rest_and_equals_the_whole(
+    tmp_path: Path, inputs: dict[str, Path], sizes: type[Sizes], num_images: int, kill: int, first: int
+) -> None:
+    whole = evaluate(tmp_path / "whole", inputs, num_images)
+    batches = list(sizes.asked)
+    assert len(whole[1]) == 2 * num_images and len(batches) == 4
+    sizes.asked.clear()
+    sizes.kill = kill
+    with pytest.raises(Killed):
+        evaluate(tmp_path / "parts", inputs, num_images)
+    sizes.asked.clear()
+    sizes.kill = -1
+    assert evaluate(tmp_path / "parts", inputs, num_images) == whole
+    assert sizes.asked == batches[first:]
+
+
+def test_a_finished_run_asks_for_nothing(tmp_path: Path, inputs: dict[str, Path], sizes: type[Sizes]) -> None:
+    whole = evaluate(tmp_path, inputs, 4)
+    sizes.asked.clear()
+    assert evaluate(tmp_path, inputs, 4) == whole and sizes.asked == []

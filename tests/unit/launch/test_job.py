@@ -1,4 +1,4 @@
-"""Training jobs on this machine: what workers get, and how their ends are told."""
+"""Training jobs on this machine: what workers get, and how their ends are reported."""
 
 import json
 import os

@@ -7,22 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import CPU, TINY
 
-from firm.config import LoraConfig, PolicyConfig
+from firm.config import LoraConfig
 from firm.images import decode_image
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy, load_policy, save_policy
 from firm.policies.sampler import noise_for
 from firm.records import Prompt
 
-BASE = "pkg://firm.shapes/weights/base"
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "bring-your-own.md").read_text()
 SNIPPETS = dict(
     zip(("lora", "full"), re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE), strict=True)
 )
 NO_T5 = {"from_pretrained(base,": "from_pretrained(base, text_encoder_3=None, tokenizer_3=None,"}
-CPU = torch.device("cpu")
 TEXTS = ["a red circle", "a blue square", "a green triangle left of a red square"]
 PROMPTS = [Prompt(text=text) for text in TEXTS]
 
@@ -35,7 +34,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def folder(tmp_path: Path, kind: str) -> Path:
     """A policy whose values are far from the base's."""
-    policy = Policy(PolicyConfig(model=BASE, resolution=32, max_sequence_length=1), CPU)
+    policy = Policy(TINY, CPU)
     sets = policy.train(LoraConfig(rank=4, alpha=8) if kind == "lora" else None, ("best",), seed=0)
     random = torch.Generator().manual_seed(1)
     for tensor in sets.sets["best"]:

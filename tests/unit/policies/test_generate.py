@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from helpers import CPU, TINY
 from PIL import Image
 
-from firm.config import PolicyConfig
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Conditions, Policy
 from firm.policies.sampler import noise_for, sample
@@ -21,8 +21,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    config = PolicyConfig(model="pkg://firm.shapes/weights/base", resolution=32, max_sequence_length=1)
-    return Policy(config, torch.device("cpu"))
+    return Policy(TINY, CPU)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])

@@ -1,4 +1,4 @@
-"""Parameter sets: swapped in and out exactly, pulled by the formula, saved and restored."""
+"""Parameter sets: swapped in and out exactly, averaged by the formula, saved and restored."""
 
 import pytest
 import torch
@@ -83,7 +83,7 @@ def test_a_gradient_through_the_policy_survives_a_swap_in_between(module: nn.Mod
     assert same([p.grad for p in sets.trainable if p.grad is not None], expected) and len(expected) == 3
 
 
-def test_pull_copies_interpolates_and_stays(sets: ParameterSets) -> None:
+def test_update_average_copies_interpolates_and_stays(sets: ParameterSets) -> None:
     start, live = [t.clone() for t in sets.sets["old"]], [p.detach().clone() for p in sets.trainable]
     sets.update_average("old", 1.0)
     assert same(sets.sets["old"], start)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import CPU
 from safetensors.torch import load_file, save_file
 
 from firm.config import LoraConfig, PolicyConfig
@@ -15,7 +16,6 @@ from firm.policies.sampler import noise_for, sample
 from firm.records import Prompt, UserError
 from firm.shapes.models import build_generator, load_generator
 
-CPU = torch.device("cpu")
 LORA = LoraConfig(rank=2, alpha=4)
 TEXTS = ["a red circle", "a blue square left of a red circle"]
 PROMPTS = [Prompt(text=text) for text in TEXTS]

@@ -284,7 +284,7 @@ def test_a_broken_chain_is_an_error(tmp_path: Path, config: RunConfig, name: str
     manifest = inputs[name] / "manifest.json"
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(
-        UserError, match=f"chain of artifacts is broken: .* was made from {name} .{{12}}, the one beside"
+        UserError, match=f"chain of artifacts is broken: .* was made from {name} .{{12}}, but the {name} given is"
     ):
         run(config, inputs, Output.open(str(tmp_path / "report")))
     assert not (tmp_path / "report" / "report.html").exists()
@@ -295,7 +295,7 @@ def test_artifacts_that_lead_nowhere_are_an_error(tmp_path: Path, config: RunCon
     with pytest.raises(UserError, match="was made from bench, critic, data, policy, verdict"):
         run(config, inputs, Output.open(str(tmp_path / "report")))
     inputs = make(tmp_path / "b", config, policy={"teacher": "0" * 64})
-    with pytest.raises(UserError, match="policy was made from teacher 000000000000, there is none beside it"):
+    with pytest.raises(UserError, match="policy was made from teacher 000000000000, but no teacher was given"):
         run(config, inputs, Output.open(str(tmp_path / "report")))
 
 

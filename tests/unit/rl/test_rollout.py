@@ -3,21 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from helpers import ALONE, CPU, TINY, Redness
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firm.config import PolicyConfig, RewardConfig, RLConfig
-from firm.critics.judge import JudgeInput
-from firm.dist import Ranks
-from firm.images import decode_image
+from firm.config import RewardConfig, RLConfig
 from firm.policies.policy import Policy
 from firm.records import Assessment, Invalid, Judgement, Prompt
 from firm.rl.rollout import Rollout, draw_prompts, rewards_of, sample_groups, score, with_advantages
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
 BASE, QMA = RewardConfig(formula="base_only", base="instruction_following"), RewardConfig()
 TEXTS = ("a red circle", "a blue square", "a green triangle", "a yellow circle")
 PROMPTS = [Prompt(text=text) for text in TEXTS]
@@ -25,8 +21,7 @@ PROMPTS = [Prompt(text=text) for text in TEXTS]
 
 @pytest.fixture(scope="module")
 def policy() -> Policy:
-    config = PolicyConfig(model="pkg://firm.shapes/weights/base", resolution=32, max_sequence_length=1)
-    made = Policy(config, ALONE.device)
+    made = Policy(TINY, CPU)
     made.train(None, ("old", "ema"), seed=0)
     return made
 
@@ -34,24 +29,6 @@ def policy() -> Policy:
 def settings(**changes: Any) -> RLConfig:
     few: dict[str, Any] = {"prompts_per_epoch": 4, "group_size": 3, "max_epochs": 1, "num_inference_steps": 3}
     return RLConfig(**{**few, **changes})
-
-
-class Redness:
-    """A critic whose score is the redness of the image; ``Invalid`` for images whose number is in ``failing``."""
-
-    def __init__(self, failing: Sequence[int] = ()) -> None:
-        self.failing, self.asked = failing, list[JudgeInput]()
-
-    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        self.asked += items
-        return [{"instruction_following": self._one(i, item)} for i, item in enumerate(items)]
-
-    def _one(self, index: int, item: JudgeInput) -> Judgement | Invalid:
-        if index in self.failing:
-            return Invalid(reason="unparsable")
-        red, green, blue = np.asarray(decode_image(item.images[0], "")).reshape(-1, 3).mean(0) / 255
-        high = float(np.clip(0.5 + red - (green + blue) / 2, 0, 1))
-        return Judgement(score=5 if high > 0.5 else 1, distribution=(1 - high, 0, 0, 0, high))
 
 
 def roll(policy: Policy, critic: Redness | None = None, prompts: Sequence[Prompt] = PROMPTS, **changes: Any) -> Rollout:

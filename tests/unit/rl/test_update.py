@@ -5,17 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import ALONE, CPU, TINY
 from torch import Tensor
 
-from firm.config import LoraConfig, PolicyConfig, RLConfig
-from firm.dist import Ranks
+from firm.config import LoraConfig, RLConfig
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.records import Prompt
 from firm.rl.rollout import Rollout
 from firm.rl.update import Updater
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
 PROMPTS = [Prompt(text=text) for text in ("a red circle", "a blue square")]
 N = 6
 Make = Callable[..., Updater]
@@ -26,13 +25,12 @@ def make() -> Make:
     """make(**settings): an updater on a fresh policy whose old and reference parameters differ from it."""
 
     def made(lora: LoraConfig | None = None, spread: float = 0.02, seed: int = 3, **changes: Any) -> Updater:
-        config = PolicyConfig(model="pkg://firm.shapes/weights/base", resolution=32, max_sequence_length=1)
         few: dict[str, Any] = {
             "prompts_per_epoch": 2, "group_size": 3, "max_epochs": 1, "num_inference_steps": 4, "kl_weight": 0,
             "batch_size": N, "learning_rate": 1e-4, "lora": lora,
         }  # fmt: skip
         rl = RLConfig(**{**few, **changes})
-        policy = Policy(config, ALONE.device)
+        policy = Policy(TINY, CPU)
         sets = policy.train(lora, ("old", "ema", *(("reference",) if rl.kl_weight else ())), seed=0)
         g = torch.Generator().manual_seed(1)
         with torch.no_grad():

@@ -51,7 +51,7 @@ UNSCHEDULABLE = [{"type": "PodScheduled", "status": "False", "reason": "Unschedu
         ({"containerStatuses": waiting("ContainerCreating")}, 301, "has not started after 301 s"),
     ],
 )
-def test_waiting_that_does_not_help_is_told(status: dict[str, Any], age_s: float, what: str) -> None:
+def test_waiting_that_does_not_help_is_reported(status: dict[str, Any], age_s: float, what: str) -> None:
     problem = start_problem([pod(age_s, **status)], 300, NOW)
     assert problem is not None and what in str(problem) and "pod team/job-master-0" in str(problem) and problem.fix
 

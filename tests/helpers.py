@@ -1,0 +1,162 @@
+"""What tests of several folders share; `from helpers import ...` works because pytest has tests/ on its path."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from firm.chat.messages import ChatMessage, Reply
+from firm.config import PolicyConfig
+from firm.critics.judge import JudgeInput
+from firm.dist import Ranks
+from firm.images import decode_image
+from firm.records import Assessment, Invalid, Judgement
+
+CPU = torch.device("cpu")
+ALONE = Ranks(0, 1, CPU)
+BASE = "pkg://firm.shapes/weights/base"
+TINY = PolicyConfig(model=BASE, resolution=32, max_sequence_length=1)
+
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+# Runs one stage: python -c STAGE name config inputs output, as `stage_command` writes it.
+STAGE = """
+import json, sys
+from firm.stage import execute
+stage, config, inputs, output = sys.argv[1:]
+execute(stage, json.loads(config), json.loads(inputs), output)
+"""
+
+
+def rendered(num_images: int) -> dict[str, Any]:
+    """A source of rendered images."""
+    function = "firm.shapes.generation:candidate"
+    return {"kind": "function", "name": "rendered", "function": function, "num_images": num_images}
+
+
+def generated(num_images: int, num_inference_steps: int) -> dict[str, Any]:
+    """A source of images of the tiny base policy."""
+    policy = {"family": "sd3", "model": BASE, "resolution": 32, "max_sequence_length": 1}
+    steps = {"num_images": num_images, "num_inference_steps": num_inference_steps}
+    return {"kind": "generated", "name": "base", "policy": policy, **steps}
+
+
+def small_run(*sources: Mapping[str, Any], **curation: Any) -> str:
+    """The file of a run named small, the shapes run on these sources; other sections may be appended."""
+    plain = {"base": "gen-shapes", "name": "small", "curation": {**curation, "sources": list(sources)}}
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def stage_command(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], output: Path | str) -> list[str]:
+    """The command of a process that runs one stage, as a component of the pipeline does."""
+    return [sys.executable, "-c", STAGE, stage, json.dumps(config), json.dumps(inputs), str(output)]
+
+
+def python_path(*folders: Path) -> str:
+    """PYTHONPATH of a process that finds modules in these folders first."""
+    return os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH")]))
+
+
+# ---- judges and chats ------------------------------------------------------------------------------------------------
+
+
+class Redness:
+    """A judge of how red an image is; ``asked`` holds every item.
+
+    Args:
+        sign: -1 likes the opposite.
+        failing: Positions, in a call, of the items that are not judged.
+        dimensions: Each gets the same judgement.
+    """
+
+    def __init__(
+        self,
+        sign: float = 1.0,
+        failing: Collection[int] = (),
+        dimensions: Sequence[str] = ("instruction_following",),
+    ) -> None:
+        self.sign = sign
+        self.failing = failing
+        self.dimensions = dimensions
+        self.asked: list[JudgeInput] = []
+
+    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
+        self.asked += items
+        return [dict.fromkeys(self.dimensions, self._one(i, item.images[0])) for i, item in enumerate(items)]
+
+    def _one(self, index: int, png: bytes) -> Judgement | Invalid:
+        if index in self.failing:
+            return Invalid(reason="unparsable")
+        red, green, blue = np.asarray(decode_image(png, "")).reshape(-1, 3).mean(0) / 255
+        high = float(np.clip(0.5 + self.sign * (red - (green + blue) / 2), 0, 1))
+        return Judgement(score=5 if high > 0.5 else 1, distribution=(1 - high, 0, 0, 0, high))
+
+
+class Scripted:
+    """A chat that gives its replies in turn and raises those that are exceptions; ``calls`` holds what it is asked.
+
+    Asked more often than it has replies, it raises IndexError.
+    """
+
+    name = "scripted"
+
+    def __init__(self, *script: str | Reply | Exception) -> None:
+        self.script = list(script)
+        self.calls: list[dict[str, Any]] = []
+
+    def complete(self, messages: Sequence[ChatMessage], **options: Any) -> Reply:
+        self.calls.append({"messages": messages, **options})
+        reply = self.script.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return Reply(reply) if isinstance(reply, str) else reply
+
+
+# ---- servers ---------------------------------------------------------------------------------------------------------
+
+
+class HTTPRequest(BaseHTTPRequestHandler):
+    """A request that a test answers: the standard library's handler, which has read the body."""
+
+    protocol_version = "HTTP/1.1"
+    body = b""
+
+    def reply(self, status: int, content: bytes, **headers: str) -> None:
+        """Headers are named with _ for -, and replace Content-Length where they name it."""
+        self.send_response(status)
+        for name, value in {"Content_Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving(answer: Callable[[HTTPRequest], None]) -> Iterator[str]:
+    """Address of a server on this machine that calls ``answer`` with every GET and POST, each in a thread."""
+
+    class Handler(HTTPRequest):
+        def do_POST(self) -> None:
+            self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answer(self)
+
+        do_GET = do_POST
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()

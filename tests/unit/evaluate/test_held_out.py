@@ -1,0 +1,162 @@
+"""The held-out suite: means, paired gains, what is left out of them, and the prompts it asks for."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import CPU, HTTPRequest, serving
+
+from firm.config import RunConfig
+from firm.config.loading import load_config
+from firm.evaluate.held_out import HeldOut
+from firm.images import encode_image
+from firm.prompts import load_prompts
+from firm.records import Invalid, Judgement, Prompt, Sample, Summary
+from firm.shapes import teacher
+from firm.shapes.generation import candidate
+
+DIMENSION = "instruction_following"
+Soft = tuple[float, float, float, float, float]
+Score = int | Soft | None  # a hard score, the distribution of a soft one, or an invalid judgement
+
+
+def config(*assignments: str, url: str = "http://127.0.0.1:9") -> RunConfig:
+    """The shapes run with a served critic, so that none has to be trained; it is asked by `score` only."""
+    endpoint = f"critic.endpoint={{kind: endpoint, base_url: '{url}/v1', model: m}}"
+    rubrics = f"critic.rubrics={{{DIMENSION}: short_{DIMENSION}, quality: short_quality}}"
+    critic = ["critic.kind=endpoint", "critic.answer_style=score_first", endpoint, rubrics]
+    return load_config("gen-shapes", [*critic, "evaluate.num_bootstrap=20", *assignments])
+
+
+def suite(*assignments: str, **options: str) -> HeldOut:
+    return HeldOut(config(*assignments, **options), Path(), CPU)
+
+
+def outcome(score: Score) -> dict[str, Any]:
+    made: Judgement | Invalid
+    if score is None:
+        made = Invalid(reason="unparsable")
+    elif isinstance(score, int):
+        made = Judgement(score=score)
+    else:
+        made = Judgement(score=1 + max(range(5), key=score.__getitem__), distribution=score)
+    return made.model_dump(mode="json")
+
+
+def samples(judge: str, base: list[Score], final: list[Score], dimension: str = DIMENSION) -> list[Sample]:
+    """Images that one judge has judged on one dimension, and on nothing else."""
+    return [
+        Sample(
+            index=i,
+            prompt=Prompt(text=f"prompt {i}"),
+            seed=i,
+            policy=policy,  # type: ignore[arg-type]
+            images=[],
+            scores={"auditor": {}, "critic": {}} | {judge: {dimension: outcome(score)}},
+        )
+        for policy, scores in (("base", base), ("final", final))
+        for i, score in enumerate(scores)
+    ]
+
+
+def rows(summary: Summary) -> dict[str, dict[str, Any]]:
+    """Policy -> row of the table of scores."""
+    return {row["policy"]: row for row in summary.tables["scores"]}
+
+
+def test_means_and_the_paired_gain() -> None:
+    summary = suite().summary(samples("auditor", [1, 2, 3, 4], [3, 2, 4, 5]))
+    assert summary.stage == "evaluate" and summary.metrics == {
+        f"auditor_{DIMENSION}_base": 2.5,
+        f"auditor_{DIMENSION}_final": 3.5,
+        f"auditor_{DIMENSION}_gain": 1.0,
+        f"auditor_{DIMENSION}_full_marks_base": 0.0,
+        f"auditor_{DIMENSION}_full_marks_final": 0.25,
+    }
+    found = rows(summary)
+    assert list(found) == ["base", "final", "gain"]
+    for row in found.values():
+        assert (row["judge"], row["dimension"], row["n"], row["invalid"]) == ("auditor", DIMENSION, 4, 0)
+        assert row["low"] <= row["mean"] <= row["high"]
+        assert row["mean"] == summary.metrics[f"auditor_{DIMENSION}_{row['policy']}"]
+
+
+def test_the_interval_of_the_gain_is_that_of_the_differences() -> None:
+    """Scores differ much between prompts, but every prompt gains one: of that nothing is uncertain."""
+    found = rows(suite().summary(samples("auditor", [1, 4, 1, 4], [2, 5, 2, 5])))
+    assert (found["gain"]["mean"], found["gain"]["low"], found["gain"]["high"]) == (1, 1, 1)
+    assert found["base"]["low"] < found["base"]["high"]
+
+
+def test_the_order_of_base_and_final_does_not_matter() -> None:
+    given = samples("auditor", [1, 2, 3], [3, 2, 5])
+    mixed = [sample for pair in zip(given[3:], given[:3], strict=True) for sample in pair]
+    assert suite().summary(mixed) == suite().summary(given)
+
+
+def test_invalid_judgements_are_left_out_and_counted() -> None:
+    summary = suite().summary(samples("critic", [1, None, 3, 5], [2, 4, None, 5], "quality"))
+    found = rows(summary)
+    assert (found["base"]["n"], found["base"]["invalid"], found["base"]["mean"]) == (3, 1, 3)
+    assert (found["final"]["n"], found["final"]["invalid"]) == (3, 1)
+    assert found["final"]["mean"] == pytest.approx(11 / 3)
+    # only the first and the last image have both judgements
+    assert (found["gain"]["n"], found["gain"]["invalid"], found["gain"]["mean"]) == (2, 2, 0.5)
+
+
+def test_soft_scores_are_the_expectation_and_full_marks_start_at_four_and_a_half() -> None:
+    soft: list[Score] = [(0, 0, 0, 0.5, 0.5), (0, 0, 0, 0.6, 0.4)]  # 4.5 and 4.4
+    summary = suite().summary(samples("critic", soft, [5, 4]))
+    assert summary.metrics[f"critic_{DIMENSION}_base"] == pytest.approx(4.45)
+    assert summary.metrics[f"critic_{DIMENSION}_full_marks_base"] == 0.5
+    assert summary.metrics[f"critic_{DIMENSION}_full_marks_final"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("base", "final"),
+    [([None, None], [None, None]), ([None, None], [3, 4]), ([3, None], [None, 4])],
+    ids=["nothing", "one policy", "no pair"],
+)
+def test_a_judge_without_a_valid_pair_has_no_numbers(base: list[Score], final: list[Score]) -> None:
+    valid, invalid = samples("auditor", [1, 2], [2, 2]), samples("critic", base, final)
+    both = [
+        a.model_copy(update={"scores": a.scores | {"critic": b.scores["critic"]}})
+        for a, b in zip(valid, invalid, strict=True)
+    ]
+    summary = suite().summary(both)
+    assert {row["judge"] for row in summary.tables["scores"]} == {"auditor"}
+    assert summary.metrics and all(name.startswith("auditor_") for name in summary.metrics)
+
+
+def test_every_held_out_prompt_equally_often_in_seeded_order() -> None:
+    held_out = load_prompts(config().prompts, "test")
+    more = 2 * len(held_out) + 3
+    drawn = suite(f"evaluate.num_images={more}").prompts()
+    counts = Counter(drawn)
+    assert len(drawn) == more and set(counts) == set(held_out)
+    assert sorted(counts.values()) == [2] * (len(held_out) - 3) + [3] * 3
+    assert drawn == suite(f"evaluate.num_images={more}").prompts()
+    other = suite(f"evaluate.num_images={more}", "seed=1").prompts()
+    assert other != drawn and Counter(other[: len(held_out)]) == Counter(held_out)
+    assert suite("evaluate.num_images=5").prompts() == drawn[:5]
+
+
+def critic(request: HTTPRequest) -> None:
+    """A served critic that gives a 2, but has nothing to say on quality."""
+    text = "I see." if b"quality" in request.body else "Score: 2"
+    answer = {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}
+    request.reply(200, json.dumps(answer).encode())
+
+
+def test_both_judges_score_every_image() -> None:
+    texts, pictures = zip(*[candidate(i, 0, "train") for i in range(3)], strict=True)
+    prompts, images = [Prompt(text=text) for text in texts], [encode_image(picture) for picture in pictures]
+    with serving(critic) as url:
+        found = suite(url=url).score(prompts, images)
+    assert [scores["auditor"][DIMENSION]["score"] for scores in found] == [
+        teacher.instruction_following(text, picture) for text, picture in zip(texts, pictures, strict=True)
+    ]
+    for scores in found:
+        assert scores["critic"][DIMENSION]["score"] == 2 and scores["critic"]["quality"]["reason"] == "unparsable"
