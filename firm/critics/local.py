@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from firm.chat.messages import IMAGE_MARK
 from firm.config import CriticConfig
-from firm.critics.answers import SCORE_PREFIX, parse_answer
+from firm.critics.answers import SCORE_PREFIX, parse_answer, verdict_positions
 from firm.critics.judge import JudgeInput, question
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.images import decode_image
@@ -175,9 +175,10 @@ class LocalCritic:
         tokens, logits = self.write(inputs, self.config.max_new_tokens, output_logits=True)
         for i, row in enumerate(tokens):
             text, truncated = self.encoder.read(row)
-            outcome = parse_answer(text, "json" if rubric.answer == "json" else "boxed", truncated)
+            form: Literal["boxed", "json"] = "json" if rubric.answer == "json" else "boxed"
+            outcome = parse_answer(text, form, truncated)
             if isinstance(outcome, Judgement):
-                outcome = self._with_distribution(outcome, row, [step[i] for step in logits])
+                outcome = self._with_distribution(outcome, row, [step[i] for step in logits], form)
             yield outcome
 
     @torch.inference_mode()
@@ -201,20 +202,28 @@ class LocalCritic:
         )  # fmt: skip
         return output.sequences[:, inputs["input_ids"].shape[1] :].tolist(), output.logits or ()
 
-    def _with_distribution(self, outcome: Judgement, row: Sequence[int], logits: Sequence[Tensor]) -> Judgement:
-        """Attach the probabilities at the last token that wrote the score."""
-        token = self._scores[outcome.score - 1]
-        at = [i for i, t in enumerate(row[: len(logits)]) if t == token]
-        if not at:
+    def _with_distribution(
+        self, outcome: Judgement, row: Sequence[int], logits: Sequence[Tensor], answer: Literal["boxed", "json"]
+    ) -> Judgement:
+        """Attach the probabilities where the verdict was first written; none where that is not what the text says."""
+        digits = [i for i, token in enumerate(row[: len(logits)]) if token in self._scores]
+        at = verdict_positions(digits, lambda i: self.encoder.read(row[:i])[0], answer)
+        if [row[i] for i in at] != [self._scores[s - 1] for s in (outcome.parts or (outcome.score,))]:
             return outcome
-        probabilities = logits[at[-1]][self._scores].double().softmax(-1).tolist()
-        return outcome.model_copy(update={"distribution": tuple(probabilities)})
+        probabilities = torch.stack([logits[i][self._scores].double().softmax(-1) for i in at])
+        return outcome.model_copy(update={"distribution": tuple(_of_the_lowest(probabilities).tolist())})
 
     def _to_device(self, inputs: Batch) -> Batch:
         dtype = self.model.dtype
         return {
             k: (t.to(self.device, dtype) if t.is_floating_point() else t.to(self.device)) for k, t in inputs.items()
         }
+
+
+def _of_the_lowest(probabilities: Tensor) -> Tensor:
+    """Distribution [5] of the lowest of independent scores with distributions [n, 5]."""
+    at_least = probabilities.flip(-1).cumsum(-1).flip(-1).prod(0)  # P(all >= s)
+    return at_least - torch.cat([at_least[1:], at_least.new_zeros(1)])
 
 
 def _judgement(probabilities: Sequence[float], rationale: str) -> Judgement | Invalid:
