@@ -199,13 +199,17 @@ class Prediction(Record):
     outcome: Outcome
 
 
+SampledPolicy = Literal["base", "final", "guided"]
+"""The base and the final policy under the same settings; the base with guidance, as users sample it."""
+
+
 class Sample(Record):
     """One generated image with the seed of its noise and a suite's scores."""
 
     index: int
     prompt: Prompt
     seed: int
-    policy: Literal["base", "final"]
+    policy: SampledPolicy
     images: list[bytes]
     scores: dict[str, Any]
 

@@ -14,5 +14,6 @@ class EvaluateConfig(Section):
     num_images: PositiveInt = 256
     num_inference_steps: PositiveInt = 40
     guidance_scale: Positive = 1.0
+    base_guidance_scale: Positive | None = None  # if set, the base is sampled with this guidance as well, as users do
     batch_size: PositiveInt = 8
     num_bootstrap: PositiveInt = 1000

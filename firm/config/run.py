@@ -57,6 +57,8 @@ class RunConfig(Section):
             raise ValueError(f"reward needs {missing}, for which critic.rubrics has no rubric")
         if self.reward.base not in self.auditor.rubrics:
             raise ValueError(f"auditor.rubrics has no rubric for the reward's base {self.reward.base}")
+        if self.critic.kind == "endpoint" and self.reward.soft:
+            raise ValueError("an endpoint critic gives whole scores and no distribution: set reward.soft to false")
         if self.critic.kind == "trained" and not needed <= set(self.curation.dimensions):
             raise ValueError("reward uses a dimension that curation.dimensions does not have")
         return self

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import TypeAdapter
@@ -18,8 +17,6 @@ from firm.prompts import load_prompts
 from firm.records import Assessment, Prompt, Sample, Summary
 from firm.stats import mean_ci
 
-Which = Literal["base", "final"]
-_WHICH: tuple[Which, ...] = ("base", "final")
 _ASSESSMENT: TypeAdapter[Assessment] = TypeAdapter(Assessment)
 
 
@@ -50,24 +47,27 @@ class HeldOut:
         ]
 
     def summary(self, samples: Sequence[Sample]) -> Summary:
-        """Mean scores before and after RL and their paired differences, with intervals."""
-        by = {which: [s for s in samples if s.policy == which] for which in _WHICH}
+        """Mean scores before and after RL (and of the guided base) and their paired differences, with intervals."""
+        by: dict[str, list[Sample]] = {}
+        for sample in samples:
+            by.setdefault(sample.policy, []).append(sample)
         rows = []
         metrics = {}
         prompts = [s.prompt for s in by["base"]]
         for judge, dimension in self._judged():
-            scores = {w: soft_scores([_assessment(s, judge) for s in by[w]], dimension) for w in _WHICH}
-            gains = [None if None in pair else pair[1] - pair[0] for pair in zip(*scores.values(), strict=True)]
+            scores = {w: soft_scores([_assessment(s, judge) for s in by[w]], dimension) for w in by}
+            pairs = zip(scores["base"], scores["final"], strict=True)
+            gains = [None if b is None or f is None else f - b for b, f in pairs]
             if not any(gain is not None for gain in gains):
                 continue
-            columns = {**{str(which): column for which, column in scores.items()}, "gain": gains}
+            columns = {**scores, "gain": gains}
             for name, column in columns.items():
                 valid = [(value, prompt) for value, prompt in zip(column, prompts, strict=True) if value is not None]
                 mean, low, high = self._interval(valid)
                 metrics[f"{judge}_{dimension}_{name}"] = mean
                 row = {"judge": judge, "dimension": dimension, "policy": name, "mean": mean, "low": low, "high": high}
                 rows.append({**row, "n": len(valid), "invalid": len(column) - len(valid)})
-            for which in _WHICH:
+            for which in by:
                 full = [x >= 4.5 for x in scores[which] if x is not None]
                 metrics[f"{judge}_{dimension}_full_marks_{which}"] = sum(full) / len(full)
         return Summary(stage="evaluate", metrics=metrics, tables={"scores": rows})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -14,26 +13,28 @@ from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy, load_policy
 from firm.policies.sampler import noise_for
 from firm.progress import Task
-from firm.records import Prompt, Sample, Stage, Summary
+from firm.records import Prompt, Sample, SampledPolicy, Stage, Summary
 from firm.seeds import seed_for
 from firm.storage.artifacts import Output
 from firm.storage.shards import ShardWriter, iter_shards
 
 STAGE = Stage(name="evaluate", sections=("seed", "prompts", "policy", "critic", "reward", "auditor", "evaluate"))
-Which = Literal["base", "final"]
-_WHICH: tuple[Which, ...] = ("base", "final")
 
 
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
-    """Compare ``config.policy`` with the policy in ``inputs["policy"]``."""
+    """Compare ``config.policy`` with the policy in ``inputs["policy"]``, on the same prompts and noise."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     suite = find_suite(config.evaluate.suite)(config, inputs["critic"] / "critic", device)
     prompts = suite.prompts()
     size = config.evaluate.batch_size
-    batches = [(which, range(i, min(i + size, len(prompts)))) for which in _WHICH for i in range(0, len(prompts), size)]
+    policies: list[SampledPolicy] = ["base", "final"]
+    if config.evaluate.base_guidance_scale is not None:
+        policies.append("guided")
+    pieces = [range(i, min(i + size, len(prompts))) for i in range(0, len(prompts), size)]
+    batches = [(which, indices) for which in policies for indices in pieces]
     writer = ShardWriter(out.folder / "samples", Sample, size)
     done = writer.rows_done
-    task = Task("evaluate", "judging held-out samples", 2 * len(prompts), "images", done)
+    task = Task("evaluate", "judging held-out samples", len(policies) * len(prompts), "images", done)
     policy: Policy | None = None
     loaded = ""
     for which, indices in batches:
@@ -41,9 +42,8 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
             done -= len(indices)
             continue
         if policy is None or loaded != which:
-            policy = (
-                Policy(config.policy, device) if which == "base" else load_policy(inputs["policy"] / "policy", device)
-            )
+            final = which == "final"
+            policy = load_policy(inputs["policy"] / "policy", device) if final else Policy(config.policy, device)
             loaded = which
         # A batch is made whole, as images may differ in the last bit with its size; what a shard has of it is kept.
         samples = _samples(config, policy, which, prompts, indices, suite)[done:]
@@ -55,15 +55,18 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
 
 def _samples(
-    config: RunConfig, policy: Policy, which: Which, prompts: Sequence[Prompt], indices: range, suite: Suite
+    config: RunConfig, policy: Policy, which: SampledPolicy, prompts: Sequence[Prompt], indices: range, suite: Suite
 ) -> list[Sample]:
     asked = [prompts[i] for i in indices]
+    settings = config.evaluate
+    guidance = settings.base_guidance_scale if which == "guided" else settings.guidance_scale
+    assert guidance is not None, "guided samples have a scale"
     generated = generate(
         policy,
         asked,
         noise_for(policy.latent_shape, config.seed, "evaluate", indices),
-        num_inference_steps=config.evaluate.num_inference_steps,
-        guidance_scale=config.evaluate.guidance_scale,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=guidance,
         batch_size=len(indices),
     )
     images = to_images(policy, generated.latents, len(indices))

@@ -239,8 +239,8 @@ def before_after(rows: Rows) -> str:
     """Mean scores with intervals before and after RL, a line for each judge and dimension, with the paired gain.
 
     Args:
-        rows: Rows of the evaluate stage's ``scores``: ``judge``, ``dimension``, ``policy`` (base, final or gain),
-            ``mean``, ``low`` and ``high``.
+        rows: Rows of the evaluate stage's ``scores``: ``judge``, ``dimension``, ``policy`` (base, final, gain; guided
+            if the base was also sampled with guidance), ``mean``, ``low`` and ``high``.
     """
     keys = list(dict.fromkeys((str(row["judge"]), str(row["dimension"])) for row in rows))
     by = {(row["judge"], row["dimension"], row["policy"]): row for row in rows}
@@ -253,6 +253,8 @@ def before_after(rows: Rows) -> str:
             for row, colour, shift in ((base, BASE, 0.09), (final, JUDGES[judge], -0.09)):
                 axes.plot(row["mean"], y + shift, color=colour, marker="o", markersize=8)
                 _whisker(axes, row["low"], row["high"], y + shift, colour)
+            if guided := by.get((judge, dimension, "guided")):
+                axes.plot(guided["mean"], y, color=BASE, marker="D", markersize=7, fillstyle="none")
             axes.annotate(
                 signed(gain["mean"]),
                 (1.02, y),
@@ -265,7 +267,8 @@ def before_after(rows: Rows) -> str:
         axes.set_yticks(range(len(keys)), [f"{judge}:\n{words(dimension)}" for judge, dimension in keys])
         axes.set_ylim(len(keys) - 0.5, -0.5)
         axes.margins(x=0.08)
-        axes.set_xlabel("mean score, 1 to 5 (grey: before RL, coloured: after)")
+        diamond = ", diamond: before RL with guidance" if any(key[2] == "guided" for key in by) else ""
+        axes.set_xlabel(f"mean score, 1 to 5 (grey: before RL, coloured: after{diamond})")
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
 

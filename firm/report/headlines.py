@@ -102,6 +102,8 @@ def _gain(dimension: str, evaluation: Summary) -> Headline:
     full = {w: evaluation.metrics.get(f"auditor_{dimension}_full_marks_{w}") for w in ("base", "final")}
     if full["base"] is not None and full["final"] is not None:
         text += f" Images with full marks: {full['base']:.0%} before, {full['final']:.0%} after."
+    if guided := rows.get("guided"):
+        text += f" The policy before RL, but sampled with guidance as users do, has {guided['mean']:.2f}."
     return {"tone": tone, "title": title, "text": text}
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from firm.images import decode_image
-from firm.records import Assessment, Judgement, Prompt, Record, Sample
+from firm.records import Assessment, Judgement, Prompt, Record, Sample, SampledPolicy
 from firm.storage.shards import iter_shards
 
 MAX_SIDE = 384  # pixels; larger images are shrunk, as the page carries them
@@ -28,7 +28,7 @@ class Scored(Record):
 
     index: int
     prompt: Prompt
-    policy: Which
+    policy: SampledPolicy
     scores: dict[str, Any]
 
     def outcomes(self, judge: str) -> Assessment:
@@ -58,7 +58,8 @@ def choose(folder: Path, dimension: str, number: int) -> dict[str, Any]:
     """
     samples: dict[int, dict[str, Scored]] = {}
     for sample in iter_shards(folder, Scored):
-        samples.setdefault(sample.index, {})[sample.policy] = sample
+        if sample.policy in _WHICH:
+            samples.setdefault(sample.index, {})[sample.policy] = sample
     pairs = [(pair["base"], pair["final"]) for _, pair in sorted(samples.items()) if len(pair) == len(_WHICH)]
     items = [_item(base, final, dimension) for base, final in pairs]
     rated = [item for item in items if item["gain"] is not None]
@@ -104,7 +105,7 @@ def pictures(folder: Path, indices: Iterable[int]) -> dict[int, dict[str, Pictur
     wanted = set(indices)
     found: dict[int, dict[str, Picture]] = {}
     for sample in iter_shards(folder, Sample):
-        if sample.index in wanted:
+        if sample.index in wanted and sample.policy in _WHICH:
             mine = found.setdefault(sample.index, {})
             mine[sample.policy] = _picture(sample.images[-1], f"{folder} sample {sample.index}")
             if len(sample.images) > 1:

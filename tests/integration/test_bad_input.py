@@ -363,7 +363,9 @@ def test_a_critic_that_answers_nonsense_does_not_pass_the_gate(folder: Path) -> 
     with serving(banana) as url:
         endpoint = f"critic.endpoint={{kind: endpoint, base_url: '{url}/v1', model: mad}}"
         rubrics = "critic.rubrics={instruction_following: short_instruction_following, quality: short_quality}"
-        result = stages(folder, "curation sft bench gate", "critic.kind=endpoint", endpoint, rubrics)
+        result = stages(
+            folder, "curation sft bench gate", "critic.kind=endpoint", endpoint, rubrics, "reward.soft=false"
+        )
     complains(result, 1, "the critic is not trusted", "coverage is 0.00", "at least 0.90")
     assert (folder / "bench").exists() and not (folder / "gate").exists()
 

@@ -109,6 +109,15 @@ def test_impossible_value_is_refused_naming_its_section(plain: dict[str, Any], k
     assert key.split(".")[0] in str(caught.value)
 
 
+def test_an_endpoint_critic_cannot_give_soft_scores(plain: dict[str, Any]) -> None:
+    put(plain, "critic.kind", "endpoint")
+    put(plain, "critic.endpoint", {"base_url": "http://localhost/v1", "model": "m"})
+    with pytest.raises(UserError, match="set reward.soft to false"):
+        parse_config(plain)
+    put(plain, "reward.soft", False)
+    assert parse_config(plain).critic.kind == "endpoint"
+
+
 def test_every_mistake_is_reported_at_once(file: Path) -> None:
     message = str(mistake(file, "rl.group_size=1", "seed=-1"))
     assert "rl.group_size" in message

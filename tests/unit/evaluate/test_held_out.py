@@ -26,7 +26,7 @@ def config(*assignments: str, url: str = "http://127.0.0.1:9") -> RunConfig:
     """The shapes run with a served critic, so that none has to be trained; it is asked by `score` only."""
     endpoint = f"critic.endpoint={{kind: endpoint, base_url: '{url}/v1', model: m}}"
     rubrics = f"critic.rubrics={{{DIMENSION}: short_{DIMENSION}, quality: short_quality}}"
-    critic = ["critic.kind=endpoint", "critic.answer_style=score_first", endpoint, rubrics]
+    critic = ["critic.kind=endpoint", "critic.answer_style=score_first", endpoint, rubrics, "reward.soft=false"]
     return load_config("gen-shapes", [*critic, "evaluate.num_bootstrap=20", *assignments])
 
 
