@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firm.records import Candidate, Invalid, JudgedCandidate, Judgement, Prediction, Provenance, UserError
+from firm.records import Candidate, Invalid, JudgedCandidate, Judgement, Prediction, Prompt, Provenance, UserError
 from firm.storage.shards import ShardWriter, iter_shards, read_shard, write_shard
 
 TEXT = st.text(max_size=20)
@@ -14,7 +14,12 @@ IMAGES = st.lists(st.binary(max_size=30), max_size=3)
 DISTRIBUTIONS = st.none() | st.sampled_from([(0.2, 0.2, 0.2, 0.2, 0.2), (1.0, 0.0, 0.0, 0.0, 0.0)])
 JUDGEMENTS = st.builds(Judgement, score=st.integers(1, 5), distribution=DISTRIBUTIONS, rationale=TEXT)
 INVALID = st.builds(Invalid, reason=st.sampled_from(["empty", "unparsable", "non_finite"]), detail=TEXT)
-ROW = {"prompt": TEXT, "source": TEXT, "split": st.sampled_from(["train", "test"]), "images": IMAGES}
+ROW = {
+    "prompt": st.builds(Prompt, text=TEXT),
+    "source": TEXT,
+    "split": st.sampled_from(["train", "test"]),
+    "images": IMAGES,
+}
 JUDGED = st.builds(
     JudgedCandidate,
     index=st.integers(-(2**63), 2**63 - 1),
