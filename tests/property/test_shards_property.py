@@ -15,7 +15,7 @@ DISTRIBUTIONS = st.none() | st.sampled_from([(0.2, 0.2, 0.2, 0.2, 0.2), (1.0, 0.
 JUDGEMENTS = st.builds(Judgement, score=st.integers(1, 5), distribution=DISTRIBUTIONS, rationale=TEXT)
 INVALID = st.builds(Invalid, reason=st.sampled_from(["empty", "unparsable", "non_finite"]), detail=TEXT)
 ROW = {
-    "prompt": st.builds(Prompt, text=TEXT),
+    "prompt": st.builds(Prompt, text=TEXT | st.just("{"), image=st.none() | TEXT),
     "source": TEXT,
     "split": st.sampled_from(["train", "test"]),
     "images": IMAGES,
