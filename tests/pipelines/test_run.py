@@ -16,17 +16,17 @@ from firm.config.loading import load_config
 from firm.records import Manifest
 
 # Small enough for a test, large enough that every stage has several pieces to be killed between.
-SOURCES = rendered(480), generated(192, num_inference_steps=4)
-SMALL = small_run(*SOURCES, shard_size=128, batch_size=64)
+SOURCES = rendered(240), generated(96, num_inference_steps=4)
+SMALL = small_run(*SOURCES, shard_size=64, batch_size=32)
 SMALL += """
-sft: {batch_size: 16, max_steps: 24, checkpoint_steps: 8}
+sft: {batch_size: 8, max_steps: 24, checkpoint_steps: 8}
 bench: {num_bootstrap: 50, gate: [{metric: coverage, at_least: 0.9}]}
 rl: {prompts_per_epoch: 4, group_size: 4, max_epochs: 6, num_inference_steps: 4, checkpoint_epochs: 2}
 auditor: {every: 3, num_images: 16}
 evaluate: {num_images: 32, batch_size: 16, num_inference_steps: 4, num_bootstrap: 50}
 """
 # Where each kill strikes: in the middle of the stages that take long.
-KILLS = [("curation", 300), ("sft", 12), ("rl", 3), ("evaluate", 16)]
+KILLS = [("curation", 150), ("sft", 12), ("rl", 3), ("evaluate", 16)]
 
 
 def start(folder: Path, config: Path) -> subprocess.Popen[str]:

@@ -14,8 +14,12 @@ IMAGES = st.lists(st.binary(max_size=30), max_size=3)
 DISTRIBUTIONS = st.none() | st.sampled_from([(0.2, 0.2, 0.2, 0.2, 0.2), (1.0, 0.0, 0.0, 0.0, 0.0)])
 JUDGEMENTS = st.builds(Judgement, score=st.integers(1, 5), distribution=DISTRIBUTIONS, rationale=TEXT)
 INVALID = st.builds(Invalid, reason=st.sampled_from(["empty", "unparsable", "non_finite"]), detail=TEXT)
-PROMPTS = st.builds(Prompt, text=TEXT | st.just("{"), image=st.none() | TEXT)
-ROW = {"prompt": PROMPTS, "source": TEXT, "split": st.sampled_from(["train", "test"]), "images": IMAGES}
+ROW = {
+    "prompt": st.builds(Prompt, text=TEXT | st.just("{"), image=st.none() | TEXT),
+    "source": TEXT,
+    "split": st.sampled_from(["train", "test"]),
+    "images": IMAGES,
+}
 JUDGED = st.builds(
     JudgedCandidate,
     index=st.integers(-(2**63), 2**63 - 1),

@@ -139,11 +139,11 @@ Options = dict[str, Any]
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"gradient_accumulation": 2, "batch_size": 16}, {"lora": {"rank": 4, "alpha": 8}}, {"optimizer": "muon"}],
+    [{}, {"gradient_accumulation": 2, "batch_size": 4}, {"lora": {"rank": 4, "alpha": 8}}, {"optimizer": "muon"}],
     ids=["whole", "accumulated", "lora", "muon"],
 )  # fmt: skip
 def test_a_resumed_run_equals_the_uninterrupted(data: Path, tmp_path: Path, options: Options) -> None:
-    options = {"max_steps": 20, "checkpoint_steps": 10, **options}  # the loss is logged every 10 steps
+    options = {"max_steps": 20, "checkpoint_steps": 10, "batch_size": 8, **options}  # the loss is logged every 10 steps
     train(data, tmp_path / "whole", **options)
     kill_at(data, tmp_path, 13, options)
     assert not (tmp_path / "parts" / "critic").exists()
@@ -166,7 +166,7 @@ def kill_at(data: Path, tmp_path: Path, step: int, options: Options) -> None:
 
 
 def test_checkpoints_hold_no_pickle(data: Path, tmp_path: Path) -> None:
-    train(data, tmp_path / "out", max_steps=12, checkpoint_steps=10)
+    train(data, tmp_path / "out", max_steps=12, checkpoint_steps=10, batch_size=8)
     written = {p.name for p in tmp_path.rglob("*") if p.is_file() and not p.name.startswith("events.")}
     assert "optimizer.safetensors" in written
     pickled = {n for n in written if n.endswith((".bin", ".pt", ".pth", ".pkl", ".pickle"))}
@@ -175,5 +175,5 @@ def test_checkpoints_hold_no_pickle(data: Path, tmp_path: Path) -> None:
 
 def test_few_steps_are_reported(data: Path, tmp_path: Path) -> None:
     """The sft stage reads the last loss, however short the training."""
-    train(data, tmp_path / "out", max_steps=3)
+    train(data, tmp_path / "out", max_steps=3, batch_size=8)
     assert losses(tmp_path / "out")

@@ -2,31 +2,44 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import yaml
 
 from firm import __version__
+from firm.cli import main
 from firm.config.loading import preset_names
 
-
-def firm(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "firm.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+Firm = Callable[..., tuple[int, str, str]]
 
 
-def test_help_names_the_first_step() -> None:
-    result = firm("--help")
-    assert result.returncode == 0 and "firm run gen-shapes" in result.stdout
+@pytest.fixture
+def firm(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Firm:
+    """firm(*words): exit code and output of the command line, in this process."""
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["firm", *words])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        return int(caught.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
+def test_help_names_the_first_step(firm: Firm) -> None:
+    code, said, _ = firm("--help")
+    assert code == 0 and "firm run gen-shapes" in said
 
 
 def test_version() -> None:
-    assert firm("--version").stdout.strip() == __version__
+    command = [sys.executable, "-m", "firm.cli", "--version"]
+    assert subprocess.check_output(command, text=True, timeout=60).strip() == __version__
 
 
-def test_config_list_and_show() -> None:
-    assert firm("config", "list").stdout.split() == preset_names()
-    shown = yaml.safe_load(firm("config", "show", "gen-shapes", "--set", "rl.group_size=8").stdout)
+def test_config_list_and_show(firm: Firm) -> None:
+    assert firm("config", "list")[1].split() == preset_names()
+    shown = yaml.safe_load(firm("config", "show", "gen-shapes", "--set", "rl.group_size=8")[1])
     assert shown["rl"]["group_size"] == 8 and shown["name"] == "gen-shapes"
 
 
@@ -39,8 +52,14 @@ def test_config_list_and_show() -> None:
         (("fly",), ["No such command"]),
     ],
 )
-def test_a_mistake_is_named_with_exit_code_2(arguments: tuple[str, ...], words: list[str]) -> None:
-    result = firm(*arguments)
-    assert result.returncode == 2
-    assert all(word in result.stderr for word in words), result.stderr
-    assert "Traceback" not in result.stderr
+def test_a_mistake_is_named_with_exit_code_2(firm: Firm, arguments: tuple[str, ...], words: list[str]) -> None:
+    code, _, said = firm(*arguments)
+    assert code == 2
+    assert all(word in said for word in words), said
+    assert "Traceback" not in said
+
+
+def test_a_mistake_ends_the_command_without_a_traceback() -> None:
+    command = [sys.executable, "-m", "firm.cli", "config", "show", "gen-shapes", "--set", "rl.group_size=1"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 2 and "rl.group_size" in result.stderr and "Traceback" not in result.stderr

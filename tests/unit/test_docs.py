@@ -77,7 +77,7 @@ def test_every_command_works(command: str, folder: Path, monkeypatch: pytest.Mon
     program, *words = command.split()
     words = [word.replace("=N", "=1") for word in words]  # a number for the reader to choose
     if program == "make":
-        subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(["make", "-n", f"PYTHON={sys.executable}", *words], cwd=ROOT, check=True, capture_output=True)
     elif program == "firm" and words[0] == "run" and len(words) > 1:
         monkeypatch.chdir(folder)
         check_run(words[1], words[3::2], monkeypatch)

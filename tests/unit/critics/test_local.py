@@ -82,7 +82,7 @@ def test_score_tokens(folder: Path) -> None:
     assert [encoder.tokenizer.decode([s]) for s in scores] == list("12345")
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(order=st.permutations(range(7)), size=st.integers(1, 8))
 def test_a_judgement_does_not_depend_on_the_batch(
     folder: Path, items: list[JudgeInput], order: list[int], size: int

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import python_path
 
 from firm.config.launch import LocalLaunch
 from firm.launch.job import ERROR, JOB, TrainingJob
@@ -52,7 +53,7 @@ worker_main(train)
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """job(do): a job of the worker above."""
     (tmp_path / "jobworker.py").write_text(WORKER)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.setenv("PYTHONPATH", python_path(tmp_path))
     monkeypatch.delenv("FIRM_LIFELINE_PID", raising=False)
     return lambda do: TrainingJob("run", "rl", "jobworker", {"do": do, "x": "日本"}, {})
 
@@ -94,7 +95,7 @@ def test_a_failure_of_the_second_worker_ends_the_first(job: Any, out: Output) ->
 
 
 @pytest.mark.parametrize(("do", "how"), [("crash", "exit code 1"), ("die", "killed by signal 9")])
-def test_a_silent_end_is_told(job: Any, out: Output, do: str, how: str) -> None:
+def test_a_silent_end_is_reported(job: Any, out: Output, do: str, how: str) -> None:
     with pytest.raises(UserError, match=f"the rl job.*{how}") as caught:
         launch(job(do), out, LocalLaunch())
     assert caught.value.exit_code == 1 and "run again to resume" in str(caught.value)
