@@ -160,3 +160,22 @@ def test_both_judges_score_every_image() -> None:
     ]
     for scores in found:
         assert scores["critic"][DIMENSION]["score"] == 2 and scores["critic"]["quality"]["reason"] == "unparsable"
+
+
+def test_the_base_with_guidance_is_a_column_of_its_own() -> None:
+    """It takes no part in the gain, which is between policies sampled alike."""
+    plain = samples("auditor", [1, 2], [3, 4])
+    guided = [s.model_copy(update={"policy": "guided"}) for s in samples("auditor", [4, 5], []) if s.policy == "base"]
+    found = rows(suite().summary([*plain, *guided]))
+    assert list(found) == ["base", "final", "guided", "gain"]
+    assert (found["guided"]["mean"], found["gain"]["mean"]) == (4.5, 2.0)
+
+
+def test_intervals_are_clustered_by_prompt() -> None:
+    """Ten images of each of four prompts, which alone decide the gain, are four witnesses and not forty."""
+    base, final = [1] * 40, [1 + i // 10 for i in range(40)]
+    alone = samples("auditor", list(base), list(final))
+    together = [s.model_copy(update={"prompt": Prompt(text=f"prompt {s.index // 10}")}) for s in alone]
+    few, many = (rows(suite("evaluate.num_bootstrap=500").summary(s))["gain"] for s in (together, alone))
+    assert few["mean"] == many["mean"] == 1.5
+    assert few["high"] - few["low"] > 2 * (many["high"] - many["low"])

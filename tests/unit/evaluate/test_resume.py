@@ -69,14 +69,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"critic": folder, "policy": folder}
 
 
-def config(num_images: int) -> RunConfig:
+def config(num_images: int, *assignments: str) -> RunConfig:
     few = f"{{suite: sizes, num_images: {num_images}, num_inference_steps: 1, batch_size: 2}}"
-    return load_config("gen-shapes", [f"evaluate={few}"])
+    return load_config("gen-shapes", [f"evaluate={few}", *assignments])
 
 
-def evaluate(folder: Path, inputs: dict[str, Path], num_images: int) -> tuple[Summary, list[Sample]]:
+def evaluate(folder: Path, inputs: dict[str, Path], num_images: int, *assignments: str) -> tuple[Summary, list[Sample]]:
     out = Output.open(str(folder))
-    summary = run(config(num_images), inputs, out)
+    summary = run(config(num_images, *assignments), inputs, out)
     return summary, list(iter_shards(out.folder / "samples", Sample))
 
 
@@ -103,3 +103,14 @@ def test_a_finished_run_asks_for_nothing(tmp_path: Path, inputs: dict[str, Path]
     whole = evaluate(tmp_path, inputs, 4)
     sizes.asked.clear()
     assert evaluate(tmp_path, inputs, 4) == whole and sizes.asked == []
+
+
+def test_the_base_is_sampled_with_guidance_as_well_where_a_scale_is_given(
+    tmp_path: Path, inputs: dict[str, Path]
+) -> None:
+    _, plain = evaluate(tmp_path / "plain", inputs, 3)
+    _, three = evaluate(tmp_path / "three", inputs, 3, "evaluate.base_guidance_scale=3")
+    assert [(s.policy, s.index) for s in three] == [(p, i) for p in ("base", "final", "guided") for i in range(3)]
+    assert three[:6] == plain
+    for base, guided in zip(three[:3], three[6:], strict=True):
+        assert (base.prompt, base.seed) == (guided.prompt, guided.seed) and base.images != guided.images
