@@ -34,7 +34,14 @@ def _read_yaml(text: str, where: str) -> dict[str, Any]:
         raise UserError("the configuration is not valid YAML", where, str(error).replace("\n", " "), True) from error
     if not isinstance(data, dict):
         raise UserError("the configuration must be a mapping of keys", where, "see `firm config show PRESET`", True)
-    return data
+    return dict(_unshared(data))
+
+
+def _unshared(node: Any) -> Any:
+    """A copy in which nothing is shared: an override of a YAML alias must not change what it is an alias of."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(item) for item in node] if isinstance(node, list) else node
 
 
 def _read_source(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:

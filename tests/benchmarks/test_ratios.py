@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU, TINY
+from shared import CPU, TINY
 from torch import Tensor
 
 from firm.config import LoraConfig

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import rendered
+from shared import rendered
 
 from firm import __version__
 from firm.config import CriticConfig

@@ -17,8 +17,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from helpers import CPU
 from PIL import Image
+from shared import CPU
 
 from firm.chat.messages import Reply, RequestFailed, user_message
 from firm.chat.server import ChatServer

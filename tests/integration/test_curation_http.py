@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import rendered, small_run, stage_command
+from shared import rendered, small_run, stage_command
 
 from firm.config.loading import load_config
 from firm.records import JudgedCandidate, Manifest

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from helpers import HTTPRequest, serving
+from shared import HTTPRequest, serving
 
 from firm.chat.client import EndpointClient, open_chat
 from firm.chat.messages import Reply, RequestFailed, user_message

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import generated, stage_command
 from PIL import Image
+from shared import generated, stage_command
 
 from firm.config import PromptsConfig
 from firm.config.loading import load_config

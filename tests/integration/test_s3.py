@@ -9,7 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 import urllib3
-from helpers import HTTPRequest, serving
+from shared import HTTPRequest, serving
 
 from firm.records import ArtifactRef, Candidate, UserError
 from firm.storage import s3

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import python_path, rendered, small_run, stage_command
+from shared import python_path, rendered, small_run, stage_command
 
 from firm.config.loading import load_config
 from firm.records import ArtifactRef, JudgedCandidate

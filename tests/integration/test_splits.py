@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers import generated
 from PIL import Image
+from shared import generated
 
 from firm.config import RunConfig
 from firm.config.loading import load_config

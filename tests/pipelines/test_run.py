@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import generated, rendered, small_run
+from shared import generated, rendered, small_run
 
 from firm.config import STAGES
 from firm.config.loading import load_config

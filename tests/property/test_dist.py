@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from helpers import CPU
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import CPU
 
 from firm.dist import BatchPlan, Ranks, gather, generator, start
 from firm.records import UserError

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import ALONE, Redness, python_path
 from safetensors.torch import load_file, save_file
+from shared import ALONE, Redness, python_path
 from torch import Tensor
 
 from firm import dist

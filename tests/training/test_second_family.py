@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, Redness
+from shared import CPU, Redness
 
 from firm import preflight
 from firm.config import RewardConfig, RLConfig, RunConfig

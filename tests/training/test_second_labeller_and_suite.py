@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from helpers import CPU, rendered
+from shared import CPU, rendered
 
 from firm import preflight
 from firm.config.loading import load_config

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import disable_progress_bars
-from helpers import CPU
 from safetensors.torch import load_file
+from shared import CPU
 
 from firm.chat.client import open_chat
 from firm.config import (

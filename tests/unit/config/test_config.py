@@ -158,6 +158,14 @@ def test_a_wrong_override_is_refused(file: Path, override: str, named: str) -> N
     assert named in str(mistake(file, override))
 
 
+def test_an_override_of_an_alias_leaves_what_it_is_an_alias_of() -> None:
+    """In gen-shapes one teacher is planner, evaluator and auditor, written once."""
+    plain = load_config("gen-shapes")
+    config = load_config("gen-shapes", ["auditor.judge.target=mine:Judge", "policy.resolution=64"])
+    assert config.auditor.judge.target == "mine:Judge"  # type: ignore[union-attr]
+    assert config.curation == plain.curation and config.policy.resolution == 64
+
+
 def test_a_file_gives_differences_from_its_base(file: Path, tmp_path: Path) -> None:
     child = tmp_path / "child.yaml"
     child.write_text(yaml.safe_dump({"base": str(file), "name": "child", "rl": {"group_size": 6}}))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 
 import pytest
-from helpers import Scripted
+from shared import Scripted
 
 from firm.chat.messages import ChatMessage, Reply, RequestFailed
 from firm.critics.judge import Answered, ChatJudge, JudgeInput, all_invalid, invalid_counts, question, soft_scores

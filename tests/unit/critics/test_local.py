@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import CPU
 
 from firm.config import CriticConfig
 from firm.critics.answers import write_answer

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from helpers import Scripted
+from shared import Scripted
 
 from firm.chat.client import open_chat
 from firm.chat.messages import Chat, RequestFailed

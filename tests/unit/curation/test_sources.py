@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import TINY
 from PIL import Image
+from shared import TINY
 
 from firm.config import (
     CurationConfig,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import CPU, HTTPRequest, serving
+from shared import CPU, HTTPRequest, serving
 
 from firm.config import RunConfig
 from firm.config.loading import load_config

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CPU, TINY
+from shared import CPU, TINY
 
 from firm.config import RunConfig
 from firm.config.loading import load_config

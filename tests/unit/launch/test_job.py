@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import python_path
+from shared import python_path
 
 from firm.config.launch import LocalLaunch
 from firm.launch.job import ERROR, JOB, TrainingJob

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, TINY
+from shared import CPU, TINY
 
 from firm.config import LoraConfig
 from firm.images import decode_image

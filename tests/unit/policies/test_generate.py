@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from helpers import CPU, TINY
 from PIL import Image
+from shared import CPU, TINY
 
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Conditions, Policy

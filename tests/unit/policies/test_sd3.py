@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CPU
 from safetensors.torch import load_file, save_file
+from shared import CPU
 
 from firm.config import LoraConfig, PolicyConfig
 from firm.policies.policy import FAMILIES, Policy, load_policy, save_policy

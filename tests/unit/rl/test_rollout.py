@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ALONE, CPU, TINY, Redness
 from hypothesis import given
 from hypothesis import strategies as st
+from shared import ALONE, CPU, TINY, Redness
 
 from firm.config import RewardConfig, RLConfig
 from firm.policies.policy import Policy

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ALONE, CPU, TINY
+from shared import ALONE, CPU, TINY
 from torch import Tensor
 
 from firm.config import LoraConfig, RLConfig

@@ -1,4 +1,4 @@
-"""What tests of several folders share; `from helpers import ...` works because pytest has tests/ on its path."""
+"""What tests of several folders share; `from shared import ...` works because pytest has tests/ on its path."""
 
 import json
 import os
