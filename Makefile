@@ -39,7 +39,7 @@ kind-down: ## Delete the kind cluster
 	charts/kind/down
 
 ##@ Check
-.PHONY: test test-charts test-cluster test-kfp lint bench
+.PHONY: test test-charts test-cluster test-kfp lint bench mutations
 test: lint ## Check and test everything that needs this machine only
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not bench and not docker and not cluster and not kfp"
 
@@ -62,6 +62,9 @@ lint: $(INSTALLED) ## Check format, style, types, imports and YAML
 
 bench: $(INSTALLED) ## Measure: ratios against the reference on this machine
 	$(BIN)/python -m pytest tests/benchmarks -q -s -m bench
+
+mutations: $(INSTALLED) ## Plant faults in a copy, one at a time; none may go unnoticed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
 
 ##@ Change
 .PHONY: fix golden generate clean

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from pydantic import TypeAdapter
@@ -14,7 +15,7 @@ from firm.critics.load import load_critic, open_judge
 from firm.dist import generator
 from firm.evaluate.suite import Scores
 from firm.prompts import load_prompts
-from firm.records import Assessment, Prompt, Sample, Summary
+from firm.records import Assessment, Prompt, Sample, SampledPolicy, Summary
 from firm.stats import mean_ci
 
 _ASSESSMENT: TypeAdapter[Assessment] = TypeAdapter(Assessment)
@@ -48,9 +49,8 @@ class HeldOut:
 
     def summary(self, samples: Sequence[Sample]) -> Summary:
         """Mean scores before and after RL (and of the guided base) and their paired differences, with intervals."""
-        by: dict[str, list[Sample]] = {}
-        for sample in samples:
-            by.setdefault(sample.policy, []).append(sample)
+        by = {which: [s for s in samples if s.policy == which] for which in get_args(SampledPolicy)}
+        by = {which: mine for which, mine in by.items() if mine}
         rows = []
         metrics = {}
         prompts = [s.prompt for s in by["base"]]

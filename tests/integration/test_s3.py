@@ -1,7 +1,9 @@
 """Stores and artifacts over the real MinIO client: resuming, damage and every fault a person can repair."""
 
+import gc
 import io
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,14 @@ from firm.storage.open import open_store
 from firm.storage.shards import ShardWriter, iter_shards
 
 pytestmark = pytest.mark.filterwarnings("error")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_litter_of_others() -> None:
+    """Sockets that tests of other files left open would be reported here, whenever they are collected."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
 
 
 def key_of(uri: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from shared import ALONE, Redness, python_path
 from torch import Tensor
 
 from firm import dist
-from firm.config import EndpointChat, RewardConfig, RLConfig, RunConfig
+from firm.config import RewardConfig, RLConfig, RunConfig
 from firm.config.launch import LocalLaunch
 from firm.config.loading import load_config
 from firm.critics.judge import JudgeInput
@@ -21,6 +22,7 @@ from firm.dist import Ranks
 from firm.launch.job import TrainingJob, worker_main
 from firm.launch.launcher import launch
 from firm.records import Assessment, Invalid
+from firm.rl import train as rl_train
 from firm.rl.train import RLTrainer
 from firm.storage.artifacts import Output
 from firm.storage.checkpoint import load_state, save_state
@@ -37,18 +39,14 @@ class Failing:
 
 
 def settings(**changes: Any) -> RunConfig:
-    """A run of a few epochs; the endpoint is never asked, as the tests judge by redness."""
+    """A run of a few epochs, judged by redness."""
     config = load_config("gen-shapes")
     few: dict[str, Any] = {
         "prompts_per_epoch": 4, "group_size": 8, "max_epochs": 8, "num_inference_steps": 4, "batch_size": 32,
         "learning_rate": 2e-3, "inner_epochs": 2, "timesteps": "uniform", "num_timesteps": 1, "kl_weight": 0,
         "adv_clip_max": 1, "solver": "euler",
     }  # fmt: skip
-    critic = config.critic.model_copy(
-        update={
-            "kind": "endpoint", "rubrics": RUBRICS, "endpoint": EndpointChat(base_url="http://localhost:1", model="x"),
-        }
-    )  # fmt: skip
+    critic = config.critic.model_copy(update={"rubrics": RUBRICS})
     auditor = config.auditor.model_copy(update={"num_images": 4})
     update = {"rl": RLConfig(**{**few, **changes}), "critic": critic, "auditor": auditor}
     return config.model_copy(
@@ -57,10 +55,8 @@ def settings(**changes: Any) -> RunConfig:
 
 
 def make(config: RunConfig, ranks: Ranks = ALONE, sign: float = 1.0) -> RLTrainer:
-    trainer = RLTrainer(config, Path(), ranks)
-    trainer.critic = Redness(sign)
-    if trainer.auditor is not None:
-        trainer.auditor.critic = trainer.critic
+    with patch.object(rl_train, "load_critic", lambda *_: Redness(sign)):  # no critic was trained
+        trainer = RLTrainer(config, Path(), ranks)
     return trainer
 
 

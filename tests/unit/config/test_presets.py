@@ -1,6 +1,6 @@
 """Every preset loads, and the numbers of the preset that follows the paper say where they come from."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 
 import pytest
@@ -37,3 +37,23 @@ def test_numbers_of_the_preset_of_the_paper_name_their_source() -> None:
     bare = [key for key, first, last in found if not any("#" in line for line in lines[max(first - 1, 0) : last + 1])]
     assert found
     assert not bare, "say in a comment on the line or above it where the number comes from"
+
+
+def table(node: yaml.Node, lines: list[str], path: str = "") -> Iterator[str]:
+    """Each key with a value of its own, and the comment on its line: where the value is from."""
+    for key, value in node.value:
+        below = f"{path}.{key.value}".lstrip(".")
+        if isinstance(value, yaml.MappingNode):
+            yield from table(value, lines, below)
+        else:
+            _, _, source = lines[key.start_mark.line].partition("  # ")
+            yield f"{below}: {yaml.safe_load(yaml.serialize(value))}" + (f"  # {source}" if source else "")
+
+
+@pytest.mark.golden
+def test_the_values_of_the_preset_of_the_paper_are_those_of_the_golden_table(
+    golden: Callable[[str, str], None],
+) -> None:
+    """The paper's settings change on purpose only."""
+    text = resources.files("firm.presets").joinpath("gen-sd35.yaml").read_text()
+    golden("gen-sd35.txt", "\n".join(table(yaml.compose(text), text.splitlines())) + "\n")

@@ -1,0 +1,170 @@
+"""Plants faults in a copy of the code, one at a time, and reports those that no test notices: `make mutations`.
+
+Each row of the table is a fault that would ruin a run without an error: the file, what stands there, what is planted,
+and the tests that should fail. A fault that survives asks for a test, not for another row.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+RL = ("tests/unit/rl", "tests/property/test_nft.py")
+LEARNS = (*RL, "tests/training/test_rl_learns.py")
+POLICIES = ("tests/unit/policies",)
+CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py")
+CURATION = ("tests/unit/curation", "tests/property/test_balance.py")
+BENCH = ("tests/unit/bench", "tests/unit/test_stats.py")
+CONFIG = ("tests/unit/config",)
+
+
+class Fault(NamedTuple):
+    """What is planted where, and who should notice."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+FAULTS = [
+    # DiffusionNFT
+    Fault("firm/rl/update.py", "sigmas[:, j], noise[:, j]", "sigmas[:, 0], noise[:, 0]", LEARNS),
+    Fault("firm/rl/update.py", 'policy.using("reference")', 'policy.using("old")', LEARNS),
+    Fault("firm/rl/update.py", 'with policy.using("old")', 'with policy.using("policy")', LEARNS),
+    Fault("firm/rl/update.py", '"update", epoch, inner, index', '"update", epoch, index', LEARNS),
+    Fault("firm/rl/update.py", '"update", epoch, inner, index', '"update", inner, index', LEARNS),
+    Fault("firm/rl/update.py", 'update_average("ema", ema_decay', 'update_average("old", ema_decay', LEARNS),
+    Fault("firm/rl/update.py", "count * sigmas.shape[1]", "count", LEARNS),
+    Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", LEARNS),
+    Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', LEARNS),
+    Fault("firm/rl/rollout.py", 'policy.using("old")', 'policy.using("policy")', LEARNS),
+    Fault("firm/rl/train.py", 'self.sets.copy("ema", "best")', 'self.sets.copy("old", "best")', LEARNS),
+    Fault(
+        "firm/rl/train.py",
+        'self.sets.update_average("old", old_decay',
+        'self.sets.update_average("ema", old_decay',
+        LEARNS,
+    ),
+    Fault("firm/rl/auditor.py", 'using("ema")', 'using("policy")', LEARNS),
+    Fault("firm/rl/audit.py", "a.auditor < top.auditor", "a.auditor > top.auditor", RL),
+    Fault("firm/rl/audit.py", "a.reward >= top.reward", "a.reward <= top.reward", RL),
+    Fault(
+        "firm/rl/nft.py",
+        "old_error - move), _self_normalised(old_error + move)",
+        "old_error + move), _self_normalised(old_error - move)",
+        RL,
+    ),
+    Fault(
+        "firm/rl/nft.py",
+        "r * errors.positive + (1 - r) * errors.negative",
+        "(1 - r) * errors.positive + r * errors.negative",
+        RL,
+    ),
+    Fault("firm/rl/nft.py", "flat.detach().abs()", "flat.abs()", RL),
+    Fault("firm/rl/nft.py", "x_t - s * v_old.detach() - x0", "x_t - v_old.detach() - x0", RL),
+    Fault("firm/rl/nft.py", "mask.sum(1, keepdim=True) >= 2", "mask.sum(1, keepdim=True) >= 1", RL),
+    Fault("firm/rl/nft.py", "min(0.001 * step, 0.5)", "min(0.01 * step, 0.5)", RL),
+    Fault("firm/rl/nft.py", "(1 + step) / (10 + step)", "(10 + step) / (11 + step)", RL),
+    # policies
+    Fault("firm/policies/parameters.py", "current, 1 - decay)", "current, decay)", (*POLICIES, *LEARNS)),
+    Fault("firm/policies/sd3.py", "sigma * 1000", "sigma * 999", POLICIES),
+    Fault("firm/policies/sd3.py", " + vae.config.shift_factor", "", POLICIES),
+    Fault("firm/policies/sd3.py", '"lora_alpha": lora.lora_alpha', '"lora_alpha": lora.r', POLICIES),
+    Fault(
+        "firm/policies/sampler.py",
+        "guidance_scale * (v - v_negative)",
+        "(guidance_scale - 1) * (v - v_negative)",
+        POLICIES,
+    ),
+    Fault("firm/policies/sampler.py", "/ (2 * ratio)", "/ ratio", POLICIES),
+    Fault("firm/policies/generate.py", "row[prompt] for prompt in prompts", "0 for prompt in prompts", POLICIES),
+    # critics
+    Fault(
+        "firm/critics/local.py",
+        ".logits[:, -1, self._scores]",
+        ".logits[:, -2, self._scores]",
+        (*CRITICS, "tests/training/test_sft_learns.py"),
+    ),
+    Fault("firm/critics/local.py", "return rows[0][:length], ids", "return rows[0][:length], ids[::-1]", CRITICS),
+    Fault("firm/critics/local.py", "at_least[1:]", "at_least[:-1]", CRITICS),
+    Fault("firm/critics/answers.py", "for position in reversed(digits)", "for position in digits", CRITICS),
+    Fault("firm/critics/answers.py", "_FINAL_RATING if truncated else _RATING", "_RATING", CRITICS),
+    Fault(
+        "firm/critics/answers.py",
+        '    if truncated:\n        return Invalid(reason="truncated", detail=_excerpt(text))\n    text',
+        "    text",
+        CRITICS,
+    ),
+    Fault("firm/critics/answers.py", "next(spoilt, min(scores))", "next(spoilt, max(scores))", CRITICS),
+    Fault("firm/critics/judge.py", "self._temperature if attempt == 0", "self._temperature if True", CRITICS),
+    Fault(
+        "firm/critics/judge.py", "Judgement):\n                break", "Judgement):\n                continue", CRITICS
+    ),
+    # curation, bench, gate, reward
+    Fault("firm/prompts.py", '"test" if seed_for', '"train" if not seed_for', ("tests/unit/test_prompts.py",)),
+    Fault("firm/prompts.py", ".casefold()", "", ("tests/unit/test_prompts.py",)),
+    Fault("firm/curation/sources.py", "if self.splits.of(prompt) != split", "if False", CURATION),
+    Fault("firm/curation/balance.py", "* oversample / w", "/ w", CURATION),
+    Fault(
+        "firm/curation/examples.py",
+        "question(template, judged.prompt)",
+        "question(template, judged.prompt) + str(judged.material)",
+        CURATION,
+    ),
+    Fault("firm/bench/agreement.py", "max(row.example.human - 1, 5 - row.example.human)", "0", BENCH),
+    Fault("firm/bench/gate.py", "value <= rule.at_most", "value >= rule.at_most", BENCH),
+    Fault("firm/stats.py", "counts[:, labels]", "counts[:, labels * 0]", BENCH),
+    Fault("firm/rewards.py", "base * bracket", "bracket", ("tests/unit/test_rewards.py",)),
+    Fault("firm/rewards.py", "(score - 1) / 4", "score / 5", ("tests/unit/test_rewards.py",)),
+    Fault("firm/evaluate/held_out.py", "f - b for b, f in pairs", "b - f for b, f in pairs", ("tests/unit/evaluate",)),
+    # presets, keys
+    Fault("firm/presets/gen-sd35.yaml", "weights: [0.4, 0.6]", "weights: [0.6, 0.4]", CONFIG),
+    Fault("firm/presets/gen-sd35.yaml", "group_size: 16", "group_size: 12", CONFIG),
+    Fault("firm/config/reward.py", '"weights": [0.4, 0.6]', '"weights": [0.6, 0.4]', ("tests/unit/test_rewards.py",)),
+    Fault("firm/stage.py", "for file in section.named_files()", "for file in ()", ("tests/unit/test_stage_key.py",)),
+]
+
+
+def planted(copy: Path, fault: Fault) -> bool:
+    """Whether the tests fail with the fault in place; the file is restored."""
+    path = copy / fault.file
+    text = path.read_text()
+    if text.count(fault.old) != 1:
+        raise SystemExit(f"{fault.file} has {text.count(fault.old)} times {fault.old!r}: bring the table up to date")
+    path.write_text(text.replace(fault.old, fault.new))
+    env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *fault.tests]
+    try:
+        return subprocess.run(command, cwd=copy, env=env, capture_output=True, check=False).returncode == 1
+    finally:
+        path.write_text(text)
+
+
+def survivors(chosen: str) -> Iterator[Fault]:
+    """Faults in files whose name contains ``chosen`` that no test notices; prints a line per fault."""
+    faults = [fault for fault in FAULTS if chosen in fault.file]
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns(".venv", ".git", "runs", "build", "__pycache__", ".*_cache")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        for number, fault in enumerate(faults, 1):
+            noticed = planted(copy, fault)
+            verdict = "noticed" if noticed else "SURVIVED"
+            print(f"{number}/{len(faults)} {verdict}: {fault.file}: {fault.old!r} -> {fault.new!r}", flush=True)
+            if not noticed:
+                yield fault
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("chosen", nargs="?", default="", help="only files whose name contains this")
+    left = list(survivors(parser.parse_args().chosen))
+    print(f"{len(left)} survived")
+    sys.exit(bool(left))
