@@ -23,7 +23,7 @@ def sft(config: dict, data: str) -> None:
     step(components.sft(config=config, data=examples.output), "sft")
 
 
-@dsl.pipeline(name="firm-bench", description="Measure a critic against human scores and apply the gate")
+@dsl.pipeline(name="firm-bench", description="Measure a critic on held-out scores and apply the gate")
 def bench(config: dict, data: str, critic: str, gpus: str = "0", memory: str = "4Gi") -> None:
     """Measure an existing critic."""
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)

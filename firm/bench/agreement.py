@@ -1,4 +1,4 @@
-"""Agreement of a critic with human scores (paper section 3.3), with what the paper's MAE alone does not show.
+"""Agreement of a critic with reference scores (paper section 3.3), with what the paper's MAE alone does not show.
 
 The official benchmark compares the examples that both files have, so a critic gains by not answering, and a constant
 answer beats several published models. Here every expected example counts: coverage is reported, a missing or failed

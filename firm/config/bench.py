@@ -26,7 +26,7 @@ class Rule(Section):
 
 
 class BenchConfig(Section):
-    """Critic against human scores; the gate decides whether it may steer RL."""
+    """Critic against held-out scores; the gate decides whether it may steer RL."""
 
     num_bootstrap: PositiveInt = 1000
     point_estimate: Literal["score", "soft_score", "median"] = "score"
