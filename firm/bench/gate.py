@@ -1,4 +1,4 @@
-"""The trust rule: a critic becomes a reward only if its agreement with held-out scores passes every rule of the gate."""
+"""The trust rule: a critic becomes a reward only if its agreement with held-out scores passes every rule."""
 
 from __future__ import annotations
 
