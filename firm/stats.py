@@ -116,6 +116,31 @@ def quadratic_weighted_kappa(predicted: ArrayLike, human: ArrayLike) -> float | 
     return float(1 - ((p - h) ** 2).mean() / chance) if chance > 0 else None
 
 
+def pairwise_accuracy(predicted: ArrayLike, human: ArrayLike, clusters: Sequence[Hashable]) -> tuple[float | None, int]:
+    """How well images of the same prompt are ranked, which is all that group-relative RL uses of a critic.
+
+    Args:
+        predicted: Predicted scores [N]; equal ones count half.
+        human: Reference scores [N].
+        clusters: Prompt of each example (N).
+
+    Returns:
+        Share, in [0, 1], of the pairs of one prompt with unequal reference scores that are ranked alike (chance: 0.5;
+        None without such pairs), and the number of these pairs.
+    """
+    p, h = _arrays(predicted, human)
+    labels = _labels(clusters, p.size)
+    agreed = 0.0
+    number = 0
+    for label in np.unique(labels):
+        mine = labels == label
+        signs = np.sign(p[mine][:, None] - p[mine]) * np.sign(h[mine][:, None] - h[mine])
+        unequal = np.triu(h[mine][:, None] != h[mine], 1)
+        agreed += float((signs[unequal] + 1).sum() / 2)
+        number += int(unequal.sum())
+    return (agreed / number if number else None), number
+
+
 def bootstrap_ci(
     values: ArrayLike | tuple[ArrayLike, ...],
     statistic: Statistic | None = None,

@@ -22,7 +22,7 @@ Metrics = dict[str, float | None]
 
 METRICS = (
     "n", "num_valid", "coverage", "mae", "mae_low", "mae_high", "mae_penalised", "macro_mae", "skill",
-    "spearman", "spearman_low", "spearman_high", "qwk", "exact", "within_1", "bias",
+    "spearman", "spearman_low", "spearman_high", "pairwise", "num_pairs", "qwk", "exact", "within_1", "bias",
     "constant_score", "constant_mae", *(f"constant_{s}_mae" for s in SCORES),
 )  # fmt: skip
 """Names of the metrics of every `Group`; the gate's rules use them."""
@@ -116,11 +116,15 @@ class Agreement(Record):
 
 @dataclass(frozen=True)
 class _Row:
-    """One expected example: the human score and either an estimate in [1, 5] or why it is missing."""
+    """One expected example, with estimates in [1, 5] of its score or why there are none.
+
+    ``estimate`` stands for the judgement; ``soft`` is the expectation, by which a critic's reward ranks.
+    """
 
     example: Expected
-    estimate: float | None
-    reason: str
+    estimate: float | None = None
+    soft: float | None = None
+    reason: str = ""
 
 
 def point_estimate(judgement: Judgement, estimate: PointEstimate) -> float:
@@ -146,12 +150,12 @@ def _rows(predictions: Sequence[Prediction], expected: Iterable[Expected], estim
             raise UserError("an example was judged twice", f"{p.dimension} {p.id}", "remove one of the predictions")
         example = Expected(**p.model_dump(exclude={"outcome"}))
         if isinstance(p.outcome, Judgement):
-            given[key] = _Row(example, point_estimate(p.outcome, estimate), "")
+            given[key] = _Row(example, point_estimate(p.outcome, estimate), point_estimate(p.outcome, "soft_score"))
         else:
-            given[key] = _Row(example, None, p.outcome.reason)
+            given[key] = _Row(example, reason=p.outcome.reason)
     if wanted and (unknown := sorted(set(given) - set(wanted))):
         raise UserError("a prediction belongs to no expected example", " ".join(unknown[0]), "use the same test set")
-    missing = [_Row(e, None, "missing") for key, e in wanted.items() if key not in given]
+    missing = [_Row(e, reason="missing") for key, e in wanted.items() if key not in given]
     return [*given.values(), *missing]
 
 
@@ -222,7 +226,9 @@ def _group(
     counts = np.zeros((5, 5), dtype=int)
     if valid:
         prompts = [row.example.prompt for row in rows if row.estimate is not None]
-        metrics |= _valid_metrics(predicted, human, prompts, num_bootstrap, seed)
+        soft = np.array([row.soft for row in rows if row.soft is not None])
+        metrics["pairwise"], number = stats.pairwise_accuracy(soft, human, prompts)
+        metrics |= {"num_pairs": float(number)} | _valid_metrics(predicted, human, prompts, num_bootstrap, seed)
         counts = stats.confusion(predicted, human)
     invalid = Counter(row.reason for row in rows if row.estimate is None)
     return Group(

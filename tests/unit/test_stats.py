@@ -154,3 +154,24 @@ def test_impossible_settings_are_refused() -> None:
         stats.mean_ci([1.0], 0)
     with pytest.raises(ValueError, match="level"):
         stats.mean_ci([1.0], level=1.0)
+
+
+def test_pairwise_accuracy_is_within_a_prompt_and_ties_count_half() -> None:
+    human = [1, 2, 3, 5, 5]
+    prompts = ["a", "a", "a", "b", "b"]  # b has no unequal pair
+    assert stats.pairwise_accuracy([1.1, 2.2, 3.3, 4, 2], human, prompts) == (1.0, 3)
+    assert stats.pairwise_accuracy([3, 2, 1, 4, 2], human, prompts) == (0.0, 3)
+    assert stats.pairwise_accuracy([2, 2, 2, 4, 2], human, prompts) == (0.5, 3)
+    assert stats.pairwise_accuracy([1, 3, 2, 4, 2], human, prompts) == (pytest.approx(2 / 3), 3)
+    assert stats.pairwise_accuracy([4, 2], [5, 5], ["b", "b"]) == (None, 0)
+    assert stats.pairwise_accuracy([1, 2], [1, 2], ["a", "b"]) == (None, 0)
+
+
+def test_a_critic_that_knows_only_the_prompt_ranks_by_chance() -> None:
+    """Its correlation over all images is high, and it is worth nothing as a reward of group-relative RL."""
+    generator = np.random.default_rng(0)
+    easy = np.repeat(generator.integers(1, 5, 100), 6)
+    human = easy + generator.integers(0, 2, 600)
+    prompts = np.repeat(np.arange(100), 6).tolist()
+    accuracy, number = stats.pairwise_accuracy(easy, human, prompts)
+    assert (stats.spearman(easy, human) or 0) > 0.8 and accuracy == 0.5 and number > 500

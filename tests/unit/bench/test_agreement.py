@@ -145,3 +145,13 @@ def test_it_travels_as_json_and_into_a_summary() -> None:
     assert len(tables["confusion"]) == 5 and tables["confusion"][0]["predicted_2"] == 1
     assert result.headline()["instruction_following_mae"] == 0.5
     assert agreement([]).tables() == {"agreement": [], "invalid": [], "confusion": []}
+
+
+def test_images_of_one_prompt_are_ranked_by_soft_scores() -> None:
+    """Hard scores would tie; the reward is soft."""
+    low = Judgement(score=3, distribution=(0, 0.4, 0.6, 0, 0))
+    high = Judgement(score=3, distribution=(0, 0, 0.6, 0.4, 0))
+    pairs = [prediction(0, 2, low, prompt="a"), prediction(1, 4, high, prompt="a"), prediction(2, 5, 1, prompt="b")]
+    metrics = group(pairs).metrics
+    assert (metrics["pairwise"], metrics["num_pairs"]) == (1.0, 1.0)
+    assert group([prediction(0, 2, 2), prediction(1, 4, 4)]).metrics["pairwise"] is None
