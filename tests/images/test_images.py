@@ -14,6 +14,7 @@ from firm import __version__
 from firm.config import CriticConfig
 from firm.config.loading import load_config
 from firm.critics.local import load_model
+from firm.records import Check, Verdict
 from firm.shapes.models import WEIGHTS, build_critic
 from firm.storage.artifacts import Output
 from firm.storage.inputs import read_ref, write_ref
@@ -121,8 +122,10 @@ def test_slim_has_what_its_steps_need(docker: str, images: dict[str, str], modul
 
 def test_the_gate_runs_in_slim(docker: str, images: dict[str, str], data: Path) -> None:
     out = Output.open(str(data / "bench"))
-    verdict = {"trusted": True, "checks": [{"message": "mae 0.1 <= 0.7", "passed": True}]}
-    (out.folder / "verdict.json").write_text(json.dumps(verdict))
+    passed = Check(
+        metric="mae", dimension="quality", source=None, value=0.1, bound="at most 0.7", passed=True, message=""
+    )
+    (out.folder / "verdict.json").write_text(Verdict(trusted=True, checks=[passed]).model_dump_json())
     ref = out.commit("bench", "key", {}, {}, ["verdict.json"])
     write_ref(ref.model_copy(update={"uri": "/data/bench"}), data / "agreement")
     config = load_config("gen-shapes", ["store=/data"]).model_dump(mode="json", exclude_none=True)
