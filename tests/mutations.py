@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
+AUDITED = "tests/training/test_rl_learns.py::test_the_average_is_audited_and_kept"
 RL = ("tests/unit/rl", "tests/property/test_nft.py")
-LEARNS = (*RL, "tests/training/test_rl_learns.py")
+TRAINER = (*RL, "tests/training/test_rl_learns.py::test_the_old_policy_follows_after_the_epoch", AUDITED)
+PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one",)
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py")
 CURATION = ("tests/unit/curation", "tests/property/test_balance.py")
@@ -35,24 +37,24 @@ class Fault(NamedTuple):
 
 FAULTS = [
     # DiffusionNFT
-    Fault("firm/rl/update.py", "sigmas[:, j], noise[:, j]", "sigmas[:, 0], noise[:, 0]", LEARNS),
-    Fault("firm/rl/update.py", 'policy.using("reference")', 'policy.using("old")', LEARNS),
-    Fault("firm/rl/update.py", 'with policy.using("old")', 'with policy.using("policy")', LEARNS),
-    Fault("firm/rl/update.py", '"update", epoch, inner, index', '"update", epoch, index', LEARNS),
-    Fault("firm/rl/update.py", '"update", epoch, inner, index', '"update", inner, index', LEARNS),
-    Fault("firm/rl/update.py", 'update_average("ema", ema_decay', 'update_average("old", ema_decay', LEARNS),
-    Fault("firm/rl/update.py", "count * sigmas.shape[1]", "count", LEARNS),
-    Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", LEARNS),
-    Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', LEARNS),
-    Fault("firm/rl/rollout.py", 'policy.using("old")', 'policy.using("policy")', LEARNS),
-    Fault("firm/rl/train.py", 'self.sets.copy("ema", "best")', 'self.sets.copy("old", "best")', LEARNS),
+    Fault("firm/rl/update.py", "sigmas[:, j], noise[:, j]", "sigmas[:, 0], noise[:, 0]", RL),
+    Fault("firm/rl/update.py", 'policy.using("reference")', 'policy.using("old")', RL),
+    Fault("firm/rl/update.py", 'with policy.using("old")', 'with policy.using("policy")', RL),
+    Fault("firm/rl/update.py", '"update", epoch, inner, index', '"update", epoch, index', RL),
+    Fault("firm/rl/update.py", '"update", epoch, inner, index', '"update", inner, index', RL),
+    Fault("firm/rl/update.py", 'update_average("ema", ema_decay', 'update_average("old", ema_decay', RL),
+    Fault("firm/rl/update.py", "count * sigmas.shape[1]", "count", RL),
+    Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", PROCESSES),
+    Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', RL),
+    Fault("firm/rl/rollout.py", 'policy.using("old")', 'policy.using("policy")', RL),
+    Fault("firm/rl/train.py", 'self.sets.copy("ema", "best")', 'self.sets.copy("old", "best")', TRAINER),
     Fault(
         "firm/rl/train.py",
         'self.sets.update_average("old", old_decay',
         'self.sets.update_average("ema", old_decay',
-        LEARNS,
+        TRAINER,
     ),
-    Fault("firm/rl/auditor.py", 'using("ema")', 'using("policy")', LEARNS),
+    Fault("firm/rl/auditor.py", 'using("ema")', 'using("policy")', TRAINER),
     Fault("firm/rl/audit.py", "a.auditor < top.auditor", "a.auditor > top.auditor", RL),
     Fault("firm/rl/audit.py", "a.reward >= top.reward", "a.reward <= top.reward", RL),
     Fault(
@@ -73,7 +75,7 @@ FAULTS = [
     Fault("firm/rl/nft.py", "min(0.001 * step, 0.5)", "min(0.01 * step, 0.5)", RL),
     Fault("firm/rl/nft.py", "(1 + step) / (10 + step)", "(10 + step) / (11 + step)", RL),
     # policies
-    Fault("firm/policies/parameters.py", "current, 1 - decay)", "current, decay)", (*POLICIES, *LEARNS)),
+    Fault("firm/policies/parameters.py", "current, 1 - decay)", "current, decay)", (*POLICIES, *RL)),
     Fault("firm/policies/sd3.py", "sigma * 1000", "sigma * 999", POLICIES),
     Fault("firm/policies/sd3.py", " + vae.config.shift_factor", "", POLICIES),
     Fault("firm/policies/sd3.py", '"lora_alpha": lora.lora_alpha', '"lora_alpha": lora.r', POLICIES),

@@ -131,6 +131,23 @@ def test_the_old_policy_follows_after_the_epoch() -> None:
         torch.testing.assert_close(found, 0.002 * a + 0.998 * b)  # two steps: decay 0.002
 
 
+def test_the_average_is_audited_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = make(settings(group_size=3, max_epochs=1))
+    trainer.run_epoch()
+    with torch.no_grad():  # the three differ
+        for name, factor in (("ema", 1.01), ("old", 0.99)):
+            for tensor in trainer.sets.sets[name]:
+                tensor.mul_(factor)
+    used: list[str] = []
+    using = trainer.policy.using
+    monkeypatch.setattr(trainer.policy, "using", lambda name: used.append(name) or using(name))
+    trainer.check()
+    assert used == ["ema"]
+    sets = trainer.sets.sets
+    assert all(torch.equal(a, b) for a, b in zip(sets["best"], sets["ema"], strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(sets["best"], sets["old"], strict=True))
+
+
 # ---- processes
 
 

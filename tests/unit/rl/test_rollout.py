@@ -118,3 +118,9 @@ def test_rewards_need_every_dimension_of_the_formula_and_no_other() -> None:
     assert not mask.any() and not rewards.isnan().any()
     hard = RewardConfig(formula="base_only", base="instruction_following", soft=False)
     assert rewards_of([{"instruction_following": Judgement(score=5, distribution=(0.4, 0, 0, 0, 0.6))}], hard)[0] == 1
+
+
+def test_every_epoch_has_noise_of_its_own(policy: Policy) -> None:
+    one = settings(prompts_per_epoch=1)
+    first, second = (sample_groups(policy, PROMPTS[:1], one, 5, epoch, ALONE).generated.latents for epoch in (0, 1))
+    assert not torch.allclose(first, second)

@@ -1,6 +1,7 @@
 """The update: equivalent ways of splitting it give the same step, and nothing is computed in vain."""
 
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from firm.config import LoraConfig, RLConfig
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.records import Prompt
+from firm.rl.nft import add_noise, nft_loss, optimality
 from firm.rl.rollout import Rollout
 from firm.rl.update import Updater
 
@@ -196,3 +198,52 @@ def test_gradient_checkpointing_changes_nothing_but_memory(make: Make) -> None:
     plain, saving = make(), make()
     saving.policy.family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
     close(gradients(saving, rolled(saving.policy)), gradients(plain, rolled(plain.policy)), 1e-7)
+
+
+def expected_loss(updater: Updater, rollout: Rollout) -> tuple[float, float]:
+    """Policy loss and KL of the first step, by hand: the mean over samples and timesteps, each with its own draw."""
+    rl, policy = updater.rl, updater.policy
+    sigmas, noise = updater._draw(rollout, torch.arange(N), 0, 0)
+    conditions = rollout.conditions.select(rollout.rows)
+    r = optimality(rollout.advantage, rl.adv_clip_max, rl.adv_mode)
+    losses = []
+    for sigma, e in zip(sigmas.unbind(1), noise.unbind(1), strict=True):
+        x_t = add_noise(rollout.latents, e, sigma)
+        velocities = []
+        for name in ("policy", "old", "reference"):
+            with policy.using(name), torch.no_grad():
+                velocities.append(policy.velocity(x_t, sigma, conditions))
+        loss = nft_loss(
+            rollout.latents, x_t, sigma, *velocities, r, beta=rl.beta, adv_clip_max=rl.adv_clip_max, kl_weight=0.5
+        )
+        losses.append((loss.policy.mean().item(), loss.kl.mean().item()))
+    policy_losses, kls = zip(*losses, strict=True)
+    return fmean(policy_losses), fmean(kls)
+
+
+@pytest.mark.parametrize("batch_size", [N, 4])
+def test_the_loss_is_the_mean_over_samples_and_timesteps_of_their_own_draws(make: Make, batch_size: int) -> None:
+    updater = make(kl_weight=0.5, batch_size=batch_size)
+    with torch.no_grad():  # old and reference differ from each other, too
+        for tensor in updater.sets.sets["reference"]:
+            tensor.mul_(1.05)
+    rollout = rolled(updater.policy)
+    loss, kl = expected_loss(updater, rollout)
+    values = updater.epoch(rollout, 0)
+    assert values["loss"] == pytest.approx(loss, rel=1e-4) and values["kl"] == pytest.approx(kl, rel=1e-4)
+
+
+def test_inner_epochs_and_epochs_draw_noise_of_their_own(make: Make) -> None:
+    updater = make()
+    rollout = rolled(updater.policy)
+    draws = [updater._draw(rollout, torch.arange(N), epoch, inner) for epoch in (0, 1) for inner in (0, 1)]
+    noises = [noise for _, noise in draws]
+    assert all(not torch.equal(a, b) for i, a in enumerate(noises) for b in noises[:i])
+
+
+def test_a_step_moves_the_average_and_leaves_the_old_policy(make: Make) -> None:
+    updater = make()
+    before = {name: [t.clone() for t in updater.sets.sets[name]] for name in ("old", "ema")}
+    updater.epoch(rolled(updater.policy), 0)
+    assert all(torch.equal(a, b) for a, b in zip(before["old"], updater.sets.sets["old"], strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(before["ema"], updater.sets.sets["ema"], strict=True))
