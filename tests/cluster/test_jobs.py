@@ -64,7 +64,7 @@ def test_a_worker_that_crashes_is_quoted(attempt: Any) -> None:
 
 
 def test_a_worker_out_of_memory_is_told(attempt: Any) -> None:
-    error, _ = attempt(memory="80Mi", shm="16Mi", backoff_limit=0)
+    error, _ = attempt(memory="80Mi", shm="16Mi", backoff_limit=2)
     assert "ran out of memory" in str(error) and "launch.memory" in error.fix, str(error)
 
 

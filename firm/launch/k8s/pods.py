@@ -76,11 +76,6 @@ def termination_reason(pod: client.V1Pod) -> str:
     return ""
 
 
-def restarted(pods: Sequence[client.V1Pod]) -> bool:
-    """Whether a container has ended badly."""
-    return any(termination_reason(pod) for pod in pods)
-
-
 class LogFollower:
     """Prints a pod's log as it grows, through restarts, replacement of the pod and lost connections."""
 

@@ -20,7 +20,7 @@ from firm.launch.job import TERMINATED, TrainingJob, worker_error
 from firm.launch.k8s.cluster import Cluster
 from firm.launch.k8s.manifest import job_name, manifest, owner_references
 from firm.launch.k8s.names import CONFIG_MAP, SPEC
-from firm.launch.k8s.pods import LogFollower, restarted, start_problem, termination_reason
+from firm.launch.k8s.pods import LogFollower, start_problem, termination_reason
 from firm.progress import log_line
 from firm.records import UserError
 
@@ -116,6 +116,9 @@ def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bo
         UserError: It failed, or will not start.
     """
     logged = ""
+    ended: dict[
+        str, Any
+    ] = {}  # pods whose container ended badly, since the operator may delete them when the job fails
     while True:
         job = cluster.job(name)
         if job is None:
@@ -126,10 +129,11 @@ def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bo
         if logged == "Succeeded":
             return True
         pods = cluster.pods(name)
+        ended |= {pod.metadata.name: pod for pod in pods if termination_reason(pod)}
         if logged == "Failed":
-            raise failure(cluster, job, pods)
+            raise failure(cluster, job, list(ended.values()))
         problem = start_problem(pods, config.pending_s, datetime.now(UTC))
-        if problem is None and restarted(pods):
+        if problem is None and ended:
             problem = worker_error(uri)  # a worker that reported an error would fail the same way again
         if problem is not None:
             cluster.delete_job(name)

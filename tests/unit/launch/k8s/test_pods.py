@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from kubernetes import client
 
+from firm.config import PyTorchJobLaunch
+from firm.launch.k8s import pytorchjob
 from firm.launch.k8s.pods import start_problem, termination_reason
 from firm.launch.k8s.pytorchjob import phase
+from firm.records import UserError
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 DESERIALIZE = client.ApiClient()
@@ -110,3 +113,32 @@ def test_the_phase_of_a_job(conditions: list[tuple[str, str]], expected: str) ->
 
 def test_a_job_without_status_has_no_phase() -> None:
     assert phase({}) == "" and phase({"status": {}}) == ""
+
+
+class Deleting:
+    """A cluster whose operator deletes the pod of a job in the moment in which the job fails."""
+
+    namespace = "team"
+
+    def __init__(self) -> None:
+        ended = {"terminated": {"exitCode": 137, "reason": "OOMKilled"}}
+        killed = pod(1, "Running", containerStatuses=container({"waiting": {"reason": "CrashLoopBackOff"}}, ended))
+        self.looks = [("Running", [pod(1, "Running")]), ("Running", [killed]), ("Failed", [])]
+
+    def job(self, name: str) -> dict[str, Any]:
+        conditions = [{"type": self.looks[0][0], "status": "True", "message": "the backoff limit"}]
+        return {"metadata": {"name": name}, "status": {"conditions": conditions}}
+
+    def pods(self, name: str) -> list[client.V1Pod]:
+        return self.looks.pop(0)[1]
+
+    def last_lines(self, pod: str) -> str:
+        return ""
+
+
+def test_a_pod_that_is_deleted_when_its_job_fails_is_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setattr(pytorchjob, "POLL_S", 0)
+    monkeypatch.setattr(pytorchjob, "start_problem", lambda *_: None)
+    with pytest.raises(UserError, match=r"job-master-0 ran out of memory \(OOMKilled\)") as caught:
+        pytorchjob._wait(Deleting(), "job", str(tmp_path), PyTorchJobLaunch())  # type: ignore[arg-type]
+    assert "raise launch.memory" in caught.value.fix
