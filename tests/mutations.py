@@ -97,7 +97,7 @@ FAULTS = [
     Fault("firm/critics/local.py", "return rows[0][:length], ids", "return rows[0][:length], ids[::-1]", CRITICS),
     Fault("firm/critics/local.py", "at_least[1:]", "at_least[:-1]", CRITICS),
     Fault("firm/critics/answers.py", "for position in reversed(digits)", "for position in digits", CRITICS),
-    Fault("firm/critics/answers.py", "_FINAL_RATING if truncated else _RATING", "_RATING", CRITICS),
+    Fault("firm/critics/answers.py", "_RATING_LINE if truncated else _RATING", "_RATING", CRITICS),
     Fault(
         "firm/critics/answers.py",
         '    if truncated:\n        return Invalid(reason="truncated", detail=_excerpt(text))\n    text',

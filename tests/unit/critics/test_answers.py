@@ -119,10 +119,34 @@ def test_reasons(text: str, answer: str, truncated: bool, reason: str) -> None:
         ("Score: 1\nScore: 2\nThen the square, which", None),
         ("<think>\\boxed{1} or", None),
         ("<think>no</think>\nIt is red. \\boxed{5}", 5),
+        ("A poor image would get \\boxed{1}, while this one", None),
+        ("Final Alignment Rating: 2\nAnd yet \\boxed{4} would be", None),
+        ("Final Alignment Rating: 1 is for images that", None),
+        ("By the scale, Final Alignment Rating: 1\n\\box", None),
+        ("**Final Alignment Rating:** 4\n**\\boxed{4}**\nLet me add that", 4),
     ],
 )
 def test_a_truncated_answer_is_read_where_its_verdict_stands_complete(text: str, score: int | None) -> None:
     outcome = parse_answer(text, "boxed", truncated=True)
+    if score is None:
+        assert isinstance(outcome, Invalid) and outcome.reason == "truncated"
+    else:
+        assert isinstance(outcome, Judgement) and outcome.score == score
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
+        ('{"reasoning": "red", "score": [4]} and', 4),
+        ('```json\n{"reasoning": "red", "score": [4]}\n```\nLet me', 4),
+        ('The verdict is {"score": 4}', 4),
+        ('A poor image would get {"score": 1}, while this', None),
+        ('{"reasoning": "red", "parts": {"score": 1}, "sco', None),
+        ('{"score": 2}\nOn second thoughts {"score": 4} would', None),
+    ],
+)
+def test_a_truncated_object_is_read_where_it_is_the_verdict(text: str, score: int | None) -> None:
+    outcome = parse_answer(text, "json", truncated=True)
     if score is None:
         assert isinstance(outcome, Invalid) and outcome.reason == "truncated"
     else:
