@@ -81,7 +81,7 @@ def _make_room(section: dict[str, Any], key: str, value: Any) -> None:
     """Remove keys of a section that contradict a new value of another of its keys."""
     if key == "kind" and section.get("kind", value) != value:
         section.clear()
-    for other in _ALTERNATIVES.get(key, ()):
+    for other in _ALTERNATIVES.get(key, ()) if value is not None else ():
         section.pop(other, None)
 
 

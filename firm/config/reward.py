@@ -35,7 +35,7 @@ class RewardConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_what_is_named(cls, data: Any) -> Any:
-        return {**NAMED.get(data.get("formula", "qma"), {}), **data} if isinstance(data, dict) else data
+        return {**NAMED.get(str(data.get("formula", "qma")), {}), **data} if isinstance(data, dict) else data
 
     @model_validator(mode="after")
     def _dimensions_are_those_named(self) -> RewardConfig:

@@ -94,6 +94,7 @@ def test_unknown_key_is_refused_with_its_path(plain: dict[str, Any], key: str) -
         ("reward.weights", [0.4, 0.7]),
         ("reward.weights", [0.4, 0.3, 0.3]),
         ("reward.bonuses", []),
+        ("reward.formula", ["qma"]),
         ("reward", {"formula": "cme", "base": "instruction_following", "bonuses": ["quality"]}),
         ("rl.group_size", 1),
         ("rl.timestep_fraction", 1.5),
@@ -206,6 +207,7 @@ def test_one_source_of_prompts_takes_the_place_of_the_other(file: Path, tmp_path
     for config in (load_config(str(child)), load_config(str(base), [f"prompts.{key}=mine"])):
         prompts = config.prompts.model_dump()
         assert (prompts[key], prompts[other], prompts["limit"]) == ("mine", None, 9)
+    assert load_config(str(base), [f"prompts.{key}=null"]) == load_config(str(base)), "nothing takes no place"
     child.write_text(yaml.safe_dump({"base": str(base), "prompts": {key: "mine", other: "too"}}))
     assert "either path or function" in str(mistake(child))
 
