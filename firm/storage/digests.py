@@ -1,7 +1,8 @@
 """Content hashes of the files and folders that people name, remembered for as long as these do not change.
 
 A file's hash is looked up by its path, size and time of change, so that the weights of a large model are read once and
-not once a stage. The memory is a file in the temporary folder; without it everything is hashed again.
+not once a stage. It is the inode's time, which no copy with its times kept can set back as it can that of the content.
+The memory is a file in the temporary folder; without it everything is hashed again.
 """
 
 from __future__ import annotations
@@ -73,11 +74,11 @@ def _hashes(paths: Iterable[Path]) -> list[str]:
         except OSError as error:
             raise disk_error(error, path) from error
         size, changed, digest = known.get(str(path.absolute()), [-1, -1, ""])
-        if (size, changed) == (status.st_size, status.st_mtime_ns):
+        if (size, changed) == (status.st_size, status.st_ctime_ns):
             return str(digest)
         digest = sha256_file(path)
-        if time.time() - status.st_mtime > SETTLED_S:
-            fresh[str(path.absolute())] = [status.st_size, status.st_mtime_ns, digest]
+        if time.time() - status.st_ctime > SETTLED_S:
+            fresh[str(path.absolute())] = [status.st_size, status.st_ctime_ns, digest]
         return digest
 
     found = parallel(hash_of, list(paths))

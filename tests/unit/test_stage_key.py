@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for path in (p for p in tmp_path.rglob("*") if p.is_file()):
         os.utime(path, (OLD, OLD))
     return tmp_path
+
+
+@pytest.fixture
+def later() -> Iterator[pytest.MonkeyPatch]:
+    """An hour after the files were written, so that they are as good as certain not to change again unnoticed."""
+    with pytest.MonkeyPatch.context() as clock:
+        now = time.time
+        clock.setattr(time, "time", lambda: now() + 3600)
+        yield clock
 
 
 @pytest.fixture
@@ -133,7 +144,9 @@ def test_an_edited_rubric_is_another(config: RunConfig, monkeypatch: pytest.Monk
     assert changed == {"curation", "critic", "critic.rubrics", "auditor"}
 
 
-def test_what_has_not_changed_is_not_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_has_not_changed_is_not_read_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, later: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
     from firm.storage import digests
 
@@ -142,13 +155,26 @@ def test_what_has_not_changed_is_not_read_again(folder: Path, monkeypatch: pytes
     first = content_hash(folder / "policy")
     assert content_hash(folder / "policy") == first and len(read) == 1
     weights = folder / "policy" / "weights" / "model.safetensors"
+    later.undo()
     weights.write_bytes(b"\1" * 100)  # now: it may change again within the tick of the clock, and is not remembered
     second = content_hash(folder / "policy")
     assert second != first and len(read) == 2
     assert content_hash(folder / "policy") == second and len(read) == 3
 
 
-def test_a_damaged_memory_is_no_memory(folder: Path) -> None:
+def test_another_content_of_equal_size_and_time_counts(folder: Path, later: pytest.MonkeyPatch) -> None:
+    """As of two models unpacked from archives that give every file the same time."""
+    weights = folder / "policy" / "weights" / "model.safetensors"
+    first = content_hash(folder / "policy")
+    before = weights.stat()
+    while weights.stat().st_ctime_ns == before.st_ctime_ns:  # within a tick of the clock
+        weights.write_bytes(b"\1" * 100)
+        os.utime(weights, (OLD, OLD))
+    assert (weights.stat().st_size, weights.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert content_hash(folder / "policy") != first
+
+
+def test_a_damaged_memory_is_no_memory(folder: Path, later: pytest.MonkeyPatch) -> None:
     first = content_hash(folder / "policy")
     [memory] = (folder / "memory").rglob("digests.json")
     memory.write_text("{")
