@@ -35,8 +35,11 @@ class Updater:
         self.steps = 0
         self._grid = policy.sigmas(rl.num_inference_steps)[:-1].cpu()
 
-    def epoch(self, rollout: Rollout, epoch: int) -> dict[str, float]:
-        """Run ``inner_epochs x optimizer_steps`` steps; returns means over the epoch of the loss and its parts."""
+    def epoch(self, rollout: Rollout, epoch: int) -> dict[str, float | None]:
+        """Run ``inner_epochs x optimizer_steps`` steps; returns means over them of the loss and its parts.
+
+        A step for which no sample may train is left out; all means are None where that is every one.
+        """
         totals = dict.fromkeys((*SUMS, "grad_norm"), 0.0)
         parts = 0
         for inner in range(self.rl.inner_epochs):
@@ -44,7 +47,7 @@ class Updater:
                 values = self._step(rollout, chosen, count, epoch, inner)
                 totals = {name: totals[name] + values[name] for name in totals}
                 parts += 1
-        return {name: total / max(parts, 1) for name, total in totals.items()}
+        return {name: total / parts if parts else None for name, total in totals.items()}
 
     def _parts(self, rollout: Rollout, epoch: int, inner: int) -> Iterator[tuple[Tensor, int]]:
         """For each optimizer step: this rank's trained samples and how many samples all ranks train in it."""
