@@ -48,29 +48,36 @@ class HeldOut:
         ]
 
     def summary(self, samples: Sequence[Sample]) -> Summary:
-        """Mean scores before and after RL (and of the guided base) and their paired differences, with intervals."""
+        """Mean scores before and after RL (and of the guided base) and their paired differences, with intervals.
+
+        The table ``invalid`` counts the failed judgements of every judge, also of one that gave no valid pair.
+        """
         by = {which: [s for s in samples if s.policy == which] for which in get_args(SampledPolicy)}
         by = {which: mine for which, mine in by.items() if mine}
         rows = []
+        failed = []
         metrics = {}
         prompts = [s.prompt for s in by["base"]]
         for judge, dimension in self._judged():
             scores = {w: soft_scores([_assessment(s, judge) for s in by[w]], dimension) for w in by}
+            where = {"judge": judge, "dimension": dimension}
+            failed += [{**where, "policy": w, "invalid": s.count(None), "of": len(s)} for w, s in scores.items()]
             pairs = zip(scores["base"], scores["final"], strict=True)
             gains = [None if b is None or f is None else f - b for b, f in pairs]
             if not any(gain is not None for gain in gains):
                 continue
-            columns = {**scores, "gain": gains}
-            for name, column in columns.items():
+            for name, column in {**scores, "gain": gains}.items():
                 valid = [(value, prompt) for value, prompt in zip(column, prompts, strict=True) if value is not None]
+                if not valid:  # of the guided base
+                    continue
                 mean, low, high = self._interval(valid)
                 metrics[f"{judge}_{dimension}_{name}"] = mean
-                row = {"judge": judge, "dimension": dimension, "policy": name, "mean": mean, "low": low, "high": high}
-                rows.append({**row, "n": len(valid), "invalid": len(column) - len(valid)})
-            for which in by:
-                full = [x >= 4.5 for x in scores[which] if x is not None]
-                metrics[f"{judge}_{dimension}_full_marks_{which}"] = sum(full) / len(full)
-        return Summary(stage="evaluate", metrics=metrics, tables={"scores": rows})
+                row = {**where, "policy": name, "mean": mean, "low": low, "high": high}
+                rows.append({**row, "n": len(valid), "invalid": column.count(None)})
+                if name in by:
+                    full = sum(value >= 4.5 for value, _ in valid)
+                    metrics[f"{judge}_{dimension}_full_marks_{name}"] = full / len(valid)
+        return Summary(stage="evaluate", metrics=metrics, tables={"scores": rows, "invalid": failed})
 
     def _interval(self, valid: Sequence[tuple[float, Prompt]]) -> tuple[float, float, float]:
         """Mean and 95% interval, clustered by prompt: images of one prompt are no independent witnesses."""

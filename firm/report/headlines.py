@@ -30,16 +30,11 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def audited_dimension(config: RunConfig) -> str:
-    """The dimension by which the auditor measures RL's gain: the reward's base where the auditor judges it."""
-    return config.reward.base if config.reward.base in config.auditor.rubrics else next(iter(config.auditor.rubrics))
-
-
 def headlines(config: RunConfig, summaries: Mapping[str, Summary]) -> list[Headline]:
     """Whether the critic is trusted, what RL gained, and whether it went too far."""
     return [
         _trust(config, summaries["bench"]),
-        _gain(audited_dimension(config), summaries["samples"]),
+        _gain(config.reward.base, summaries["samples"]),
         _stop(summaries["policy"]),
     ]
 
@@ -58,7 +53,7 @@ def _trust(config: RunConfig, bench: Summary) -> Headline:
     score = metrics[f"{base}_constant_score"]
     text = (
         f"On {n:,.0f} test examples, from prompts that it was not trained on, its scores for "
-        f"{words(base)} are off by {mae:.2f} points on average, on a scale from 1 to 5. "
+        f"{words(base)} are off the teacher's by {mae:.2f} points on average, on a scale from 1 to 5. "
         f"Always answering {score:.0f} would be off by {constant:.2f}."
     )
     better = mae < constant

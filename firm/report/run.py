@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from firm.config import RunConfig
 from firm.records import Stage, Summary, UserError
 from firm.report import figures
-from firm.report.headlines import audited_dimension, headlines, number, signed, words
+from firm.report.headlines import headlines, number, signed, words
 from firm.report.lineage import trace
 from firm.report.pairs import choose, pictures
 from firm.storage.artifacts import TIMING, Output
@@ -47,7 +47,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     """
     summaries = {name: _summary(inputs[name]) for name in ARTIFACTS}
     lineage = trace({name: inputs[name] for name in ARTIFACTS})
-    pairs = choose(inputs["samples"] / "samples", audited_dimension(config), NUM_PAIRS)
+    pairs = choose(inputs["samples"] / "samples", config.reward.base, NUM_PAIRS)
     data = _data(config, summaries, pairs, lineage)
     with atomic_write(out.folder / DATA) as file:
         file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
@@ -90,7 +90,7 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
     return {
         "run": config.name,
         "headlines": headlines(config, summaries),
-        "audited": audited_dimension(config),
+        "audited": config.reward.base,
         "auditor_is_teacher": config.auditor.judge == config.curation.evaluator,
         "reward": config.reward.model_dump(mode="json"),
         "scores": _ordered(evaluation, "scores", config),
@@ -137,10 +137,8 @@ def _invalid(summaries: Mapping[str, Summary]) -> Rows:
     rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
     audits = rl.tables.get("audits", [])
     rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))
-    for r in evaluation.tables.get("scores", []):
-        if r["policy"] != "gain":
-            what = f"{r['judge']}, {r['dimension']}, {r['policy']} policy"
-            rows.append(_failed("evaluate", what, r["invalid"], r["n"] + r["invalid"]))
+    for r in evaluation.tables.get("invalid", []):
+        rows.append(_failed("evaluate", f"{r['judge']}, {r['dimension']}, {r['policy']} policy", r["invalid"], r["of"]))
     return rows
 
 
@@ -206,12 +204,12 @@ def _duration(seconds: float | None) -> str:
 def _own_summary(config: RunConfig, data: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Summary:
     """The headlines and their numbers."""
     bench, rl, evaluation = (summaries[name].metrics for name in ("bench", "policy", "samples"))
-    dimension = audited_dimension(config)
+    base = config.reward.base
     candidates = {
         "trusted": bench.get("trusted"),
-        "critic_mae": bench.get(f"{config.reward.base}_mae"),
-        "constant_mae": bench.get(f"{config.reward.base}_constant_mae"),
-        **{f"auditor_{which}": evaluation.get(f"auditor_{dimension}_{which}") for which in ("base", "final", "gain")},
+        "critic_mae": bench.get(f"{base}_mae"),
+        "constant_mae": bench.get(f"{base}_constant_mae"),
+        **{f"auditor_{which}": evaluation.get(f"auditor_{base}_{which}") for which in ("base", "final", "gain")},
         "stopped_by_auditor": rl["stopped_by_auditor"],
         "kept_epoch": rl["kept_epoch"],
         "invalid_judgements": float(sum(row["count"] for row in data["invalid"])),

@@ -127,6 +127,9 @@ def test_a_judge_without_a_valid_pair_has_no_numbers(base: list[Score], final: l
     ]
     summary = suite().summary(both)
     assert {row["judge"] for row in summary.tables["scores"]} == {"auditor"}
+    mine = [r for r in summary.tables["invalid"] if (r["judge"], r["dimension"]) == ("critic", DIMENSION)]
+    failed = {r["policy"]: r["invalid"] for r in mine}
+    assert failed == {"base": base.count(None), "final": final.count(None)}, "what failed is counted all the same"
     assert summary.metrics and all(name.startswith("auditor_") for name in summary.metrics)
 
 
@@ -169,6 +172,16 @@ def test_the_base_with_guidance_is_a_column_of_its_own() -> None:
     found = rows(suite().summary([*plain, *guided]))
     assert list(found) == ["base", "final", "guided", "gain"]
     assert (found["guided"]["mean"], found["gain"]["mean"]) == (4.5, 2.0)
+
+
+def test_a_guided_base_without_a_judgement_has_no_row() -> None:
+    plain = samples("auditor", [1, 2], [3, 4])
+    guided = [s.model_copy(update={"policy": "guided"}) for s in samples("auditor", [None, None], [])]
+    summary = suite().summary([*plain, *guided])
+    assert list(rows(summary)) == ["base", "final", "gain"] and rows(summary)["gain"]["mean"] == 2.0
+    assert f"auditor_{DIMENSION}_full_marks_guided" not in summary.metrics
+    where = {"judge": "auditor", "dimension": DIMENSION, "policy": "guided"}
+    assert {**where, "invalid": 2, "of": 2} in summary.tables["invalid"]
 
 
 def test_intervals_are_clustered_by_prompt() -> None:

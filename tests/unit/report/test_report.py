@@ -98,7 +98,9 @@ def scores(gain: float = 0.48, low: float = 0.38, high: float = 0.58) -> Summary
             row = {"judge": judge, "dimension": d, "policy": policy, "mean": mean, "low": a, "high": b}
             rows.append({**row, "n": 29, "invalid": 1})
     metrics = {f"auditor_{DIMENSIONS[0]}_{row['policy']}": row["mean"] for row in rows[-3:]}
-    return Summary(stage="evaluate", metrics=metrics, tables={"scores": rows})
+    failed = [{k: r[k] for k in ("judge", "dimension", "policy")} | {"invalid": 1, "of": 30} for r in rows]
+    tables = {"scores": rows, "invalid": [r for r in failed if r["policy"] != "gain"]}
+    return Summary(stage="evaluate", metrics=metrics, tables=tables)
 
 
 def judged(value: int | None) -> Assessment:
