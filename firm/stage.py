@@ -100,7 +100,7 @@ def _execute(name: str, config: RunConfig, inputs: Mapping[str, str], output: Pa
     """Make or find the artifact; returns its local folder and "finished" or "reused"."""
     module: Run = importlib.import_module(f"firm.{name}.run")
     stage = module.STAGE
-    launches = module.STAGE.worker is not None
+    launches = stage.worker is not None
     refs = {source: read_ref(Path(path)) for source, path in inputs.items()}
     key = stage_key(stage, config, refs)
     if "KFP_POD_NAME" in os.environ and "://" not in config.store:

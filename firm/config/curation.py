@@ -76,9 +76,7 @@ class CurationConfig(Section):
     attempts: PositiveInt = 3  # tries for an answer that does not parse
     shard_size: PositiveInt = 1024
     batch_size: PositiveInt = 128
-    test_share: Share = (
-        0.1  # of each source, on held-out prompts; files follow the split of their prompts (prompts.test_share)
-    )
+    test_share: Share = 0.1  # of each source, on held-out prompts; files follow prompts.test_share
     oversample: Positive = 1.0  # a scarce score may be repeated up to this factor in the training data
 
     @model_validator(mode="after")

@@ -116,9 +116,7 @@ def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bo
         UserError: It failed, or will not start.
     """
     logged = ""
-    ended: dict[
-        str, Any
-    ] = {}  # pods whose container ended badly, since the operator may delete them when the job fails
+    ended: dict[str, Any] = {}  # pods whose container ended badly: the operator may delete them when the job fails
     while True:
         job = cluster.job(name)
         if job is None:
