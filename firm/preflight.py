@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from firm.chat.client import open_chat
 from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSource, PolicyConfig, PythonChat, RunConfig
+from firm.config.loading import of_round
 from firm.critics.rubrics import check_rubrics
 from firm.locate import kind_of_model, load_object
 from firm.prompts import Splits, load_prompts
@@ -16,12 +17,17 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: With exit code 2, naming the key.
     """
+    for number in range(1, min(config.rounds, 2) + 1):  # all further rounds have the same configuration
+        _check_round(of_round(config, number), number)
+
+
+def _check_round(config: RunConfig, number: int) -> None:
     for split in SPLITS:
         load_prompts(config.prompts, split)
     _check_policy(config.policy, "policy")
     if config.critic.kind == "trained":
         kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
-    _check_sources(config)
+    _check_sources(config, number)
     for key, section in config.walk(""):
         if isinstance(section, EndpointChat):
             open_chat(section)
@@ -40,13 +46,16 @@ def _check_names(config: RunConfig) -> None:
     find_suite(config.evaluate.suite)
 
 
-def _check_sources(config: RunConfig) -> None:
-    from firm.curation.sources import Files, count, no_candidates  # imports torch
+def _check_sources(config: RunConfig, number: int) -> None:
+    from firm.curation.sources import Files, count, no_candidates, no_kept_policy  # imports torch
 
     for i, source in enumerate(config.curation.sources):
         key = f"curation.sources.{i}"
         if isinstance(source, GeneratedSource):
-            _check_policy(source.policy, f"{key}.policy")
+            if source.policy != "kept":
+                _check_policy(source.policy, f"{key}.policy")
+            elif number == 1:
+                raise no_kept_policy(f"{key}.policy")
         elif isinstance(source, FunctionSource):
             load_object(source.function, f"{key}.function")
         elif isinstance(source, FilesSource):

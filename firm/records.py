@@ -252,12 +252,14 @@ class Stage(Record):
         sections: Keys of the configuration; ``critic.rubrics`` is a part of a section.
         reads: Input -> start of the paths that it reads, where that is not all of them.
         worker: Module that torchrun starts, of a stage that launches a job.
+        compares: Whether it is the same in all rounds, same seeds included, so that these can be compared.
     """
 
     name: str
     sections: tuple[str, ...]
     reads: dict[str, str] = {}
     worker: str | None = None
+    compares: bool = False
 
 
 # ---- artifacts --------------------------------------------------------------------------------------------------

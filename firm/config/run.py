@@ -24,6 +24,8 @@ from firm.config.sft import SFTConfig
 StageName = Literal["curation", "sft", "bench", "gate", "rl", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """All stages, left to right: each a package of firm and a component of the pipeline."""
+ChangingSection = Literal["curation", "sft", "bench", "rl"]
+"""Sections that a further round may change; with the others alike, rounds can be compared."""
 
 
 class RunConfig(Section):
@@ -43,6 +45,8 @@ class RunConfig(Section):
     auditor: AuditorConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     launch: LaunchConfig = LocalLaunch()
+    rounds: int = Field(default=1, ge=1, le=9)  # how often the stages run, each time from the last policy and critic
+    further_rounds: dict[ChangingSection, dict[str, Any]] = {}  # what is different in every round after the first
     expected_s: dict[StageName, Positive] = {}  # stage -> seconds on two cores, for the first estimate of the time left
 
     @model_validator(mode="before")

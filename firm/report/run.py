@@ -18,17 +18,18 @@ from firm.report import figures
 from firm.report.headlines import headlines, number, signed, words
 from firm.report.lineage import trace
 from firm.report.pairs import choose, pictures
+from firm.report.rounds import DATA, earlier_rounds, this_round
 from firm.storage.artifacts import TIMING, Output
 from firm.storage.files import atomic_write
 
 PAGE = "report.html"
-DATA = "data.json"
 SUMMARY = "summary.json"
 ARTIFACTS = ("data", "critic", "bench", "verdict", "policy", "samples")
 STAGE = Stage(
     name="report",
     sections=tuple(name for name in RunConfig.model_fields if name != "store"),
-    reads={name: SUMMARY for name in ARTIFACTS if name != "samples"},
+    reads={name: SUMMARY for name in ARTIFACTS if name != "samples"} | {"last_report": DATA},
+    compares=True,
 )
 NUM_PAIRS = 12
 Rows = list[dict[str, Any]]
@@ -39,16 +40,18 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
     Args:
         config: The run.
-        inputs: Folders of the artifacts named in `ARTIFACTS`.
+        inputs: Folders of the artifacts named in `ARTIFACTS`, and of the last round's ``last_report``, if any.
         out: Where ``report.html`` and ``data.json`` go.
 
     Raises:
         UserError: An artifact is not complete, or was not made from the others.
     """
     summaries = {name: _summary(inputs[name]) for name in ARTIFACTS}
-    lineage = trace({name: inputs[name] for name in ARTIFACTS})
+    last = inputs.get("last_report")
+    lineage = trace({name: inputs[name] for name in ARTIFACTS}, last)
     pairs = choose(inputs["samples"] / "samples", config.reward.base, NUM_PAIRS)
     data = _data(config, summaries, pairs, lineage)
+    data["rounds"] = [*earlier_rounds(last), this_round(summaries, config, lineage)]
     with atomic_write(out.folder / DATA) as file:
         file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     page = (

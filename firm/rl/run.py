@@ -18,7 +18,10 @@ STAGE = Stage(name="rl", sections=("seed", "prompts", "policy", "critic", "rewar
 
 
 def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
-    """Train the policy with the critic in ``inputs["critic"]``; ``inputs["verdict"]`` is the gate's permission."""
+    """Train the policy with the critic in ``inputs["critic"]``; ``inputs["verdict"]`` is the gate's permission.
+
+    A further round starts from the policy in ``inputs["last_policy"]``.
+    """
     request = {"config": config.model_dump(mode="json")}
     launch(TrainingJob(config.name, "rl", WORKER, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / "metrics.jsonl")

@@ -33,14 +33,14 @@ AUDITS = "audits.jsonl"
 class RLTrainer:
     """All state of RL that a resume needs, and one epoch of work."""
 
-    def __init__(self, config: RunConfig, critic_folder: Path, ranks: Ranks) -> None:
-        """Load policy and critic; everything starts at the base."""
+    def __init__(self, config: RunConfig, critic_folder: Path, ranks: Ranks, start: Path | None = None) -> None:
+        """Load policy and critic; everything starts at the base, or at the trained policy in the folder ``start``."""
         rl: RLConfig = config.rl
         copies = ("old", "ema", "best", *(("reference",) if rl.kl_weight > 0 else ()))
         self.config = config
         self.ranks = ranks
         self.policy = Policy(config.policy, ranks.device)
-        self.sets = self.policy.train(rl.lora, copies, config.seed)
+        self.sets = self.policy.train(rl.lora, copies, config.seed, start)
         self.critic = load_critic(critic_folder, config.critic, ranks.device)
         self.prompts = load_prompts(config.prompts, "train")
         self.auditor = Auditor(self.policy, self.critic, self.prompts, config) if ranks.is_main else None
@@ -94,7 +94,8 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     config = RunConfig.model_validate(request["config"])
     ranks = dist.start()
     checkpoints = Checkpoints(out)
-    trainer = RLTrainer(config, inputs["critic"] / "critic", ranks)
+    start = inputs.get("last_policy")
+    trainer = RLTrainer(config, inputs["critic"] / "critic", ranks, start / "policy" if start else None)
     saved = checkpoints.last()
     if saved is not None:
         trainer.restore(*load_state(saved))

@@ -21,6 +21,7 @@ from firm.report.headlines import headlines
 from firm.report.pairs import choose, pictures
 from firm.report.run import ARTIFACTS, STAGE, _duration, run
 from firm.storage.artifacts import Output
+from firm.storage.files import sha256_file
 from firm.storage.shards import ShardWriter
 
 DIMENSIONS = ("instruction_following", "quality")
@@ -138,9 +139,10 @@ def make(
     config: RunConfig,
     changes: Mapping[str, Summary] | None = None,
     seconds: float | None = 65.0,
+    more: Mapping[str, Mapping[str, str]] | None = None,
     **links: Any,
 ) -> dict[str, Path]:
-    """Artifacts of a whole run, committed as the stages do; ``links`` replaces an artifact's inputs."""
+    """Artifacts of a whole run, committed as the stages do; ``links`` replaces an artifact's inputs, ``more`` adds."""
     gate = Summary(stage="gate", metrics={"trusted": 1.0}, notes=["spearman is 0.93, as demanded at least 0.60"])
     made = {
         "data": curation(),
@@ -159,7 +161,7 @@ def make(
         if name == "samples":
             write_samples(out.folder, GAINS)
             files.append("samples")
-        inputs = links.get(name, {source: hashes[source] for source in INPUTS[name]})
+        inputs = links.get(name, {source: hashes[source] for source in INPUTS[name]}) | dict((more or {}).get(name, {}))
         hashes[name] = out.commit(summary.stage, "key", inputs, {}, files).sha256
         if seconds is not None:
             (out.folder / "timing.json").write_text(json.dumps({"seconds": seconds}))
@@ -354,3 +356,23 @@ def test_durations(seconds: float | None, text: str) -> None:
 
 def test_the_artifacts_are_those_of_the_pipeline() -> None:
     assert set(ARTIFACTS) == set(INPUTS)
+
+
+def test_a_further_round_goes_on_from_the_last(tmp_path: Path, config: RunConfig) -> None:
+    inputs = make(tmp_path / "a", config)
+    first = Output.open(str(tmp_path / "first"))
+    run(config, inputs, first)
+    hashes = {name: sha256_file(folder / "manifest.json") for name, folder in inputs.items()}
+    first.commit("report", "key", hashes, {}, ["data.json"])
+
+    def second(policy: str) -> str:
+        """The data of a round whose RL started from a policy."""
+        last = {"critic": {"last_critic": hashes["critic"]}, "policy": {"last_policy": policy}}
+        made = make(tmp_path / policy[:4], config, {"samples": scores(0.9, 0.7, 1.1)}, more=last)
+        return report(tmp_path / f"report-{policy[:4]}", config, made | {"last_report": first.folder})[1]
+
+    rounds = json.loads(second(hashes["policy"]))["rounds"]
+    assert [row["gain"] for row in rounds] == [0.48, 0.9]
+    assert rounds[0]["lineage"] == json.loads((first.folder / "data.json").read_text())["lineage"]
+    with pytest.raises(UserError, match="policy was made from last_policy 0000.*, but the last_policy given is"):
+        second("0" * 64)
