@@ -8,7 +8,7 @@ from shared import CPU, rendered
 
 from firm import preflight
 from firm.config.loading import load_config
-from firm.curation.labeller import LABELLERS
+from firm.critics.labeller import LABELLERS
 from firm.curation.run import run as curate
 from firm.evaluate.run import run as evaluate
 from firm.evaluate.suite import SUITES

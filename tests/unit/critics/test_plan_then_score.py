@@ -12,7 +12,7 @@ from firm.config import CurationConfig, FunctionSource, JudgedDimension, PythonC
 from firm.critics.answers import parse_answer, parse_score_first
 from firm.critics.rubrics import load_rubric
 from firm.curation.examples import student_example
-from firm.curation.plan_then_score import PlanThenScore
+from firm.critics.plan_then_score import PlanThenScore
 from firm.images import encode_image
 from firm.records import Candidate, Invalid, JudgedCandidate, Judgement
 from firm.shapes import teacher
