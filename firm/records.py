@@ -196,24 +196,6 @@ SCORES_OF = {
 """Whose scores a judge is compared with, in words."""
 
 
-class Expected(Record):
-    """An example that a judge is asked to judge, without its images; ``reference`` may be a mean of several raters."""
-
-    id: str
-    dimension: str
-    prompt: Prompt
-    difficulty: str
-    source: str
-    whose: Whose
-    reference: float = Field(ge=1, le=5)
-
-
-class Prediction(Expected):
-    """A judge's outcome on one example with its reference score: one line of a prediction file."""
-
-    outcome: Outcome
-
-
 SampledPolicy = Literal["base", "final", "guided"]
 """The base and the final policy under the same settings; the base with guidance, as users sample it."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from firm import stats
 from firm.config import METRICS
@@ -21,6 +22,24 @@ from firm.records import SCORES, ConfusionMatrix, Expected, Judgement, Predictio
 PointEstimate = Literal["score", "soft_score", "median"]
 Metrics = dict[str, float | None]
 By = Literal["all", "source", "difficulty", "reference"]
+
+
+class Expected(Record):
+    """An example that a judge is asked to judge, without its images; ``reference`` may be a mean of several raters."""
+
+    id: str
+    dimension: str
+    prompt: Prompt
+    difficulty: str
+    source: str
+    whose: Whose
+    reference: float = Field(ge=1, le=5)
+
+
+class Prediction(Expected):
+    """A judge's outcome on one example with its reference score: one line of a prediction file."""
+
+    outcome: Outcome
 
 
 class Group(Record):
@@ -208,7 +227,7 @@ def _group(dimension: str, by: By, value: str, rows: Sequence[_Row], num_bootstr
     counts = np.zeros((5, 5), dtype=int)
     if valid:
         metrics |= _valid_metrics(valid, num_bootstrap, seed)
-        counts = stats.confusion([row.estimate for row in valid], [row.example.reference for row in valid])
+        counts = stats.confusion(np.array([row.estimate for row in valid]), [row.example.reference for row in valid])
     whose = {row.example.whose for row in rows}
     return Group(
         dimension=dimension,

@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from itertools import groupby
 
+from firm.bench.agreement import Expected, Prediction
 from firm.config import CurationConfig
 from firm.critics.judge import JudgeInput
 from firm.critics.labeller import find_labeller
-from firm.records import Assessment, Example, Expected, JudgedCandidate, Judgement, Prediction, Prompt, Whose
+from firm.records import Assessment, Example, JudgedCandidate, Judgement, Prompt, Whose
 
 
 @dataclass(frozen=True)

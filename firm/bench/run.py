@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 from pydantic import TypeAdapter
 
-from firm.bench.agreement import Agreement, agreement
+from firm.bench.agreement import Agreement, Prediction, agreement
 from firm.bench.gate import judge_gate
 from firm.bench.items import Item, asked, of_examples, of_judged
 from firm.bench.scores import ScoreFile
@@ -24,7 +25,7 @@ from firm.policies.generate import draw, equally_often
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
 from firm.prompts import Splits, load_prompts
-from firm.records import Candidate, Example, JudgedCandidate, Prediction, Stage, Summary
+from firm.records import Candidate, Example, JudgedCandidate, Stage, Summary
 from firm.storage.artifacts import WORK, Output
 from firm.storage.shards import ShardWriter, iter_shards
 
@@ -69,8 +70,8 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     result = _measure("critic", critic, lambda: asked(items(), config.critic.rubrics), config, out)
     with closing(Journal(open_chat(config.auditor.judge), out.folder / WORK / "auditor-answers.jsonl")) as chat:
         auditor = open_judge(config.auditor.judge, config.auditor.rubrics, chat=chat)
-        limited = lambda: asked(items(), config.auditor.rubrics, bench.auditor_images)
-        audited = _measure("auditor", auditor, limited, config, out)
+        some = partial(asked, dimensions=config.auditor.rubrics, limit=bench.auditor_images)
+        audited = _measure("auditor", auditor, lambda: some(items()), config, out)
     verdict = judge_gate(bench.gate, result, config.reward.dimensions)
     (out.folder / VERDICT).write_text(verdict.model_dump_json(indent=1))
     tables = {name: rows + audited.tables()[name] for name, rows in result.tables().items()}

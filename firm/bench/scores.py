@@ -113,8 +113,8 @@ class ScoreFile:
         notes = []
         if number := sum(self.splits.of(prompt) == "train" for prompt in prompts):
             notes.append(
-                f"{self.source.name}: {number} of its {len(prompts)} prompts belong to the training split, so the critic "
-                "may have been trained on images of them"
+                f"{self.source.name}: {number} of its {len(prompts)} prompts belong to the training split, so the "
+                "critic may have been trained on images of them"
             )
         if self._left_out:
             left_out = ", ".join(sorted(self._left_out))
@@ -124,8 +124,8 @@ class ScoreFile:
     def raters(self) -> list[dict[str, Any]]:
         """The raters' own agreement, each against the mean of the others: a row for each dimension with several.
 
-        It is the ceiling of what a critic can reach: ``mae``, ``spearman`` and ``pairwise`` (of one rater and prompt) as
-        for a critic, over ``n`` judgements of ``images`` images that were rated by several of ``raters`` raters.
+        It is the ceiling of what a critic can reach: ``mae``, ``spearman`` and ``pairwise`` (of one rater and prompt)
+        as for a critic, over ``n`` judgements of ``images`` images that were rated by several of ``raters`` raters.
         """
         return [row for d in sorted({d for r in self.rated for d in r.ratings}) if (row := self._ceiling(d))]
 

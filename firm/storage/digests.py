@@ -28,7 +28,7 @@ def content_hash(path: Path, follow: Sequence[str] = ()) -> str:
 
     Args:
         path: The file or folder.
-        follow: Keys of the rows of a JSON, JSONL or Parquet file that name further files, relative to it: these count, too.
+        follow: Keys of the rows of a JSON, JSONL or Parquet file that name further files, relative to it: these count.
 
     Raises:
         UserError: The file or a followed one is missing or cannot be read.
