@@ -17,7 +17,7 @@ from pydantic import Field
 
 from firm import stats
 from firm.config import METRICS
-from firm.records import SCORES, ConfusionMatrix, Expected, Judgement, Prediction, Record, UserError, Whose
+from firm.records import SCORES, ConfusionMatrix, Judgement, Outcome, Prompt, Record, UserError, Whose
 
 PointEstimate = Literal["score", "soft_score", "median"]
 Metrics = dict[str, float | None]

@@ -110,8 +110,10 @@ def test_an_interval_by_clusters_is_as_wide_as_that_of_the_means_of_clusters() -
     means = np.random.default_rng(2).normal(3, 1, 40)
     values, prompts = np.repeat(means, 8), np.repeat(np.arange(40), 8).tolist()
     naive, honest, truth = (
-        bootstrap.mean_ci(values, seed=1), bootstrap.mean_ci(values, seed=1, clusters=prompts), bootstrap.mean_ci(means, seed=1)
-    )  # fmt: skip
+        bootstrap.mean_ci(values, seed=1),
+        bootstrap.mean_ci(values, seed=1, clusters=prompts),
+        bootstrap.mean_ci(means, seed=1),
+    )
     assert honest == pytest.approx(truth)
     assert (honest[2] - honest[1]) / (naive[2] - naive[1]) == pytest.approx(8**0.5, rel=0.15)
 
@@ -131,7 +133,7 @@ def test_clusters_of_one_change_nothing_and_unequal_ones_weigh_what_they_hold() 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     p, h = random_scores(50)
     whole = stats.spearman_ci(p, h, 40, 0)
-    monkeypatch.setattr(stats, "_CHUNK", 120)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 120)
     assert stats.spearman_ci(p, h, 40, 0) == whole
 
 
@@ -175,3 +177,48 @@ def test_a_critic_that_knows_only_the_prompt_ranks_by_chance() -> None:
     prompts = np.repeat(np.arange(100), 6).tolist()
     accuracy, number = stats.pairwise_accuracy(easy, reference, prompts)
     assert (stats.spearman(easy, reference) or 0) > 0.8 and accuracy == 0.5 and number > 500
+
+
+def test_the_best_constant_of_means_of_raters_is_their_median() -> None:
+    reference = [1, 2.5, 3.5, 4.5, 4.5]
+    errors = {c: stats.mae([c] * 5, reference) for c in np.arange(1, 5.01, 0.25)}
+    assert stats.best_constant(reference) == (3.5, pytest.approx(min(errors.values())))
+    assert stats.best_constant([1, 2, 4, 5])[0] == 2, "the lower one on a tie"
+
+
+def test_skill_is_paired_with_the_best_constant_of_each_resample() -> None:
+    p, r = random_scores(80)
+    prompts = np.repeat(np.arange(20), 4).tolist()
+
+    def skill(errors: np.ndarray, reference: np.ndarray) -> float:
+        return 1 - errors.mean() / stats.best_constant(reference)[1]
+
+    errors = np.abs(p - r)
+    looped = bootstrap.bootstrap_ci((errors, r), skill, 60, 3, clusters=prompts)
+    assert stats.skill_ci(errors, r, 60, 3, prompts) == pytest.approx(looped)
+    low, high = stats.skill_ci(np.abs(3 - r), r, 60, 3, prompts) or (1, 1)
+    assert low <= high <= 0, "no constant beats the best one"
+    assert stats.skill_ci([0, 0], [4, 4]) is None
+
+
+def test_the_interval_of_pairs_resamples_prompts() -> None:
+    p, r = random_scores(90)
+    prompts = np.repeat(np.arange(30), 3)
+    interval = stats.pairwise_ci(p, r, prompts.tolist(), 40, 5)
+    generator = np.random.default_rng(5)
+    picks = generator.integers(0, 30, (40, 30))
+    shares = []
+    for pick in picks:  # a prompt drawn twice is two prompts
+        rows = np.concatenate([np.flatnonzero(prompts == k) for k in pick])
+        shares.append(stats.pairwise_accuracy(p[rows], r[rows], np.repeat(np.arange(30), 3).tolist())[0])
+    assert interval == pytest.approx(np.quantile(shares, [0.025, 0.975]))
+    assert stats.pairwise_ci([1, 2], [3, 3], ["a", "a"]) is None
+
+
+def test_intervals_of_2000_examples_take_well_under_a_second() -> None:
+    p, r = random_scores(2000)
+    prompts = (np.arange(2000) % 34).tolist()
+    start = time.process_time()
+    stats.skill_ci(np.abs(p - r), r, 1000, 0, prompts)
+    stats.pairwise_ci(p, r, prompts, 1000, 0)
+    assert time.process_time() - start < 0.6
