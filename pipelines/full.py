@@ -18,7 +18,7 @@ def full(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
 
     1. curation    prompts and images become scored examples (paper section 3.2)
     2. sft         a critic learns to judge from them (section 4)
-    3. bench       it is measured on held-out scores, the teacher's (section 3.3 has human ones)
+    3. bench       it is measured on held-out scores, the teacher's or people's (section 3.3)
     4. gate        only a trusted critic passes
     5. rl          DiffusionNFT with the base-and-bonus reward (section 3.4), watched by the auditor
     6. evaluate    held-out prompts before and after, with the same seeds (section 5)

@@ -188,10 +188,32 @@ def test_the_key_changes_with_what_matters_and_with_nothing_else(config: RunConf
         return stage_key(stage.STAGE, load_config("gen-shapes", overrides), {})
 
     before = key()
-    for same in ("name=x", "store=x", "sft.max_steps=3", "rl.max_epochs=3", "reward.weights=[0.5, 0.5]",
-                 "curation.oversample=3", "auditor.every=3", "curation.test_share=0.2", "evaluate.num_images=9"):  # fmt: skip
+    for same in SAME:
         assert key(same) == before, same
-    for other in ("seed=1", "prompts.limit=30", "policy.dtype=bfloat16", "critic.batch_size=3", "bench.num_bootstrap=3",
-                  "curation.evaluator.target=a:B", "curation.attempts=9", "curation.hard_from=9",
-                  "auditor.judge.target=a:B", "bench.sources.0.num_images=9"):  # fmt: skip
+    for other in OTHER:
         assert key(other) != before, other
+
+
+SAME = [
+    "name=x",
+    "store=x",
+    "sft.max_steps=3",
+    "rl.max_epochs=3",
+    "reward.weights=[0.5, 0.5]",
+    "curation.oversample=3",
+    "curation.test_share=0.2",
+    "auditor.every=3",
+    "evaluate.num_images=9",
+]
+OTHER = [
+    "seed=1",
+    "prompts.limit=30",
+    "policy.dtype=bfloat16",
+    "critic.batch_size=3",
+    "bench.num_bootstrap=3",
+    "bench.sources.0.num_images=9",
+    "curation.evaluator.target=a:B",
+    "curation.attempts=9",
+    "curation.hard_from=9",
+    "auditor.judge.target=a:B",
+]
