@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from firm.config import RunConfig
-from firm.records import Summary
+from firm.records import SCORES_OF, Summary
 
 Headline = dict[str, str]
 """``tone`` (good, note or bad), ``title`` (one sentence) and ``text`` (what it means)."""
@@ -39,33 +39,42 @@ def headlines(config: RunConfig, summaries: Mapping[str, Summary]) -> list[Headl
     ]
 
 
+def trust_rows(config: RunConfig, bench: Summary) -> dict[str, dict[str, Any]]:
+    """The critic's agreement by dimension of the reward: on the policy's own images where the bench has them."""
+    rows = [row for row in bench.tables.get("agreement", []) if row["judge"] == "critic"]
+    whole = {row["dimension"]: row for row in rows if row["by"] == "all"}
+    sources = config.bench.policy_sources
+    own = {row["dimension"]: row for row in rows if row["by"] == "source" and row["value"] in sources}
+    return {d: row for d in config.reward.dimensions if (row := own.get(d, whole.get(d)))}
+
+
 def _trust(config: RunConfig, bench: Summary) -> Headline:
-    metrics = bench.metrics
-    base = config.reward.base
-    trusted = bool(metrics.get("trusted"))
+    trusted = bool(bench.metrics.get("trusted"))
     head = "The critic is trusted" if trusted else "The critic is not trusted"
-    mae = metrics.get(f"{base}_mae")
-    constant = metrics.get(f"{base}_constant_mae")
-    if mae is None or constant is None:
-        text = f"Its error on {words(base)} is not known: there are no such judgements."
+    rows = {d: row for d, row in trust_rows(config, bench).items() if row["mae"] is not None}
+    gaps = config.bench.gate.accept_gaps
+    accepted = f" No rule of the gate looks at {', '.join(gaps)}: the configuration accepts that." if gaps else ""
+    if not rows:
+        text = f"Its error on {words(config.reward.base)} is not known: there are no such judgements.{accepted}"
         return {"tone": "note", "title": f"{head}.", "text": text}
-    n = metrics[f"{base}_n"]
-    score = metrics[f"{base}_constant_score"]
+    errors = [f"{row['mae']:.2f} against {row['constant_mae']:.2f} for {words(d)}" for d, row in rows.items()]
+    text = " ".join(_agreement(config, d, row) for d, row in rows.items()) + accepted
+    better = all(row["mae"] < row["constant_mae"] for row in rows.values())
+    title = f"{head}: its error, against that of the best constant, is {' and '.join(errors)}."
+    return {"tone": ("good" if better and not gaps else "note") if trusted else "bad", "title": title, "text": text}
+
+
+def _agreement(config: RunConfig, dimension: str, row: dict[str, Any]) -> str:
+    own = row["value"] in config.bench.policy_sources and row["by"] == "source"
+    images = "images of the policy that RL started from" if own else "test examples"
     text = (
-        f"On {n:,.0f} test examples, from prompts that it was not trained on, its scores for "
-        f"{words(base)} are off the teacher's by {mae:.2f} points on average, on a scale from 1 to 5. "
-        f"Always answering {score:.0f} would be off by {constant:.2f}."
+        f"{words(dimension).capitalize()}, on {row['n']:,.0f} {images}, of held-out prompts: its scores are off "
+        f"{SCORES_OF[row['whose']]} by {row['mae']:.2f} points on average, on a scale from 1 to 5; always answering "
+        f"{row['constant_score']:.3g} would be off by {row['constant_mae']:.2f}."
     )
-    better = mae < constant
-    for bonus in config.reward.dimensions[1:]:
-        # The gate may have no rule for these, and the reward is made of them, too.
-        mine = metrics.get(f"{bonus}_mae")
-        other = metrics.get(f"{bonus}_constant_mae")
-        if mine is not None and other is not None:
-            text += f" For {words(bonus)}: {mine:.2f} against {other:.2f}."
-            better = better and mine < other
-    title = f"{head}: MAE {mae:.2f} against {constant:.2f} for the best constant."
-    return {"tone": ("good" if better else "note") if trusted else "bad", "title": title, "text": text}
+    if row["pairwise"] is not None:
+        text += f" Of two images of one prompt it ranks {row['pairwise']:.0%} of the pairs rightly (chance: 50%)."
+    return text
 
 
 def _gain(dimension: str, evaluation: Summary) -> Headline:

@@ -13,9 +13,9 @@ from jinja2 import Environment, StrictUndefined
 from pydantic import ValidationError
 
 from firm.config import RunConfig
-from firm.records import Stage, Summary, UserError
+from firm.records import SCORES_OF, Stage, Summary, UserError
 from firm.report import figures
-from firm.report.headlines import headlines, number, signed, words
+from firm.report.headlines import headlines, number, signed, trust_rows, words
 from firm.report.lineage import trace
 from firm.report.pairs import choose, pictures
 from firm.report.rounds import DATA, earlier_rounds, this_round
@@ -90,6 +90,7 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
     curation, sft, bench, rl, evaluation = (summaries[n] for n in ("data", "critic", "bench", "policy", "samples"))
     loss = next((c for c in sft.curves if c.name == "loss" and c.x), None)
     agreement = _ordered(bench, "agreement", config)
+    critic = [row for row in agreement if row["judge"] == "critic"]
     return {
         "run": config.name,
         "headlines": headlines(config, summaries),
@@ -101,9 +102,11 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
         "audits": rl.tables.get("audits", []),
         "rl": rl.metrics,
         "gate": bench.tables.get("gate", []),
-        "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in agreement)),
-        "agreement": agreement,
-        "confusion": _ordered(bench, "confusion", config),
+        "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in critic)),
+        "agreement": critic,
+        "auditor_agreement": [row for row in agreement if row["judge"] == "auditor"],
+        "raters": bench.tables.get("raters", []),
+        "confusion": [row for row in _ordered(bench, "confusion", config) if row["judge"] == "critic"],
         "curation": curation.metrics,
         "histogram": _ordered(curation, "histogram", config),
         "loss": loss.model_dump(mode="json") if loss else None,
@@ -133,10 +136,10 @@ def _invalid(summaries: Mapping[str, Summary]) -> Rows:
         rows.append(_failed("curation", what, r["count"], curation.metrics["candidates"]))
     failures = bench.tables.get("invalid", [])
     for whole in (r for r in bench.tables.get("agreement", []) if r["by"] == "all"):
-        mine = [r for r in failures if r["dimension"] == whole["dimension"]]
+        mine = [r for r in failures if (r["judge"], r["dimension"]) == (whole["judge"], whole["dimension"])]
         reasons = "".join(f", {r['reason']}: {r['count']}" for r in mine)
         count = sum(r["count"] for r in mine)
-        rows.append(_failed("bench", f"critic, {whole['dimension']}{reasons}", count, whole["n"]))
+        rows.append(_failed("bench", f"{whole['judge']}, {whole['dimension']}{reasons}", count, whole["n"]))
     rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
     audits = rl.tables.get("audits", [])
     rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))
@@ -181,6 +184,7 @@ def _environment() -> Environment:
         "num": number,
         "signed": signed,
         "words": words,
+        "scores_of": SCORES_OF.__getitem__,
         "bytes": _bytes,
         "duration": _duration,
     }
@@ -208,10 +212,10 @@ def _own_summary(config: RunConfig, data: Mapping[str, Any], summaries: Mapping[
     """The headlines and their numbers."""
     bench, rl, evaluation = (summaries[name].metrics for name in ("bench", "policy", "samples"))
     base = config.reward.base
+    measured = trust_rows(config, summaries["bench"])
     candidates = {
         "trusted": bench.get("trusted"),
-        "critic_mae": bench.get(f"{base}_mae"),
-        "constant_mae": bench.get(f"{base}_constant_mae"),
+        **{f"{d}_{name}": row[name] for d, row in measured.items() for name in ("mae", "constant_mae", "pairwise")},
         **{f"auditor_{which}": evaluation.get(f"auditor_{base}_{which}") for which in ("base", "final", "gain")},
         "stopped_by_auditor": rl["stopped_by_auditor"],
         "kept_epoch": rl["kept_epoch"],

@@ -5,25 +5,28 @@ import json
 from pathlib import Path
 
 import pytest
-from shared import generated, rendered, small_run
+from shared import gate, generated, rendered, small_run
 from test_run import events, finish, kill_in
 
 from firm.records import Manifest
 
 FEW = rendered(64), generated(32, num_inference_steps=2)
 ROUNDS = small_run(*FEW, shard_size=32, batch_size=32)
-ROUNDS += """
-sft: {batch_size: 8, max_steps: 4, checkpoint_steps: 2}
-bench: {num_bootstrap: 20, gate: [{metric: coverage, at_least: 0.9}]}
-rl: {prompts_per_epoch: 2, group_size: 4, max_epochs: 2, num_inference_steps: 2, checkpoint_epochs: 1}
-auditor: {every: 1, num_images: 8}
-evaluate: {num_images: 8, batch_size: 8, num_inference_steps: 2, num_bootstrap: 20}
+ROUNDS += f"""
+sft: {{batch_size: 8, max_steps: 4, checkpoint_steps: 2}}
+bench:
+  num_bootstrap: 20
+  sources: [{{kind: policy, num_images: 8, num_inference_steps: 2}}]
+  gate: {gate({"metric": "coverage", "at_least": 0.9})}
+rl: {{prompts_per_epoch: 2, group_size: 4, max_epochs: 2, num_inference_steps: 2, checkpoint_epochs: 1}}
+auditor: {{every: 1, num_images: 8}}
+evaluate: {{num_images: 8, batch_size: 8, num_inference_steps: 2, num_bootstrap: 20}}
 rounds: 2
 further_rounds:
   curation:
     sources:
-      - {kind: generated, name: kept, policy: kept, num_images: 64, num_inference_steps: 2}
-  sft: {max_steps: 2}
+      - {{kind: generated, name: kept, policy: kept, num_images: 64, num_inference_steps: 2}}
+  sft: {{max_steps: 2}}
 """
 
 

@@ -11,12 +11,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from firm.bench.agreement import Expected, agreement
+from firm.bench.agreement import Expected, Prediction, agreement
 from firm.bench.gate import judge_gate
 from firm.config import RunConfig
 from firm.config.loading import load_config, parse_config
 from firm.images import encode_image
-from firm.records import Assessment, Curve, Invalid, Judgement, Prediction, Sample, Summary, UserError
+from firm.records import Assessment, Curve, Invalid, Judgement, Sample, Summary, UserError
 from firm.report.headlines import headlines
 from firm.report.pairs import choose, pictures
 from firm.report.run import ARTIFACTS, STAGE, _duration, run
@@ -34,6 +34,12 @@ INPUTS = {
     "policy": ("critic", "verdict"),
     "samples": ("critic", "policy"),
 }
+
+
+RATERS = [
+    {"source": "<b>people", "dimension": "quality", "whose": "people", "raters": 3, "images": 40, "n": 97, "mae": 0.61,
+     "spearman": 0.71, "pairwise": None}
+]  # fmt: skip
 
 
 def curation() -> Summary:
@@ -59,8 +65,9 @@ def bench(config: RunConfig) -> Summary:
             prompt=f"prompt {i}",
             dimension=d,
             difficulty="easy" if i % 2 else "hard",
-            source="rendered" if i % 3 else "<b>$x$",
-            human=i % 5 + 1,
+            source="policy" if i % 3 else "<b>$x$",
+            whose="teacher",
+            reference=i % 5 + 1,
             outcome=Judgement(score=min(5, i % 5 + 1 + (i % 4 == 0))) if i else Invalid(reason="unparsable"),
         )
         for d in DIMENSIONS
@@ -68,10 +75,11 @@ def bench(config: RunConfig) -> Summary:
     ]
     expected = [Expected(**p.model_dump(exclude={"outcome"})) for p in predictions]
     result = agreement(predictions, "score", 50, 0, expected)
-    checks = [check.model_dump() for check in judge_gate(config.bench.gate, result, "instruction_following").checks]
-    return Summary(
-        stage="bench", metrics={"trusted": 1.0, **result.headline()}, tables={**result.tables(), "gate": checks}
-    )
+    auditor = agreement(predictions[:200], "score", 50, 0, judge="auditor")
+    checks = [check.model_dump() for check in judge_gate(config.bench.gate, result, DIMENSIONS).checks]
+    tables = {name: rows + auditor.tables()[name] for name, rows in result.tables().items()}
+    metrics = {"trusted": 1.0, **result.headline()}
+    return Summary(stage="bench", metrics=metrics, tables={**tables, "gate": checks, "raters": RATERS})
 
 
 def rl(stopped: bool = True, kept: int = 20) -> Summary:
@@ -192,10 +200,11 @@ def without_timings(page: str) -> str:
 
 def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
     page, data, summary = unescape(whole[0]), json.loads(whole[1]), whole[2]
-    bench_row = next(row for row in data["agreement"] if row["by"] == "all" and row["dimension"] == DIMENSIONS[0])
-    mae, constant = bench_row["mae"], bench_row["constant_mae"]
+    own = [row for row in data["agreement"] if row["by"] == "source" and row["value"] == "policy"]
+    assert [row["dimension"] for row in own] == list(DIMENSIONS)
+    errors = " and ".join(f"{r['mae']:.2f} against {r['constant_mae']:.2f} for {r['dimension']}" for r in own)
     for sentence in (
-        f"The critic is trusted: MAE {mae:.2f} against {constant:.2f} for the best constant.",
+        f"The critic is trusted: its error, against that of the best constant, is {errors.replace('_', ' ')}.",
         "RL raised the auditor's score on held-out prompts from 2.97 to 3.45 (gain +0.48, 95% CI +0.38 to +0.58).",
         "Over-optimisation was caught at epoch 50: reward still rising, auditor falling; kept epoch 20.",
     ):
@@ -204,10 +213,14 @@ def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
         assert sentence in [headline["title"] for headline in data["headlines"]]
     assert "12 of 30 pairs" in page
     assert "1 pair without the auditor's judgement" in page
-    assert "17 judgements failed" in page  # 6 of the teacher, 2 of the bench, 3 of RL and its audits, 6 of evaluate
+    assert "19 judgements failed" in page  # 6 of the teacher, 4 of the bench, 3 of RL and its audits, 6 of evaluate
+    trust = data["headlines"][0]["text"]
+    assert "on 80 images of the policy that RL started from" in trust and "off the teacher's scores by" in trust
+    assert "it ranks" not in trust, "no prompt has two images"
+    assert "people's scores" in page and "0.61" in page and "&lt;b&gt;people" in whole[0]
     assert page.count("6 min 30 s") == 1
     assert "unparsable: 1" in page
-    assert summary.metrics["critic_mae"] == mae
+    assert summary.metrics["instruction_following_mae"] == own[0]["mae"]
     assert summary.metrics["auditor_gain"] == 0.48
     for part in ("histogram", "errors", "confusion", "audits", "loss", "before-after"):
         assert f'id="{part}' in page
@@ -266,16 +279,40 @@ def test_an_endpoint_critic_without_timings_or_stop(tmp_path: Path, config: RunC
     assert "over-optimisation</text>" not in page  # nothing is shaded
 
 
+def tables(summaries: Mapping[str, Summary], name: str) -> list[dict[str, Any]]:
+    return summaries["bench"].tables[name]
+
+
+def test_accepted_gaps_are_in_the_headline_and_on_the_page(tmp_path: Path) -> None:
+    gaps = ["quality.skill_low", "quality.pairwise"]
+    following = [
+        {"metric": metric, "source": "policy", "dimension": DIMENSIONS[0], "at_least": bound}
+        for metric, bound in (("skill_low", 0), ("pairwise", 0.8))
+    ]
+    gate = {"rules": following, "accept_gaps": gaps}
+    config = load_config("gen-shapes", [f"bench.gate={json.dumps(gate)}"])
+    page, data, _ = report(tmp_path / "report", config, make(tmp_path, config))
+    headline = json.loads(data)["headlines"][0]
+    assert "No rule of the gate looks at quality.skill_low, quality.pairwise" in headline["text"]
+    assert headline["tone"] == "note" and "What no rule looks at" in page
+
+
 def test_headlines_claim_no_more_than_the_numbers(config: RunConfig) -> None:
     summaries = {"bench": bench(config), "samples": scores(-0.5, -0.6, -0.4), "policy": rl(stopped=False, kept=0)}
     _, gain, stop = headlines(config, summaries)
     assert gain["title"].startswith("RL lowered the auditor's score")
     assert gain["tone"] == "bad"
     assert "No epoch had a higher auditor's score" in stop["text"]
-    worse = summaries["bench"].metrics | {"quality_mae": 1.5}
-    trust, _, _ = headlines(config, summaries | {"bench": Summary(stage="bench", metrics=worse)})
-    assert "For quality: 1.50 against 1.20." in trust["text"]
+    rows = [
+        {**r, "mae": 1.5, "pairwise": 0.4} if r["dimension"] == "quality" else r for r in tables(summaries, "agreement")
+    ]
+    worse = summaries["bench"].model_copy(update={"tables": {"agreement": rows}})
+    trust, _, _ = headlines(config, summaries | {"bench": worse})
+    assert "1.50 against 1.20 for quality" in trust["title"] and "ranks 40% of the pairs" in trust["text"]
     assert trust["tone"] == "note"
+    whole = [r for r in tables(summaries, "agreement") if r["by"] == "all"]
+    trust, _, _ = headlines(config, summaries | {"bench": worse.model_copy(update={"tables": {"agreement": whole}})})
+    assert "on 120 test examples" in trust["text"]
     summaries |= {"bench": Summary(stage="bench"), "samples": Summary(stage="evaluate")}
     trust, gain, _ = headlines(config, summaries)
     assert trust["title"] == "The critic is not trusted."
