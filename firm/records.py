@@ -187,10 +187,11 @@ class Example(Record):
     images: list[bytes]
 
 
-Whose = Literal["people", "teacher"]
+Whose = Literal["people", "teacher", "auditor"]
 SCORES_OF = {
     "people": "people's scores",
     "teacher": "the teacher's scores",
+    "auditor": "the auditor's scores",
     "both": "people's and the teacher's scores",
 }
 """Whose scores a judge is compared with, in words."""

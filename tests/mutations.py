@@ -120,9 +120,9 @@ FAULTS = [
         "question(template, judged.prompt) + str(judged.material)",
         CURATION,
     ),
-    Fault("firm/bench/agreement.py", "max(reference - 1, 5 - reference)", "0", BENCH),
+    Fault("firm/critics/agreement.py", "max(reference - 1, 5 - reference)", "0", BENCH),
     Fault(
-        "firm/bench/agreement.py",
+        "firm/critics/agreement.py",
         "soft, reference, prompts, num_bootstrap",
         "soft, predicted, prompts, num_bootstrap",
         BENCH,

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from firm.bench.agreement import Expected, Prediction
 from firm.config import CurationConfig
+from firm.critics.agreement import Expected, Prediction
 from firm.critics.judge import JudgeInput
 from firm.critics.labeller import find_labeller
 from firm.records import Assessment, Example, JudgedCandidate, Judgement, Prompt, Whose

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
-from firm.bench.agreement import Agreement, Prediction, agreement
 from firm.bench.gate import judge_gate
 from firm.bench.items import Item, asked, of_examples, of_judged
 from firm.bench.scores import ScoreFile
 from firm.chat.client import open_chat
 from firm.chat.journal import Journal
 from firm.config import PolicySource, RunConfig
+from firm.critics.agreement import Agreement, Prediction, agreement
 from firm.critics.judge import Judge
 from firm.critics.labeller import open_labeller
 from firm.critics.load import load_critic, open_judge

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
@@ -77,6 +78,13 @@ class Rule(Section):
         if self.at_most is None and self.at_least is None:
             raise ValueError("a rule needs at_most or at_least")
         return self
+
+    def holds(self, value: float | None) -> bool:
+        """Whether a value of the metric keeps the rule; an undefined one does not."""
+        if value is None or not math.isfinite(value):
+            return False
+        # Written so that a bound that is not a number is not kept, either.
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
 
     def covers(self, what: str, dimension: str) -> bool:
         """Whether it demands skill (better than any constant) or pairwise accuracy (better than chance)."""

@@ -19,7 +19,7 @@ from firm.storage.shards import ShardWriter, iter_shards
 
 STAGE = Stage(
     name="evaluate",
-    sections=("seed", "prompts", "policy", "critic", "reward", "auditor", "evaluate"),
+    sections=("seed", "prompts", "policy", "critic", "bench.point_estimate", "reward", "auditor", "evaluate"),
     compares=True,
 )
 

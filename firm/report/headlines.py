@@ -31,10 +31,11 @@ def words(name: str) -> str:
 
 
 def headlines(config: RunConfig, summaries: Mapping[str, Summary]) -> list[Headline]:
-    """Whether the critic is trusted, what RL gained, and whether it went too far."""
+    """Whether the critic is trusted, what RL gained, what is left of the trust, and whether RL went too far."""
     return [
         _trust(config, summaries["bench"]),
         _gain(config.reward.base, summaries["samples"]),
+        _trust_after(config, summaries["samples"]),
         _stop(summaries["policy"]),
     ]
 
@@ -109,6 +110,44 @@ def _gain(dimension: str, evaluation: Summary) -> Headline:
     if guided := rows.get("guided"):
         text += f" The policy before RL, but sampled with guidance as users do, has {guided['mean']:.2f}."
     return {"tone": tone, "title": title, "text": text}
+
+
+def _trust_after(config: RunConfig, evaluation: Summary) -> Headline:
+    """Whether the critic would still keep the gate's rules for the policy's own images on those of the final policy."""
+    rows = {(row["policy"], row["dimension"]): row for row in evaluation.tables.get("agreement", [])}
+    before, after = (
+        {d: row for d in config.reward.dimensions if (row := rows.get((which, d))) and row["pairwise"] is not None}
+        for which in ("base", "final")
+    )
+    if not after or not before:
+        title = "What RL has left of the critic's accuracy is not known."
+        return {"tone": "note", "title": title, "text": "Critic and auditor have too few valid judgements in common."}
+    broken = [
+        f"{rule.metric} for {words(d)} ({number(row[rule.metric])})"
+        for rule in config.bench.gate.rules
+        if rule.source in config.bench.policy_sources
+        for d, row in after.items()
+        if rule.dimension in (None, d) and not rule.holds(row[rule.metric])
+    ]
+    pairs = [
+        f"{row['pairwise']:.0%} for {words(d)} (before RL: {before[d]['pairwise']:.0%})"
+        for d, row in after.items()
+        if d in before
+    ]
+    ranks = f"of two images of one prompt it ranks like the auditor {' and '.join(pairs)}"
+    text = (
+        "RL uses up what the critic cannot see. This measures it again, against the auditor's scores, on the held-out "
+        "images from before and after RL."
+    )
+    if not broken:
+        return {
+            "tone": "good",
+            "title": f"On the final policy's images the critic is still right: {ranks}.",
+            "text": text,
+        }
+    title = f"On the final policy's images the critic is no longer trusted: {ranks}."
+    text += f" There it would break the gate's rules on {', '.join(broken)}: another round trains it on such images."
+    return {"tone": "note", "title": title, "text": text}
 
 
 def _stop(rl: Summary) -> Headline:

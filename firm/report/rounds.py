@@ -25,7 +25,9 @@ def earlier_rounds(last_report: Path | None) -> Rows:
 def this_round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Rows) -> dict[str, Any]:
     """One row: how good the critic was before RL and on what RL made of the policy, and what RL gained.
 
-    ``gain`` is over the policy of the first round before RL, on the same prompts and noise in every round.
+    ``gain`` is over the policy before the first round, on the same prompts and noise in every round. ``pairwise`` is
+    the critic's accuracy within a prompt: on images of the policy that this round's RL started from, against the
+    reference scores, and on the samples of the evaluation, against the auditor's.
     """
     base = config.reward.base
     evaluation = summaries["samples"]
@@ -42,6 +44,20 @@ def this_round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Row
         "before": metrics.get(f"auditor_{base}_base"),
         "after": metrics.get(f"auditor_{base}_final"),
         **{f"gain{end}": gain.get(key) for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))},
+        "pairwise": {
+            d: {which: metrics.get(f"critic_{d}_pairwise_{which}") for which in ("base", "final")}
+            | {"start": _at_the_start(summaries["bench"], config, d)}
+            for d in config.reward.dimensions
+        },
         "kept_epoch": summaries["policy"].metrics["kept_epoch"],
         "lineage": lineage,
     }
+
+
+def _at_the_start(bench: Summary, config: RunConfig, dimension: str) -> float | None:
+    for row in bench.tables.get("agreement", []):
+        own = row["by"] == "source" and row["value"] in config.bench.policy_sources
+        if own and (row["judge"], row["dimension"]) == ("critic", dimension):
+            value: float | None = row["pairwise"]
+            return value
+    return None

@@ -10,9 +10,9 @@ import pytest
 from shared import CPU, rendered
 
 from firm.bench import run as stage
-from firm.bench.agreement import Prediction
 from firm.config import RunConfig
 from firm.config.loading import load_config
+from firm.critics.agreement import Prediction
 from firm.critics.judge import JudgeInput
 from firm.critics.labeller import open_labeller
 from firm.curation.examples import student_example

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from firm.bench.agreement import Expected, Prediction, agreement
 from firm.bench.gate import judge_gate
 from firm.config import RunConfig
 from firm.config.loading import load_config, parse_config
+from firm.critics.agreement import Expected, Prediction, agreement
 from firm.images import encode_image
 from firm.records import Assessment, Curve, Invalid, Judgement, Sample, Summary, UserError
 from firm.report.headlines import headlines
@@ -96,7 +96,7 @@ def rl(stopped: bool = True, kept: int = 20) -> Summary:
     return Summary(stage="rl", metrics=metrics, tables={"audits": audits}, notes=["RL <stopped> at epoch 50."])
 
 
-def scores(gain: float = 0.48, low: float = 0.38, high: float = 0.58) -> Summary:
+def scores(gain: float = 0.48, low: float = 0.38, high: float = 0.58, after: float = 0.61) -> Summary:
     rows = []
     for judge, d in (("critic", "quality"), ("critic", DIMENSIONS[0]), ("auditor", DIMENSIONS[0])):
         for policy, mean, a, b in (
@@ -108,7 +108,12 @@ def scores(gain: float = 0.48, low: float = 0.38, high: float = 0.58) -> Summary
             rows.append({**row, "n": 29, "invalid": 1})
     metrics = {f"auditor_{DIMENSIONS[0]}_{row['policy']}": row["mean"] for row in rows[-3:]}
     failed = [{k: r[k] for k in ("judge", "dimension", "policy")} | {"invalid": 1, "of": 30} for r in rows]
-    tables = {"scores": rows, "invalid": [r for r in failed if r["policy"] != "gain"]}
+    agreed = [
+        {"dimension": d, "policy": policy, "pairwise": pairs, "skill": 0.1 if pairs == 0.61 else 0.4, "skill_low": 0.05}
+        for d, before, end in ((DIMENSIONS[0], 0.83, after), ("quality", 0.78, 0.76))
+        for policy, pairs in (("base", before), ("final", end))
+    ]
+    tables = {"scores": rows, "invalid": [r for r in failed if r["policy"] != "gain"], "agreement": agreed}
     return Summary(stage="evaluate", metrics=metrics, tables=tables)
 
 
@@ -299,22 +304,28 @@ def test_accepted_gaps_are_in_the_headline_and_on_the_page(tmp_path: Path) -> No
 
 def test_headlines_claim_no_more_than_the_numbers(config: RunConfig) -> None:
     summaries = {"bench": bench(config), "samples": scores(-0.5, -0.6, -0.4), "policy": rl(stopped=False, kept=0)}
-    _, gain, stop = headlines(config, summaries)
+    _, gain, after, stop = headlines(config, summaries)
     assert gain["title"].startswith("RL lowered the auditor's score")
     assert gain["tone"] == "bad"
     assert "No epoch had a higher auditor's score" in stop["text"]
+    assert after["tone"] == "note" and "is no longer trusted: of two images of one prompt" in after["title"]
+    assert "61% for instruction following (before RL: 83%)" in after["title"]
+    assert "skill for instruction following (0.10), pairwise for instruction following (0.61): another" in after["text"]
+    good = scores(after=0.9)
+    assert headlines(config, summaries | {"samples": good})[2]["tone"] == "good"
     rows = [
         {**r, "mae": 1.5, "pairwise": 0.4} if r["dimension"] == "quality" else r for r in tables(summaries, "agreement")
     ]
     worse = summaries["bench"].model_copy(update={"tables": {"agreement": rows}})
-    trust, _, _ = headlines(config, summaries | {"bench": worse})
+    trust, *_ = headlines(config, summaries | {"bench": worse})
     assert "1.50 against 1.20 for quality" in trust["title"] and "ranks 40% of the pairs" in trust["text"]
     assert trust["tone"] == "note"
     whole = [r for r in tables(summaries, "agreement") if r["by"] == "all"]
-    trust, _, _ = headlines(config, summaries | {"bench": worse.model_copy(update={"tables": {"agreement": whole}})})
+    trust, *_ = headlines(config, summaries | {"bench": worse.model_copy(update={"tables": {"agreement": whole}})})
     assert "on 120 test examples" in trust["text"]
     summaries |= {"bench": Summary(stage="bench"), "samples": Summary(stage="evaluate")}
-    trust, gain, _ = headlines(config, summaries)
+    trust, gain, after, _ = headlines(config, summaries)
+    assert "is not known" in after["title"]
     assert trust["title"] == "The critic is not trusted."
     assert "not known" in gain["title"]
 

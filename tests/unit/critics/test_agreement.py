@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from firm.bench.agreement import Expected, Group, Prediction, agreement, point_estimate
 from firm.config import METRICS
+from firm.critics.agreement import Expected, Group, Prediction, agreement, point_estimate
 from firm.records import Invalid, Judgement, Outcome, UserError
 
 FOLLOWING = "instruction_following"
