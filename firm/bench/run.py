@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter
@@ -25,7 +27,7 @@ from firm.policies.generate import draw, equally_often
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
 from firm.prompts import Splits, load_prompts
-from firm.records import Candidate, Example, JudgedCandidate, Stage, Summary
+from firm.records import Assessment, Candidate, Example, Invalid, JudgedCandidate, Record, Stage, Summary
 from firm.storage.artifacts import WORK, Output
 from firm.storage.shards import ShardWriter, iter_shards
 
@@ -41,6 +43,13 @@ JUDGED = "judged"
 VERDICT = "verdict.json"
 BATCH = 256
 _LINE = TypeAdapter(list[Prediction])
+R = TypeVar("R", bound=Record)
+
+
+class Assessed(Record):
+    """A `JudgedCandidate` without its image."""
+
+    assessment: Assessment
 
 
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
@@ -61,8 +70,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
     def items() -> Iterator[Item]:
         yield from of_examples(iter_shards(inputs["data"] / "test", Example))
-        if any(source.kind == "policy" for source in bench.sources):
-            yield from of_judged(iter_shards(out.folder / JUDGED, JudgedCandidate), config.curation)
+        yield from of_judged(_judged(config, out, JudgedCandidate), config.curation)
         for file in files:
             yield from file.items()
 
@@ -75,6 +83,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     verdict = judge_gate(bench.gate, result, config.reward.dimensions)
     (out.folder / VERDICT).write_text(verdict.model_dump_json(indent=1))
     tables = {name: rows + audited.tables()[name] for name, rows in result.tables().items()}
+    tables["invalid"] += _failures(_judged(config, out, Assessed))
     return Summary(
         stage="bench",
         metrics={"trusted": float(verdict.trusted), **result.headline()},
@@ -113,6 +122,19 @@ def _judge_policy(config: RunConfig, inputs: Mapping[str, Path], out: Output, de
                 out.publish(*(f"{JUDGED}/{name}" for name in writer.write(labeller.label(candidates))))
                 task.advance(len(candidates))
     writer.close()
+
+
+def _judged(config: RunConfig, out: Output, model: type[R]) -> Iterator[R]:
+    """The policy's images, if a source asks for them."""
+    if any(source.kind == "policy" for source in config.bench.sources):
+        yield from iter_shards(out.folder / JUDGED, model)
+
+
+def _failures(judged: Iterable[Assessed]) -> list[dict[str, Any]]:
+    """Rows of how often the teacher failed on the policy's images, and why."""
+    outcomes = ((d, o) for j in judged for d, o in j.assessment.items())
+    failed = Counter((d, o.reason) for d, o in outcomes if isinstance(o, Invalid))
+    return [{"judge": "teacher", "dimension": d, "reason": why, "count": n} for (d, why), n in sorted(failed.items())]
 
 
 def _candidates(config: RunConfig, policy: Policy, source: PolicySource, indices: range) -> list[Candidate]:

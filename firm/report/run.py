@@ -140,6 +140,8 @@ def _invalid(summaries: Mapping[str, Summary]) -> Rows:
         reasons = "".join(f", {r['reason']}: {r['count']}" for r in mine)
         count = sum(r["count"] for r in mine)
         rows.append(_failed("bench", f"{whole['judge']}, {whole['dimension']}{reasons}", count, whole["n"]))
+    for r in (r for r in failures if r["judge"] == "teacher"):
+        rows.append(_failed("bench", f"teacher, {r['dimension']}: {r['reason']}", r["count"], None))
     rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
     audits = rl.tables.get("audits", [])
     rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))

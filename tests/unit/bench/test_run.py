@@ -18,7 +18,7 @@ from firm.critics.labeller import open_labeller
 from firm.curation.examples import student_example
 from firm.curation.sources import open_source
 from firm.policies.policy import Policy, save_policy
-from firm.records import Assessment, Example, JudgedCandidate, Judgement, Summary, Verdict
+from firm.records import Assessment, Example, Invalid, JudgedCandidate, Judgement, Summary, Verdict
 from firm.stage import stage_key
 from firm.storage.artifacts import Output
 from firm.storage.shards import ShardWriter, iter_shards
@@ -86,9 +86,10 @@ class Oracle:
 
 @pytest.fixture
 def bench(tmp_path: Path, config: RunConfig, data: Path, judged: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    def measure(distort: Distort, **changes: Any) -> tuple[Summary, Verdict]:
+    def measure(distort: Distort, judged: Path = judged, **changes: Any) -> tuple[Summary, Verdict]:
         out = Output.open(str(tmp_path / "out"))
-        shutil.copytree(judged, out.folder / stage.JUDGED, dirs_exist_ok=True)
+        if judged.parent != out.folder:
+            shutil.copytree(judged, out.folder / stage.JUDGED)
         monkeypatch.setattr(stage, "load_critic", lambda *_: Oracle(data, judged, distort))
         monkeypatch.setattr(stage, "draw", None)  # all that the policy drew is judged already
         changed = config.model_copy(update={"bench": config.bench.model_copy(update=changes)})
@@ -133,6 +134,21 @@ def test_a_planted_critic_is_stopped_with_a_sentence_that_names_the_dimension(be
         assert "the teacher's scores" in message and message in summary.notes
     if name.startswith(("inverted", "constant", "quality", "instructions")):
         assert all(message.startswith(dimension) for message in verdict.failures)
+
+
+def test_an_image_on_which_the_teacher_fails_is_no_reference_and_is_counted(
+    bench: Bench, judged: Path, tmp_path: Path, config: RunConfig
+) -> None:
+    spoilt = tmp_path / "out" / stage.JUDGED
+    rows = list(iter_shards(judged, JudgedCandidate))
+    bad = rows[0].assessment | {"quality": Invalid(reason="empty")}
+    rows[0] = rows[0].model_copy(update={"assessment": bad})
+    with ShardWriter(spoilt, JudgedCandidate, 128) as writer:
+        writer.write(rows)
+    summary, _ = bench(lambda d, s, own: s, judged=spoilt)
+    assert {"judge": "teacher", "dimension": "quality", "reason": "empty", "count": 1} in summary.tables["invalid"]
+    own = {r["dimension"]: r["n"] for r in summary.tables["agreement"] if r["value"] == "policy"}
+    assert own == {FOLLOWING: NUMBER, "quality": NUMBER - 1}
 
 
 def test_what_was_judged_is_not_asked_again(

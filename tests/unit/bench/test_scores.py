@@ -33,7 +33,8 @@ def row(image: str = "a.png", rater: Any = None, **scores: float) -> dict[str, A
 def opened(folder: Path, rows: list[Any], name: str = "scores.jsonl", **source: Any) -> ScoreFile:
     path = folder / name
     if path.suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        columns = dict.fromkeys(key for r in rows for key in r)
+        pq.write_table(pa.table({key: [r.get(key) for r in rows] for key in columns}), path)
     else:
         path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
     return ScoreFile(ScoresSource(name="people", path=str(path), **source), DIMENSIONS, Splits(PROMPTS))
@@ -115,7 +116,7 @@ def test_the_raters_agreement_by_hand(tmp_path: Path) -> None:
     [ceiling] = opened(tmp_path, rows).raters()
     assert (ceiling["raters"], ceiling["images"], ceiling["n"], ceiling["whose"]) == (3, 2, 6, "people")
     assert ceiling["mae"] == pytest.approx((1.5 + 0 + 1.5 + 1.5 + 1.5 + 3) / 6)
-    assert ceiling["pairwise"] == pytest.approx(1 / 3), "x: 1 < 4 and 2.5 = 2.5, no pair; y: 2 < 4, 2 < 2.5; z: 3 > 1"
+    assert ceiling["pairwise"] == 0.5, "x: the others are equal, no pair; y: 2 < 4 and 2 < 2.5; z: 3 > 1 but 1.5 < 4"
     assert opened(tmp_path, [row("a.png"), row("b.png")]).raters() == []
 
 
