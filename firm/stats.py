@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
+from scipy.stats import t as student
 
 Floats = NDArray[np.float64]
 Statistic = Callable[..., Any]
@@ -176,6 +177,28 @@ def bootstrap_ci(
         return [np.nan if result is None else result for result in results]
 
     return _interval(looped, arrays, num_resamples, seed, level, clusters)
+
+
+def paired_interval(differences: ArrayLike, clusters: Sequence[Hashable], error: float) -> tuple[float, float] | None:
+    """Student's interval of the mean of paired differences, which holds far out in the tails, where resampling cannot.
+
+    Args:
+        differences: After minus before [N]; NaN where either failed, which leaves the pair out.
+        clusters: What each pair belongs to, such as its prompt (N): differences are averaged within it first.
+        error: Chance that the mean lies below the lower end, and that it lies above the upper one, in (0, 0.5).
+
+    Returns:
+        The lower and upper end. None with so few clusters that this could not be told even if all had the same sign.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    labels = _labels(clusters, values.size)
+    valid = np.isfinite(values)
+    counts = np.bincount(labels[valid])
+    means = np.bincount(labels[valid], values[valid])[counts > 0] / counts[counts > 0]
+    if means.size < 2 or 0.5**means.size > error:
+        return None
+    half = float(student.isf(error, means.size - 1) * means.std(ddof=1) / np.sqrt(means.size))
+    return float(means.mean()) - half, float(means.mean()) + half
 
 
 def _interval(
