@@ -33,7 +33,7 @@ curation:
 sft: {max_steps: 60, checkpoint_steps: 10}
 bench: {num_bootstrap: 50, gate: [{metric: coverage, at_least: 0.5}]}
 rl: {prompts_per_epoch: 4, group_size: 4, max_epochs: 12, checkpoint_epochs: 2, batch_size: 16}
-auditor: {every: 4, patience: 9, num_images: 8}
+auditor: {every: 4, num_images: 8}
 evaluate: {num_images: 8, num_bootstrap: 50}
 """
 
