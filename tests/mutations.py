@@ -66,10 +66,12 @@ FAULTS = [
     Fault("firm/rl/audit.py", '"critic", measure)) <= ', '"critic", measure)) >= ', RL),
     Fault("firm/rl/audit.py", '"auditor", REWARD)) <= 0:', '"auditor", REWARD)) <= 9:', RL),
     Fault("firm/rl/audit.py", "(REWARD, *config.reward.dimensions)", "(REWARD,)", RL),
-    Fault("firm/rl/audit.py", "np.mean([a.values(who, measure)", "np.nanmean([a.values(who, measure)", RL),
     Fault("firm/rl/audit.py", '[audit], "auditor", REWARD)) > 0', '[audit], "critic", REWARD)) > 0', RL),
     Fault("firm/rl/run.py", 'a.sample == "report"', 'a.sample == "choice"', RL),
     Fault("firm/stats.py", "labels = _labels(clusters, values.size)", "labels = _labels(None, values.size)", BENCH),
+    Fault(
+        "firm/stats.py", "valid = np.isfinite(values)", "valid = np.isfinite(values := np.nan_to_num(values))", BENCH
+    ),
     Fault("firm/stats.py", " or 0.5**means.size > error", "", BENCH),
     Fault(
         "firm/rl/nft.py",

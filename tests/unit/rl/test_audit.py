@@ -86,24 +86,6 @@ def long() -> RunConfig:
 # ---- the stop
 
 
-@pytest.mark.parametrize("rise", [0.0, 0.01], ids=["flat", "rising"])
-def test_noise_stops_at_most_one_run_in_twenty(demo: RunConfig, rise: float) -> None:
-    config = demo.model_copy(update={"rl": demo.rl.model_copy(update={"max_epochs": 60 * demo.auditor.every})})
-    runs = [simulated(config, seed, 61, {BASE: lambda check: rise * check}) for seed in range(40)]
-    assert sum(stop_of(audits, config) is not None for audits in runs) <= 0.05 * len(runs)
-
-
-@pytest.mark.parametrize(("preset", "falls_at"), [("demo", 9), ("long", 30)])
-def test_nine_in_ten_falls_of_a_seventh_point_are_found_in_five_checks(
-    preset: str, falls_at: int, request: pytest.FixtureRequest
-) -> None:
-    config: RunConfig = request.getfixturevalue(preset)
-    runs = [
-        simulated(config, seed, falls_at + 5, {BASE: lambda check: -0.15 * (check >= falls_at)}) for seed in range(60)
-    ]
-    assert sum(stop_of(audits, config, falls_at) is not None for audits in runs) >= 0.9 * len(runs)
-
-
 def falling(check: int) -> float:
     return -0.06 * max(check - 6, 0)
 
@@ -259,3 +241,27 @@ def test_the_auditor_is_asked_only_for_what_the_reward_is_made_of(demo: RunConfi
     assert isinstance(config.auditor.judge, PythonChat)
     auditor = Auditor(None, None, [], config)  # type: ignore[arg-type]
     assert list(auditor.judge.rubrics) == [BASE]
+
+
+# ---- in many runs
+
+
+@pytest.mark.parametrize("rise", [0.0, 0.01], ids=["flat", "rising"])
+def test_noise_stops_at_most_one_run_in_twenty(demo: RunConfig, rise: float) -> None:
+    config = demo.model_copy(update={"rl": demo.rl.model_copy(update={"max_epochs": 60 * demo.auditor.every})})
+    runs = [simulated(config, seed, 61, {BASE: lambda check: rise * check}) for seed in range(30)]
+    assert sum(stop_of(audits, config) is not None for audits in runs) <= 0.05 * len(runs)
+
+
+@pytest.mark.parametrize(
+    ("preset", "falls_at", "dimension"), [("demo", 9, BASE), ("demo", 9, BONUS), ("long", 30, BASE)]
+)
+def test_nine_in_ten_falls_of_a_seventh_point_are_found_in_five_checks(
+    preset: str, falls_at: int, dimension: str, request: pytest.FixtureRequest
+) -> None:
+    config: RunConfig = request.getfixturevalue(preset)
+    runs = [
+        simulated(config, seed, falls_at + 5, {dimension: lambda check: -0.15 * (check >= falls_at)})
+        for seed in range(60)
+    ]
+    assert sum(stop_of(audits, config, falls_at) is not None for audits in runs) >= 0.9 * len(runs)
