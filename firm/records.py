@@ -1,7 +1,6 @@
 """Records that travel between stages, and the one error class meant for people.
 
-Everything here is plain data: pydantic models without behaviour beyond validation. This module imports
-neither firm nor torch nor pyarrow, so every layer may use it.
+Plain data: pydantic models without behaviour beyond validation. This module imports neither firm nor torch.
 """
 
 from __future__ import annotations
@@ -255,7 +254,7 @@ class Stage(Record):
         sections: Keys of the configuration; ``critic.rubrics`` is a part of a section.
         reads: Input -> start of the paths that it reads, where that is not all of them.
         worker: Module that torchrun starts, of a stage that launches a job.
-        compares: Whether it is the same in all rounds, same seeds included, so that these can be compared.
+        compares: Whether it is the same in all rounds, seeds included.
     """
 
     name: str

@@ -77,13 +77,8 @@ def execute(
     emit(stage=stage, state="started")
     try:
         module: Run = importlib.import_module(f"firm.{stage}.run")
-        run = parse_config(config)
-        if not module.STAGE.compares:
-            run = of_round(run, number)
-        check_rubrics(run)
-        run = run.model_copy(update={"launch": for_pod(run.launch, pod or {})})
-        refs = {name: read_ref(Path(path)) for name, path in inputs.items() if path}
-        folder, state = _execute(module, run, refs, Path(output))
+        run = _config(config, 1 if module.STAGE.compares else number, pod or {})
+        folder, state = _execute(module, run, inputs, Path(output))
         summary = read_summary(folder)
         for name, path in (copies or {}).items():
             Path(path).write_bytes((folder / name).read_bytes())
@@ -95,20 +90,28 @@ def execute(
     except Exception:
         emit(stage=stage, state="failed", message=traceback.format_exc(limit=-3), exit_code=1)
         raise
-    for name, value in summary.metrics.items():
-        if log_metric:
+    if log_metric:
+        for name, value in summary.metrics.items():
             log_metric(name, value)
     if log_matrix and summary.confusion:
         log_matrix(summary.confusion.categories, summary.confusion.counts)
     emit(stage=stage, state=state, metrics=summary.metrics)
 
 
+def _config(plain: Mapping[str, Any], number: int, pod: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a round, with what was requested of KFP for the pods of a job."""
+    config = of_round(parse_config(plain), number)
+    check_rubrics(config)
+    return config.model_copy(update={"launch": for_pod(config.launch, pod)})
+
+
 def _execute(
-    module: Run, config: RunConfig, refs: Mapping[str, ArtifactRef], output: Path
+    module: Run, config: RunConfig, inputs: Mapping[str, str | None], output: Path
 ) -> tuple[Path, Literal["finished", "reused"]]:
     """Make or find the artifact of a stage; returns its local folder and which of the two it was."""
     stage = module.STAGE
     launches = stage.worker is not None
+    refs = {name: read_ref(Path(path)) for name, path in inputs.items() if path}
     key = stage_key(stage, config, refs)
     if "KFP_POD_NAME" in os.environ and "://" not in config.store:
         fix = "set it to s3://bucket/prefix, as the preset gen-shapes-kind does"

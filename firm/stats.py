@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-from firm.bootstrap import Floats, arrays_of, interval, labels_of, mean_ci, ratio
+from firm.intervals import Floats, arrays_of, interval, labels_of, mean_ci, ratio
 
 
 def nearest_score(predicted: ArrayLike) -> NDArray[np.int64]:

@@ -9,12 +9,12 @@ from typing import Any, get_args
 import torch
 from pydantic import TypeAdapter
 
-from firm.bootstrap import mean_ci
 from firm.config import RunConfig
 from firm.critics.agreement import Prediction, agreement
 from firm.critics.judge import JudgeInput, soft_scores
 from firm.critics.load import load_critic, open_judge
 from firm.evaluate.suite import Scores
+from firm.intervals import mean_ci
 from firm.policies.generate import equally_often
 from firm.prompts import load_prompts
 from firm.records import Assessment, Prompt, Sample, SampledPolicy, Summary

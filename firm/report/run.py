@@ -96,7 +96,7 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
         "headlines": headlines(config, summaries),
         "audited": config.reward.base,
         "auditor_is_teacher": config.auditor.judge == config.curation.evaluator,
-        "reward": config.reward.model_dump(mode="json"),
+        "reward": {**config.reward.model_dump(mode="json"), "dimensions": list(config.reward.dimensions)},
         "scores": _ordered(evaluation, "scores", config),
         "pairs": pairs,
         "audits": rl.tables.get("audits", []),
@@ -167,12 +167,11 @@ def _figures(data: Mapping[str, Any]) -> dict[str, Any]:
 
     loss = data["loss"]
     rl = data["rl"]
+    checks = [row for row in data["audits"] if row["sample"] == "check"]
     judged = dict.fromkeys(str(row["dimension"]) for row in data["histogram"])
     return {
         "before_after": figures.before_after(data["scores"]) if data["scores"] else "",
-        "audits": figures.audits(data["audits"], rl["kept_epoch"], bool(rl["stopped_by_auditor"]))
-        if data["audits"]
-        else "",
+        "audits": figures.audits(checks, rl["kept_epoch"], bool(rl["stopped_by_auditor"])) if checks else "",
         "loss": figures.loss(loss["x"], loss["y"]) if loss else "",
         "histogram": {d: figures.histogram(d, of("histogram", d)) for d in judged},
         "errors": {d: figures.errors(d, of("agreement", d, ("all", "source"))) for d in data["dimensions"]},
