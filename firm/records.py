@@ -59,6 +59,7 @@ class Judgement(Record):
         distribution: Probabilities of the scores 1..5 where the judge exposes them (sums to 1).
         rationale: The judge's explanation.
         parts: Sub-scores, where the rubric asks for several; the lowest is the score.
+        invalid_samples: How many of several samples of the question failed and were left out.
     """
 
     kind: Literal["judgement"] = "judgement"
@@ -66,6 +67,7 @@ class Judgement(Record):
     distribution: tuple[float, float, float, float, float] | None = None
     rationale: str = ""
     parts: tuple[int, ...] = ()
+    invalid_samples: int = 0
 
     @model_validator(mode="after")
     def _distribution_sums_to_one(self) -> Judgement:

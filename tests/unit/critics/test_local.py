@@ -116,24 +116,31 @@ def test_a_critic_that_writes_first_is_read_or_invalid(folder: Path, items: list
 class Typewriter:
     """A tokenizer of single characters, for answers written letter by letter."""
 
-    eos_token_id = 0
+    eos_token_id = pad_token_id = 0
+    added_tokens_decoder: ClassVar[dict[int, str]] = {}
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "".join(chr(token) for token in tokens if token)
 
 
 def answered(critic: LocalCritic, text: str, rubric: str, beliefs: dict[int, Sequence[float]]) -> Judgement:
-    """What the critic makes of an answer whose n-th digit, from 0 on, was drawn from ``beliefs[n]``."""
-    logits = []
-    digits = 0
-    for letter in text:
-        step = torch.zeros(1, 128)
-        if letter in "12345":
-            step[0, 49:54] = torch.tensor(beliefs.get(digits, [0.0] * 5)).clamp(min=1e-9).log()
-            digits += 1
-        logits.append(step)
-    critic.write = lambda *_, **__: ([[*map(ord, text), 0]], [*logits, torch.zeros(1, 128)])  # type: ignore[method-assign]
-    [outcome] = critic._reason_first({}, load_rubric(rubric))
+    """What the critic makes of an answer whose n-th digit, from 0 on, it believed to be as ``beliefs[n]`` says."""
+
+    def generate(logits_processor: Sequence[Any], **_: object) -> torch.Tensor:
+        digits = 0
+        for letter in [*text, "\0"]:
+            logits = torch.full((1, 128), -30.0)
+            logits[0, ord(letter)] = 0
+            if letter in "12345":
+                logits[0, 49:54] = torch.tensor(beliefs.get(digits, SURE)).clamp(min=1e-9).log()
+                digits += 1
+            for processor in logits_processor:
+                processor(torch.zeros(1, 0), logits)
+        return torch.tensor([[*map(ord, text), 0]])
+
+    critic.encoder = Encoder(SimpleNamespace(tokenizer=Typewriter()))
+    critic.model = SimpleNamespace(generate=generate, dtype=torch.float32)  # type: ignore[assignment]
+    [outcome] = critic._reason_first({"input_ids": torch.zeros(1, 0)}, load_rubric(rubric), ["?"], [[]])
     assert isinstance(outcome, Judgement)
     return outcome
 
@@ -153,8 +160,6 @@ BELIEF = (0, 0, 0.45, 0.55, 0)
 )
 def test_the_distribution_is_that_of_the_verdicts_first_writing(folder: Path, text: str, belief_at: int) -> None:
     critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
-    critic._scores = [ord(s) for s in "12345"]
-    critic.encoder.tokenizer = Typewriter()
     number = sum(letter in "12345" for letter in text)
     beliefs = {n: SURE for n in range(number)} | {belief_at: BELIEF}
     outcome = answered(critic, text, "instruction_following", beliefs)
@@ -163,8 +168,6 @@ def test_the_distribution_is_that_of_the_verdicts_first_writing(folder: Path, te
 
 def test_the_lowest_of_three_sub_scores_has_a_distribution(folder: Path) -> None:
     critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
-    critic._scores = [ord(s) for s in "12345"]
-    critic.encoder.tokenizer = Typewriter()
     text = '{"reasoning": "4 or 5", "score": [5, 4, 3]}'
     outcome = answered(critic, text, "quality", {2: (0, 0, 0, 0, 1), 3: (0, 0, 0, 1, 0), 4: (0, 0, 0.5, 0.5, 0)})
     assert outcome.parts == (5, 4, 3) and outcome.distribution == pytest.approx((0, 0, 0.5, 0.5, 0), abs=1e-6)
@@ -174,8 +177,6 @@ def test_the_lowest_of_three_sub_scores_has_a_distribution(folder: Path) -> None
 
 def test_a_rating_that_contradicts_the_box_gives_no_distribution(folder: Path) -> None:
     critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
-    critic._scores = [ord(s) for s in "12345"]
-    critic.encoder.tokenizer = Typewriter()
     outcome = answered(critic, "Final Alignment Rating: 3\n\\boxed{4}", "instruction_following", {0: BELIEF, 1: SURE})
     assert outcome.score == 4 and outcome.distribution is None
 
