@@ -246,10 +246,10 @@ class LocalCritic:
         text = self.encoder.read(row)
         if not steps:
             return Reply(text, truncated)
-        tokens = [
-            Token(piece, logprob, tuple((self.encoder.text_of(i), p) for p, i in zip(logprobs, ids, strict=True)))
-            for piece, (logprob, logprobs, ids) in zip(self.encoder.pieces(row), steps, strict=False)
-        ]
+        tokens = []
+        for token, piece, (logprob, logprobs, ids) in zip(row, self.encoder.pieces(row), steps, strict=False):
+            texts = (piece if i == token else self.encoder.text_of(i) for i in ids)
+            tokens.append(Token(piece, logprob, tuple(zip(texts, logprobs, strict=True))))
         return Reply(text, truncated, tuple(tokens))
 
     def _to_device(self, inputs: Batch) -> Batch:

@@ -73,9 +73,11 @@ def _probabilities(token: Token) -> Distribution | None:
     if not token.top:
         return None
     mass = dict.fromkeys(SCORES, 0.0)
-    for text, logprob in {**dict(token.top), token.text: token.logprob}.items():
+    for text, logprob in token.top:
         if (score := _SCORES.get(text.strip(_MARKUP))) is not None:
             mass[score] += math.exp(min(logprob, 1.0))
+    if not mass[written := _SCORES[token.text.strip(_MARKUP)]]:  # drawn, though it is not among the likeliest
+        mass[written] = math.exp(min(token.logprob, 1.0))
     total = sum(mass.values())
     if not MIN_MASS <= total <= 1.01:  # also for NaN
         return None
