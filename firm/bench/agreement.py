@@ -21,7 +21,7 @@ PointEstimate = Literal["score", "soft_score", "median"]
 Metrics = dict[str, float | None]
 
 METRICS = (
-    "n", "num_valid", "coverage", "mae", "mae_low", "mae_high", "mae_penalised", "macro_mae", "skill",
+    "n", "num_valid", "soft_share", "coverage", "mae", "mae_low", "mae_high", "mae_penalised", "macro_mae", "skill",
     "spearman", "spearman_low", "spearman_high", "pairwise", "num_pairs", "qwk", "exact", "within_1", "bias",
     "constant_score", "constant_mae", *(f"constant_{s}_mae" for s in SCORES),
 )  # fmt: skip
@@ -124,6 +124,7 @@ class _Row:
     example: Expected
     estimate: float | None = None
     soft: float | None = None
+    has_distribution: bool = False
     reason: str = ""
 
 
@@ -150,7 +151,8 @@ def _rows(predictions: Sequence[Prediction], expected: Iterable[Expected], estim
             raise UserError("an example was judged twice", f"{p.dimension} {p.id}", "remove one of the predictions")
         example = Expected(**p.model_dump(exclude={"outcome"}))
         if isinstance(p.outcome, Judgement):
-            given[key] = _Row(example, point_estimate(p.outcome, estimate), point_estimate(p.outcome, "soft_score"))
+            estimates = (point_estimate(p.outcome, estimate), point_estimate(p.outcome, "soft_score"))
+            given[key] = _Row(example, *estimates, has_distribution=p.outcome.distribution is not None)
         else:
             given[key] = _Row(example, reason=p.outcome.reason)
     if wanted and (unknown := sorted(set(given) - set(wanted))):
@@ -225,6 +227,7 @@ def _group(
     }
     counts = np.zeros((5, 5), dtype=int)
     if valid:
+        metrics["soft_share"] = sum(row.has_distribution for row in rows) / len(valid)
         prompts = [row.example.prompt for row in rows if row.estimate is not None]
         soft = np.array([row.soft for row in rows if row.soft is not None])
         metrics["pairwise"], number = stats.pairwise_accuracy(soft, human, prompts)
