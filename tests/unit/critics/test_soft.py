@@ -45,7 +45,7 @@ def read(answer: Reply, form: Literal["boxed", "json", "score_first"]) -> Judgem
         ("boxed", ["Score: ", "4", " at first.\n\\boxed{", token("4", {"4": 0.5, "5": 0.25, "3": 0.25}), "}"]),
         ("boxed", ["It is fine. Score:", token(" 4", HALF)]),
         ("json", ['{"score": ', token("4", {"4": 0.5, "5": 0.25, "3": 0.25}), "}"]),
-        ("json", ["<think>", '{"score": ', "4", "}</think>", '{"score":', token(" 4", HALF), "}", "<|im_end|>"]),
+        ("json", ["<think>", '{"score": ', "4", "}</think>", '{"score":', token(" 4", HALF), "}"]),
     ],
 )
 def test_a_distribution_is_read_where_the_verdict_was_first_written(
@@ -94,6 +94,12 @@ def test_a_rating_that_contradicts_the_conclusion_gives_no_distribution() -> Non
 def test_servers_may_give_a_character_in_pieces() -> None:
     answer = reply("caf", "\ufffd", "\ufffd", ".\nScore:", token(" 4", HALF), text="caf\u00e9.\nScore: 4")
     assert read(answer, "boxed").soft_score == pytest.approx(4)
+
+
+def test_thoughts_and_the_end_may_be_among_the_tokens_alone() -> None:
+    thoughts = ["So: \\boxed{", "4", "}", "</think>", "\n\n"]
+    answer = reply(*thoughts, "\\boxed{", token("4", {"4": 0.5, "5": 0.5}), "}", "<|im_end|>", text="\\boxed{4}")
+    assert read(answer, "boxed").soft_score == pytest.approx(4.5)
 
 
 def test_three_sub_scores_have_the_distribution_of_the_lowest() -> None:
