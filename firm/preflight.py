@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from PIL import Image
+
 from firm.chat.client import open_chat
+from firm.chat.messages import RequestFailed, user_message
 from firm.config import (
     EndpointChat,
     FilesSource,
@@ -14,10 +17,15 @@ from firm.config import (
     ScoresSource,
 )
 from firm.config.loading import of_round
-from firm.critics.rubrics import check_rubrics
+from firm.critics.judge import question
+from firm.critics.rubrics import check_rubrics, load_rubric
+from firm.images import encode_image
 from firm.locate import kind_of_model, load_object
 from firm.prompts import Splits, load_prompts
-from firm.records import SPLITS
+from firm.records import SPLITS, Prompt, UserError
+
+FIRST_ANSWER_S = 60.0
+"""A server that gives no answer for so long before a run is not waited for any longer."""
 
 
 def check(config: RunConfig) -> None:
@@ -44,6 +52,35 @@ def _check_round(config: RunConfig, number: int) -> None:
             load_object(section.target, f"{key}.target")
     _check_names(config)
     check_rubrics(config)
+
+
+def ask_critic(config: RunConfig) -> None:
+    """Ask a served critic for the first tokens of one answer, where only logprobs can give the run's soft scores.
+
+    Raises:
+        UserError: It cannot be asked, or its answer has no logprobs.
+    """
+    critic = config.critic
+    if critic.kind != "endpoint" or critic.endpoint is None:
+        return
+    if critic.num_samples > 1 or not config.wants_distributions:
+        return
+    rubric = load_rubric(next(iter(critic.rubrics.values())))
+    images = [encode_image(Image.new("RGB", (256, 256), "gray"))] * rubric.images
+    message = user_message(question(rubric, Prompt(text="a gray square")), images)
+    chat = open_chat(critic.endpoint.model_copy(update={"deadline_s": min(critic.endpoint.deadline_s, FIRST_ANSWER_S)}))
+    try:
+        reply = chat.complete([message], max_tokens=8, temperature=0.0, seed=0)
+    except RequestFailed as error:
+        what = f"the critic's endpoint does not answer a question with logprobs: {error.detail}"
+    else:
+        if any(token.top for token in reply.tokens):
+            return
+        what = "the critic's endpoint answers without top_logprobs, so its scores have no distribution"
+    fix = "let the server give them (vLLM: --max-logprobs 20), or set critic.num_samples above 1, or reward.soft to "
+    raise UserError(
+        what, f"critic.endpoint: {critic.endpoint.base_url}", f"{fix}false and bench.point_estimate to score"
+    )
 
 
 def _check_names(config: RunConfig) -> None:

@@ -58,6 +58,7 @@ class Judgement(Record):
         distribution: Probabilities of the scores 1..5 where the judge exposes them (sums to 1).
         rationale: The judge's explanation.
         parts: Sub-scores, where the rubric asks for several; the lowest is the score.
+        invalid_samples: How many of several samples of the question failed and were left out.
     """
 
     kind: Literal["judgement"] = "judgement"
@@ -65,6 +66,7 @@ class Judgement(Record):
     distribution: tuple[float, float, float, float, float] | None = None
     rationale: str = ""
     parts: tuple[int, ...] = ()
+    invalid_samples: int = 0
 
     @model_validator(mode="after")
     def _distribution_sums_to_one(self) -> Judgement:
@@ -184,16 +186,6 @@ class Example(Record):
     score: int = Field(ge=1, le=5)
     messages: list[Message]
     images: list[bytes]
-
-
-Whose = Literal["people", "teacher", "auditor"]
-SCORES_OF = {
-    "people": "people's scores",
-    "teacher": "the teacher's scores",
-    "auditor": "the auditor's scores",
-    "both": "people's and the teacher's scores",
-}
-"""Whose scores a judge is compared with, in words."""
 
 
 SampledPolicy = Literal["base", "final", "guided"]

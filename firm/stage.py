@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -76,12 +77,11 @@ def execute(
     os.environ[ROUND] = str(number)
     emit(stage=stage, state="started")
     try:
-        module: Run = importlib.import_module(f"firm.{stage}.run")
-        run = _config(config, 1 if module.STAGE.compares else number, pod or {})
-        folder, state = _execute(module, run, inputs, Path(output))
+        run = _config(stage, config, number, pod or {})
+        folder, state = _execute(_module(stage), run, inputs, Path(output))
         summary = read_summary(folder)
         for name, path in (copies or {}).items():
-            Path(path).write_bytes((folder / name).read_bytes())
+            shutil.copyfile(folder / name, path)
     except (UserError, OSError) as problem:
         error = disk_error(problem, problem.filename or output) if isinstance(problem, OSError) else problem
         emit(stage=stage, state="failed", message=str(error), exit_code=error.exit_code)
@@ -98,9 +98,16 @@ def execute(
     emit(stage=stage, state=state, metrics=summary.metrics)
 
 
-def _config(plain: Mapping[str, Any], number: int, pod: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a round, with what was requested of KFP for the pods of a job."""
-    config = of_round(parse_config(plain), number)
+def _module(stage: str) -> Run:
+    module: Run = importlib.import_module(f"firm.{stage}.run")
+    return module
+
+
+def _config(stage: str, plain: Mapping[str, Any], number: int, pod: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a stage in a round, with what was requested of KFP for the pods of a job."""
+    config = parse_config(plain)
+    if not _module(stage).STAGE.compares:
+        config = of_round(config, number)
     check_rubrics(config)
     return config.model_copy(update={"launch": for_pod(config.launch, pod)})
 

@@ -21,7 +21,9 @@ RL = ("tests/unit/rl", "tests/property/test_nft.py")
 TRAINER = (*RL, "tests/training/test_rl_learns.py::test_the_old_policy_follows_after_the_epoch", AUDITED, FRESH)
 PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one",)
 POLICIES = ("tests/unit/policies",)
-CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py")
+CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
+SERVED = ("tests/integration/test_critic_server.py",)
+CHAT = ("tests/unit/chat",)
 CURATION = ("tests/unit/curation", "tests/property/test_balance.py")
 BENCH = ("tests/unit/bench", "tests/unit/test_stats.py")
 CONFIG = ("tests/unit/config",)
@@ -111,7 +113,34 @@ FAULTS = [
         (*CRITICS, "tests/training/test_sft_learns.py"),
     ),
     Fault("firm/critics/local.py", "return rows[0][:length], ids", "return rows[0][:length], ids[::-1]", CRITICS),
-    Fault("firm/critics/local.py", "at_least[1:]", "at_least[:-1]", CRITICS),
+    Fault("firm/critics/local.py", "scores / self._temperature", "scores", CRITICS),
+    Fault("firm/critics/local.py", "logprobs = scores.log_softmax", "logprobs = chosen.log_softmax", CRITICS),
+    Fault("firm/critics/local.py", "question_seed(sample, text", "question_seed(0, text", CRITICS),
+    Fault("firm/critics/local.py", 'seed_for(seed, "answer", text, *digests)', "seed", SERVED),
+    Fault("firm/critics/soft.py", "at_least[1:]", "at_least[:-1]", CRITICS),
+    Fault("firm/critics/soft.py", 'whole.rfind("</think>") + 1', "0", CRITICS),
+    Fault("firm/critics/soft.py", "tuple(int(text[at]) for at in verdict) !=", "() ==", CRITICS),
+    Fault("firm/critics/soft.py", "MIN_MASS <= total", "0 < total", CRITICS),
+    Fault("firm/critics/soft.py", "<= 1.01", "< math.inf", CRITICS),
+    Fault("firm/critics/soft.py", "m / total for m in", "m for m in", CRITICS),
+    Fault("firm/critics/soft.py", "mass[score] += ", "mass[score] = ", CRITICS),
+    Fault("firm/critics/soft.py", "len(failed) > len(valid)", "not valid", CRITICS),
+    Fault(
+        "firm/critics/soft.py", "sum(column) / len(valid) for column", "sum(column) / len(samples) for column", CRITICS
+    ),
+    Fault("firm/critics/soft.py", "(-counts[s], abs(s - mean), s)", "(-counts[s], s)", CRITICS),
+    Fault("firm/critics/judge.py", "attempt * self._num_samples + sample", "attempt", CRITICS),
+    Fault("firm/critics/judge.py", "attempt * self._num_samples + sample", "attempt + sample", CRITICS),
+    Fault("firm/critics/load.py", '"temperature": config.temperature', '"temperature": 0.0', SERVED),
+    Fault("firm/critics/serve.py", "zip(SCORES, probabilities", "zip(SCORES[::-1], probabilities", SERVED),
+    Fault("firm/chat/client.py", "if self._config.logprobs:", "if False:", SERVED),
+    Fault(
+        "firm/chat/journal.py",
+        "t if any(map(str.isdigit, t.text)) else (t.text, t.logprob)",
+        "(t.text, t.logprob)",
+        CHAT,
+    ),
+    Fault("firm/config/run.py", "self.wants_distributions and not self.critic.gives_distributions", "False", CONFIG),
     Fault("firm/critics/answers.py", "for position in reversed(digits)", "for position in digits", CRITICS),
     Fault("firm/critics/answers.py", "_RATING_LINE if truncated else _RATING", "_RATING", CRITICS),
     Fault(

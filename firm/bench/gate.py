@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 
 from firm.config import Gate, Rule
+from firm.config.bench import SCORES_OF
 from firm.critics.agreement import Agreement, Group
-from firm.records import SCORES_OF, Check, Verdict
+from firm.records import Check, Verdict
 
 
 def judge_gate(gate: Gate, agreement: Agreement, dimensions: Sequence[str]) -> Verdict:

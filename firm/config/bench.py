@@ -9,15 +9,24 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from firm.config.section import NamedFile, Positive, Section
-from firm.records import SCORES, Whose
+from firm.records import SCORES
 
 METRICS = (
-    "n", "num_valid", "coverage", "mae", "mae_low", "mae_high", "mae_penalised", "macro_mae",
+    "n", "num_valid", "soft_share", "coverage", "mae", "mae_low", "mae_high", "mae_penalised", "macro_mae",
     "skill", "skill_low", "skill_high", "spearman", "spearman_low", "spearman_high",
     "pairwise", "pairwise_low", "pairwise_high", "num_pairs", "qwk", "exact", "within_1", "bias",
     "constant_score", "constant_mae", *(f"constant_{s}_mae" for s in SCORES),
 )  # fmt: skip
 """Names of the metrics of agreement, which the gate's rules use."""
+
+Whose = Literal["people", "teacher", "auditor"]
+SCORES_OF = {
+    "people": "people's scores",
+    "teacher": "the teacher's scores",
+    "auditor": "the auditor's scores",
+    "both": "people's and the teacher's scores",
+}
+"""Whose scores a judge is compared with, in words."""
 
 
 class PolicySource(Section):

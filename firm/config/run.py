@@ -61,8 +61,10 @@ class RunConfig(Section):
             raise ValueError(f"reward needs {missing}, for which critic.rubrics has no rubric")
         if missing := sorted(needed - set(self.auditor.rubrics)):
             raise ValueError(f"auditor.rubrics has no rubric for {missing}, of which the reward is made")
-        if self.critic.kind == "endpoint" and self.reward.soft:
-            raise ValueError("an endpoint critic gives whole scores and no distribution: set reward.soft to false")
+        if self.wants_distributions and not self.critic.gives_distributions:
+            fix = "set critic.endpoint.logprobs to true, or critic.num_samples above 1, or"
+            instead = "reward.soft to false and bench.point_estimate to score"
+            raise ValueError(f"the critic gives whole scores and no distribution: {fix} {instead}")
         if self.critic.kind == "trained" and not needed <= set(self.curation.dimensions):
             raise ValueError("reward uses a dimension that curation.dimensions does not have")
         return self
@@ -94,6 +96,11 @@ class RunConfig(Section):
                 "at_least: 0.6} (or another bound above 0.5); or accept the gap by its name in bench.gate.accept_gaps"
             )
         return self
+
+    @property
+    def wants_distributions(self) -> bool:
+        """Whether the critic's scores are to be more than whole numbers."""
+        return self.reward.soft or self.bench.point_estimate != "score"
 
 
 def in_one_order(data: Any) -> Any:

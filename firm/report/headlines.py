@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from firm.config import RunConfig
-from firm.records import SCORES_OF, Summary
+from firm.config.bench import SCORES_OF
+from firm.records import Summary
 
 Headline = dict[str, str]
 """``tone`` (good, note or bad), ``title`` (one sentence) and ``text`` (what it means)."""

@@ -13,7 +13,8 @@ from jinja2 import Environment, StrictUndefined
 from pydantic import ValidationError
 
 from firm.config import RunConfig
-from firm.records import SCORES_OF, Stage, Summary, UserError
+from firm.config.bench import SCORES_OF
+from firm.records import Stage, Summary, UserError
 from firm.report import figures
 from firm.report.headlines import headlines, number, signed, trust_rows, words
 from firm.report.lineage import trace

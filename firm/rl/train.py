@@ -53,8 +53,7 @@ class RLTrainer:
         """Rollout, update, refresh of the old policy."""
         c = self.config
         groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks)
-        rewards, valid = score(self.critic, groups, c.reward)
-        rollout = with_advantages(groups, rewards, valid, c.rl, self.ranks)
+        rollout = with_advantages(groups, *score(self.critic, groups, c.reward), c.rl, self.ranks)
         stats = self.updater.epoch(rollout, self.epoch)
         self.sets.update_average("old", old_decay(c.rl.decay, self.updater.steps))
         self.epoch += 1

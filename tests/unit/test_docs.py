@@ -4,9 +4,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from firm import preflight
@@ -49,9 +51,12 @@ COMMANDS = sorted({command for page in PAGES for command in commands(page.read_t
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the first example of docs/bring-your-own.md is about: my.yaml and the user's prompts."""
+    """What the examples of docs/bring-your-own.md are about: my.yaml, the user's prompts and people's scores."""
     (tmp_path / "my.yaml").write_text(yamls(BRING)[0])
     (tmp_path / "prompts.json").write_text(str([f"prompt {i}" for i in range(100)]).replace("'", '"'))
+    [row] = re.findall(r'^    (\{.*"scores": .*)$', BRING, re.MULTILINE)
+    (tmp_path / "scores.jsonl").write_text(row)
+    Image.new("RGB", (8, 8)).save(tmp_path / "0001.png")
     return tmp_path
 
 
@@ -62,10 +67,16 @@ def test_every_yaml_is_a_configuration(page: str, text: str, folder: Path, monke
     Path("other.yaml").write_text(text if "base" in given else f"base: my.yaml\n{text}")
     config = load_config("other.yaml")
     preflight.check(config)
-    shown = config.model_dump(mode="json")
-    for section, values in given.items():
-        if isinstance(values, dict):
-            assert shown[section] | {k: v for k, v in values.items() if not isinstance(v, dict)} == shown[section]
+    assert holds(config.model_dump(mode="json"), {key: value for key, value in given.items() if key != "base"})
+
+
+def holds(shown: Any, given: Any) -> bool:
+    """Whether a configuration has what was given; keys that were not given have defaults."""
+    if isinstance(given, dict):
+        return all(holds(shown[key], value) for key, value in given.items())
+    if isinstance(given, list):
+        return len(shown) == len(given) and all(map(holds, shown, given))
+    return bool(shown == given)
 
 
 def test_there_are_yamls_and_commands() -> None:

@@ -117,13 +117,30 @@ def test_impossible_value_is_refused_naming_its_section(plain: dict[str, Any], k
     assert key.split(".")[0] in str(caught.value)
 
 
-def test_an_endpoint_critic_cannot_give_soft_scores(plain: dict[str, Any]) -> None:
+def test_soft_scores_need_a_critic_with_distributions(plain: dict[str, Any]) -> None:
     put(plain, "critic.kind", "endpoint")
     put(plain, "critic.endpoint", {"base_url": "http://localhost/v1", "model": "m"})
-    with pytest.raises(UserError, match="set reward.soft to false"):
+    put(plain, "critic.answer_style", "reason_first")
+    endpoint = parse_config(plain).critic.endpoint
+    assert endpoint is not None and endpoint.logprobs
+    put(plain, "critic.endpoint.logprobs", False)
+    with pytest.raises(UserError, match="or reward.soft to false and bench.point_estimate to score"):
         parse_config(plain)
+    put(plain, "critic.num_samples", 3)
+    parse_config(plain)
+    put(plain, "critic.num_samples", 1)
     put(plain, "reward.soft", False)
+    with pytest.raises(UserError, match="gives whole scores"):
+        parse_config({**plain, "bench": {**plain["bench"], "point_estimate": "median"}})
+    put(plain, "bench.point_estimate", "score")
     assert parse_config(plain).critic.kind == "endpoint"
+
+
+def test_a_score_first_critic_is_asked_once(plain: dict[str, Any]) -> None:
+    put(plain, "critic.answer_style", "score_first")
+    put(plain, "critic.num_samples", 2)
+    with pytest.raises(UserError, match="set num_samples to 1"):
+        parse_config(plain)
 
 
 def test_every_mistake_is_reported_at_once(file: Path) -> None:

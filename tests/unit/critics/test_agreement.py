@@ -130,6 +130,13 @@ def test_point_estimates() -> None:
     assert [group(rows, estimate=e).metrics["mae"] for e in ("score", "median")] == [3, 0]
 
 
+def test_judgements_without_a_distribution_show() -> None:
+    soft = Judgement(score=5, distribution=(0.35, 0.25, 0, 0, 0.4))
+    rows = [prediction(0, 2, soft), prediction(1, 2, soft), prediction(2, 4, 4), prediction(3, 4, BAD)]
+    assert group(rows).metrics["soft_share"] == pytest.approx(2 / 3)
+    assert group(rows[3:]).metrics["soft_share"] is None
+
+
 def test_contradictory_predictions_are_refused() -> None:
     with pytest.raises(UserError, match="judged twice"):
         agreement([prediction(0, 1, 1), prediction(0, 1, 2)])
