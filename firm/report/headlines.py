@@ -59,24 +59,19 @@ def _trust(config: RunConfig, bench: Summary) -> Headline:
     if not rows:
         text = f"Its error on {words(config.reward.base)} is not known: there are no such judgements.{accepted}"
         return {"tone": "note", "title": f"{head}.", "text": text}
-    errors = [f"{row['mae']:.2f} against {row['constant_mae']:.2f} for {words(d)}" for d, row in rows.items()]
-    text = " ".join(_agreement(config, d, row) for d, row in rows.items()) + accepted
+    own = all(row["by"] == "source" for row in rows.values())
+    whose = " and ".join(dict.fromkeys(SCORES_OF[row["whose"]] for row in rows.values()))
+    errors = [f"{row['mae']:.2f} for {words(d)} (best constant {row['constant_mae']:.2f})" for d, row in rows.items()]
+    where = "the policy's own images" if own else "test examples"
+    title = f"{head}: on {where} its error against {whose} is {' and '.join(errors)}."
+    images = "images of the policy that RL started from, of held-out prompts" if own else "test examples"
+    number_of = max(row["n"] for row in rows.values())
+    text = f"Measured on {number_of:,.0f} {images}, in points on a scale from 1 to 5."
+    if pairs := [f"{row['pairwise']:.0%} for {words(d)}" for d, row in rows.items() if row["pairwise"] is not None]:
+        text += f" Of two images of one prompt it ranks rightly: {', '.join(pairs)} (chance: 50%)."
     better = all(row["mae"] < row["constant_mae"] for row in rows.values())
-    title = f"{head}: its error, against that of the best constant, is {' and '.join(errors)}."
-    return {"tone": ("good" if better and not gaps else "note") if trusted else "bad", "title": title, "text": text}
-
-
-def _agreement(config: RunConfig, dimension: str, row: dict[str, Any]) -> str:
-    own = row["value"] in config.bench.policy_sources and row["by"] == "source"
-    images = "images of the policy that RL started from" if own else "test examples"
-    text = (
-        f"{words(dimension).capitalize()}, on {row['n']:,.0f} {images}, of held-out prompts: its scores are off "
-        f"{SCORES_OF[row['whose']]} by {row['mae']:.2f} points on average, on a scale from 1 to 5; always answering "
-        f"{row['constant_score']:.3g} would be off by {row['constant_mae']:.2f}."
-    )
-    if row["pairwise"] is not None:
-        text += f" Of two images of one prompt it ranks {row['pairwise']:.0%} of the pairs rightly (chance: 50%)."
-    return text
+    tone = ("good" if better and not gaps else "note") if trusted else "bad"
+    return {"tone": tone, "title": title, "text": text + accepted}
 
 
 def _gain(dimension: str, evaluation: Summary) -> Headline:

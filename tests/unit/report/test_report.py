@@ -219,9 +219,10 @@ def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
     page, data, summary = unescape(whole[0]), json.loads(whole[1]), whole[2]
     own = [row for row in data["agreement"] if row["by"] == "source" and row["value"] == "policy"]
     assert [row["dimension"] for row in own] == list(DIMENSIONS)
-    errors = " and ".join(f"{r['mae']:.2f} against {r['constant_mae']:.2f} for {r['dimension']}" for r in own)
+    errors = " and ".join(f"{r['mae']:.2f} for {r['dimension']} (best constant {r['constant_mae']:.2f})" for r in own)
     for sentence in (
-        f"The critic is trusted: its error, against that of the best constant, is {errors.replace('_', ' ')}.",
+        "The critic is trusted: on the policy's own images its error against the teacher's scores is "
+        f"{errors.replace('_', ' ')}.",
         "RL raised the auditor's score on held-out prompts from 2.97 to 3.45 (gain +0.48, 95% CI +0.38 to +0.58).",
         "Over-optimisation was caught at epoch 50: quality fell for the auditor, not for the critic.",
     ):
@@ -232,7 +233,7 @@ def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
     assert "1 pair without the auditor's judgement" in page
     assert "19 judgements failed" in page  # 6 of the teacher, 4 of the bench, 3 of RL and its audits, 6 of evaluate
     trust = data["headlines"][0]["text"]
-    assert "on 80 images of the policy that RL started from" in trust and "off the teacher's scores by" in trust
+    assert "Measured on 80 images of the policy that RL started from" in trust
     assert "it ranks" not in trust, "no prompt has two images"
     assert "people's scores" in page and "0.61" in page and "&lt;b&gt;people" in whole[0]
     assert page.count("6 min 30 s") == 1
@@ -331,11 +332,11 @@ def test_headlines_claim_no_more_than_the_numbers(config: RunConfig) -> None:
     ]
     worse = summaries["bench"].model_copy(update={"tables": {"agreement": rows}})
     trust, *_ = headlines(config, summaries | {"bench": worse})
-    assert "1.50 against 1.20 for quality" in trust["title"] and "ranks 40% of the pairs" in trust["text"]
+    assert "1.50 for quality (best constant 1.20)" in trust["title"] and "40% for quality" in trust["text"]
     assert trust["tone"] == "note"
     whole = [r for r in tables(summaries, "agreement") if r["by"] == "all"]
     trust, *_ = headlines(config, summaries | {"bench": worse.model_copy(update={"tables": {"agreement": whole}})})
-    assert "on 120 test examples" in trust["text"]
+    assert "on 120 test examples" in trust["text"] and "on test examples its error" in trust["title"]
     summaries |= {"bench": Summary(stage="bench"), "samples": Summary(stage="evaluate")}
     trust, gain, after, _ = headlines(config, summaries)
     assert "is not known" in after["title"]
