@@ -62,7 +62,7 @@ FAULTS = [
     Fault("firm/rl/auditor.py", 'f"audit/{sample}"', '"audit"', TRAINER),
     Fault("firm/rl/auditor.py", "-1 - get_args(SampleName).index(sample)", "-1", TRAINER),
     Fault("firm/rl/auditor.py", 'candidates[epoch], "report"', 'candidates[epoch], "choice"', RL),
-    Fault("firm/rl/train.py", '{0: "reference"', '{0: "ema"', TRAINER),
+    Fault("firm/rl/train.py", '0: "reference"}', '0: "ema"}', TRAINER),
     Fault("firm/rl/audit.py", "interval[1] >= 0", "interval[0] >= 0", RL),
     Fault("firm/rl/audit.py", "(looks * len(earlier) * len(measures))", "1", RL),
     Fault("firm/rl/audit.py", '"critic", measure)) <= ', '"critic", measure)) >= ', RL),

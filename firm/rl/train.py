@@ -75,12 +75,12 @@ class RLTrainer:
     def choose(self) -> tuple[str, list[Audit]]:
         """The parameter set to keep, of the base, the best check's and the last, and the fresh audits that say so."""
         assert self.auditor is not None, "only the main process audits"
-        candidates = {0: "reference", best(self.history).epoch: "best", self.epoch: "ema"}
+        candidates = {best(self.history).epoch: "best", self.epoch: "ema", 0: "reference"}
         audits = self.auditor.choose(candidates)
         return candidates[audits[-1].epoch], audits
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameter sets, the best audited one among them, and the optimizer."""
+        """Parameter sets, that of the best check among them, and the optimizer."""
         return {**self.sets.tensors(), **optimizer_tensors(self.updater.optimizer, self.sets.names)}
 
     def state(self) -> dict[str, Any]:

@@ -184,6 +184,23 @@ def test_candidates_are_audited_on_fresh_prompts_and_noise(monkeypatch: pytest.M
     assert len(set(audits[0].prompts)) == 2  # of four images
 
 
+def test_a_policy_that_only_the_critic_likes_is_stopped_and_not_kept() -> None:
+    """The auditor likes what the critic dislikes."""
+    config = settings(max_epochs=8, adv_clip_max=5)
+    often = config.auditor.model_copy(update={"num_images": 64, "every": 1, "window": 2})
+    trainer = make(config.model_copy(update={"auditor": often}))
+    assert trainer.auditor is not None
+    trainer.auditor.judge = Redness(-1)  # type: ignore[assignment]
+    stop = trainer.check()
+    while trainer.epoch < 8 and not stop:
+        trainer.run_epoch()
+        stop = trainer.check()
+    assert stop and trainer.epoch < 8
+    _, audits = trainer.choose()
+    kept, last = audits[-1], trainer.history[-1]
+    assert kept.epoch < last.epoch and kept.mean("auditor", "reward") > last.mean("auditor", "reward")
+
+
 # ---- processes
 
 
