@@ -116,7 +116,7 @@ FAULTS = [
     Fault("firm/critics/local.py", "scores / self._temperature", "scores", CRITICS),
     Fault("firm/critics/local.py", "logprobs = scores.log_softmax", "logprobs = chosen.log_softmax", CRITICS),
     Fault("firm/critics/local.py", "question_seed(sample, text", "question_seed(0, text", CRITICS),
-    Fault("firm/critics/local.py", 'seed_for(seed, "answer", text, *digests)', "seed", SERVED),
+    Fault("firm/critics/local.py", 'seed_for(seed, "answer", text, *digests)', "seed", CRITICS),
     Fault("firm/critics/soft.py", "at_least[1:]", "at_least[:-1]", CRITICS),
     Fault("firm/critics/soft.py", 'whole.rfind("</think>") + 1', "0", CRITICS),
     Fault("firm/critics/soft.py", "tuple(int(text[at]) for at in verdict) !=", "() ==", CRITICS),

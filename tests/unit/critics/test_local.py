@@ -15,7 +15,7 @@ from firm.chat.messages import Reply
 from firm.config import CriticConfig
 from firm.critics.answers import write_answer
 from firm.critics.judge import JudgeInput, question
-from firm.critics.local import Encoder, LocalCritic, _Pen, load_model, load_processor
+from firm.critics.local import Encoder, LocalCritic, _Pen, load_model, load_processor, question_seed
 from firm.critics.rubrics import load_rubric
 from firm.images import encode_image
 from firm.records import Assessment, Invalid, Judgement, Prompt, UserError
@@ -288,3 +288,10 @@ def test_several_samples_are_one_judgement(folder: Path) -> None:
     assert isinstance(outcome, Judgement) and outcome.invalid_samples == 1
     assert outcome.distribution == (0, 0.5, 0, 0.5, 0) and outcome.soft_score == 3
     assert [temperature for temperature, _ in asked] == [0.5] * 3 and len({seed for _, seed in asked}) == 3
+
+
+def test_every_question_is_drawn_by_a_seed_of_its_own() -> None:
+    questions: list[tuple[int, str, list[bytes]]] = [(0, "a", [b"1"]), (1, "a", [b"1"]), (0, "b", [b"1"]),
+                                                     (0, "a", [b"2"]), (0, "a", [b"1", b"1"])]  # fmt: skip
+    assert len({question_seed(*question) for question in questions}) == 5
+    assert question_seed(*questions[0]) == question_seed(0, "a", [b"1"])
