@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,9 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     if log:
         log.close()
         kept, fresh = trainer.choose()
-        (out.folder / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in (*trainer.history, *fresh)))
+        # Sorted, since a checkpoint sorts keys, too, and a resumed run must write the same bytes.
+        lines = [json.dumps(audit.model_dump(), sort_keys=True) for audit in (*trainer.history, *fresh)]
+        (out.folder / AUDITS).write_text("\n".join(lines) + "\n")
         with trainer.policy.using(kept):
             save_policy(out.folder / POLICY, trainer.policy)
 
