@@ -151,27 +151,34 @@ def test_an_image_on_which_the_teacher_fails_is_no_reference_and_is_counted(
     assert own == {FOLLOWING: NUMBER, "quality": NUMBER - 1}
 
 
-def test_what_was_judged_is_not_asked_again(
-    config: RunConfig, judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[range] = []
+def test_what_was_judged_is_not_asked_again(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard may end inside a batch, where a source is no multiple of it."""
+    policy = config.bench.sources[0]
+    sources = [policy.model_copy(update={"name": n, "num_images": size}) for n, size in (("few", 4), ("more", 16))]
+    bench = config.bench.model_copy(update={"sources": sources})
+    curation = config.curation.model_copy(update={"batch_size": 8})
+    config = config.model_copy(update={"bench": bench, "curation": curation})
+    whole, killed = (Output.open(str(tmp_path / name)) for name in ("whole", "killed"))
+    stage._judge_policy(config, {}, whole, CPU)
     real = stage.draw
+    drawn: list[range] = []
 
-    def once(policy: Any, prompts: Any, indices: range, *rest: Any, **options: Any) -> list[bytes]:
-        if drawn:
+    def twice(policy: Any, prompts: Any, indices: range, *rest: Any, **options: Any) -> list[bytes]:
+        if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(indices)
         return real(policy, prompts, indices, *rest, **options)
 
-    out = Output.open(str(tmp_path))
-    monkeypatch.setattr(stage, "draw", once)
+    monkeypatch.setattr(stage, "draw", twice)
     with pytest.raises(KeyboardInterrupt):
-        stage._judge_policy(config, {}, out, CPU)
+        stage._judge_policy(config, {}, killed, CPU)
     drawn.clear()
-    stage._judge_policy(config, {}, out, CPU)
-    assert drawn == [range(128, NUMBER)]
-    for path in judged.iterdir():
-        assert (out.folder / stage.JUDGED / path.name).read_bytes() == path.read_bytes()
+    stage._judge_policy(config, {}, killed, CPU)
+    assert drawn == [range(8), range(8, 16)], "a batch is made whole, and what is done stays out"
+    shards = sorted((whole.folder / stage.JUDGED).iterdir())
+    assert len(shards) == 3
+    for path in shards:
+        assert (killed.folder / stage.JUDGED / path.name).read_bytes() == path.read_bytes()
 
 
 def test_the_policy_of_the_last_round_takes_the_place_of_the_configured_one(
