@@ -192,6 +192,26 @@ FAULTS = [
     Fault("firm/rewards.py", "base * bracket", "bracket", ("tests/unit/test_rewards.py",)),
     Fault("firm/rewards.py", "(score - 1) / 4", "score / 5", ("tests/unit/test_rewards.py",)),
     Fault("firm/evaluate/held_out.py", "f - b for b, f in pairs", "b - f for b, f in pairs", ("tests/unit/evaluate",)),
+    Fault("firm/evaluate/held_out.py", "source=sample.policy", 'source="final"', ("tests/unit/evaluate",)),
+    Fault("firm/report/headlines.py", "not rule.holds(row[rule.metric])", "not row", ("tests/unit/report",)),
+    Fault("firm/config/bench.py", "value >= self.at_least", "value <= self.at_least", BENCH),
+    # rounds
+    Fault("firm/config/loading.py", '"seed": seed, ', "", CONFIG),
+    Fault("firm/stage.py", "if not _module(stage).STAGE.compares", "if True", ("tests/unit/test_stage_key.py",)),
+    Fault(
+        "firm/rl/train.py",
+        'start / "policy" if start else None',
+        "None",
+        ("tests/training/test_rl_learns.py::test_a_further_round_starts_from_the_kept_policy",),
+    ),
+    Fault(
+        "firm/sft/train.py",
+        'last / "critic" if last else None',
+        "None",
+        ("tests/training/test_sft_learns.py::test_a_further_round_goes_on_from_the_last_critic",),
+    ),
+    Fault("firm/bench/run.py", 'load_policy(last / "policy", device) if last else ', "", BENCH),
+    Fault("firm/policies/policy.py", "            self._load(start)", "            pass", POLICIES),
     # presets, keys
     Fault("firm/presets/gen-sd35.yaml", "weights: [0.4, 0.6]", "weights: [0.6, 0.4]", CONFIG),
     Fault("firm/presets/gen-sd35.yaml", "group_size: 16", "group_size: 12", CONFIG),
