@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from firm.chat.client import open_chat
-from firm.config import EndpointChat, FilesSource, FunctionSource, GeneratedSource, PolicyConfig, PythonChat, RunConfig
+from firm.config import (
+    EndpointChat,
+    FilesSource,
+    FunctionSource,
+    GeneratedSource,
+    PolicyConfig,
+    PythonChat,
+    RunConfig,
+    ScoresSource,
+)
 from firm.critics.rubrics import check_rubrics
 from firm.locate import kind_of_model, load_object
 from firm.prompts import Splits, load_prompts
-from firm.records import SPLITS, UserError
+from firm.records import SPLITS
 
 
 def check(config: RunConfig) -> None:
@@ -29,11 +38,10 @@ def check(config: RunConfig) -> None:
             load_object(section.target, f"{key}.target")
     _check_names(config)
     check_rubrics(config)
-    _check_gate(config)
 
 
 def _check_names(config: RunConfig) -> None:
-    from firm.curation.labeller import find_labeller  # imports httpx
+    from firm.critics.labeller import find_labeller  # imports httpx
     from firm.evaluate.suite import find_suite  # imports torch
 
     find_labeller(config.curation.labeller)
@@ -41,6 +49,7 @@ def _check_names(config: RunConfig) -> None:
 
 
 def _check_sources(config: RunConfig) -> None:
+    from firm.bench.scores import ScoreFile  # imports scipy
     from firm.curation.sources import Files, count, no_candidates  # imports torch
 
     for i, source in enumerate(config.curation.sources):
@@ -51,25 +60,12 @@ def _check_sources(config: RunConfig) -> None:
             load_object(source.function, f"{key}.function")
         elif isinstance(source, FilesSource):
             Files(source, Splits(config.prompts)).check()
+    for scores in config.bench.sources:
+        if isinstance(scores, ScoresSource):
+            ScoreFile(scores, config.critic.rubrics, Splits(config.prompts)).check()
     for split in SPLITS:
         if not any(count(source, config.curation, config.prompts, split) for source in config.curation.sources):
             raise no_candidates(split)
-
-
-def _check_gate(config: RunConfig) -> None:
-    """Rules that the bench cannot measure would stop the run only after the critic's training."""
-    from firm.bench.agreement import METRICS  # imports scipy
-
-    known: dict[str, list[str]] = {
-        "metric": list(METRICS),
-        "dimension": list(config.curation.dimensions),
-        "source": [s.name for s in config.curation.sources],
-    }
-    for i, rule in enumerate(config.bench.gate):
-        for field, values in known.items():
-            if (value := getattr(rule, field)) not in (None, *values):
-                fix = f"use one of {', '.join(values)}"
-                raise UserError(f"unknown {field} {value!r}", f"bench.gate.{i}.{field}", fix, usage=True)
 
 
 def _check_policy(policy: PolicyConfig, key: str) -> None:

@@ -187,16 +187,13 @@ class Example(Record):
     images: list[bytes]
 
 
-class Prediction(Record):
-    """A critic's outcome on one example with the human (or teacher) score: one line of a prediction file."""
-
-    id: str
-    dimension: str
-    prompt: Prompt
-    difficulty: str
-    source: str
-    human: int = Field(ge=1, le=5)
-    outcome: Outcome
+Whose = Literal["people", "teacher"]
+SCORES_OF = {
+    "people": "people's scores",
+    "teacher": "the teacher's scores",
+    "both": "people's and the teacher's scores",
+}
+"""Whose scores a judge is compared with, in words."""
 
 
 SampledPolicy = Literal["base", "final", "guided"]
@@ -218,7 +215,7 @@ class Sample(Record):
 
 
 class Check(Record):
-    """One rule applied. ``value`` is None where the metric is undefined, which fails the rule."""
+    """One rule applied to one dimension. ``value`` is None where the metric is undefined, which fails the rule."""
 
     metric: str
     dimension: str
@@ -230,10 +227,15 @@ class Check(Record):
 
 
 class Verdict(Record):
-    """Result of the gate: trusted only if every check passed."""
+    """Result of the gate: trusted only if every check passed.
+
+    Attributes:
+        accepted_gaps: What no rule looks at, as the configuration accepts.
+    """
 
     trusted: bool
     checks: list[Check]
+    accepted_gaps: list[str] = []
 
     @property
     def failures(self) -> list[str]:
@@ -300,7 +302,7 @@ class Curve(Record):
 
 
 class ConfusionMatrix(Record):
-    """Counts [category of the human score][category of the prediction]."""
+    """Counts [category of the reference score][category of the prediction]."""
 
     categories: list[str]
     counts: list[list[int]]

@@ -56,6 +56,12 @@ def small_run(*sources: Mapping[str, Any], **curation: Any) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
+def gate(*rules: Mapping[str, Any]) -> str:
+    """A gate of these rules and no others, for a shapes run; what they leave out is accepted. Written as JSON."""
+    gaps = [f"{d}.{what}" for d in ("instruction_following", "quality") for what in ("skill_low", "pairwise")]
+    return json.dumps({"rules": rules, "accept_gaps": gaps})
+
+
 def stage_command(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], output: Path | str) -> list[str]:
     """The command of a process that runs one stage, as a component of the pipeline does."""
     return [sys.executable, "-c", STAGE, stage, json.dumps(config), json.dumps(inputs), str(output)]

@@ -13,30 +13,33 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
 from firm import stats
-from firm.records import SCORES, ConfusionMatrix, Judgement, Prediction, Prompt, Record, UserError
+from firm.config import METRICS
+from firm.records import SCORES, ConfusionMatrix, Judgement, Outcome, Prompt, Record, UserError, Whose
 
 PointEstimate = Literal["score", "soft_score", "median"]
 Metrics = dict[str, float | None]
-
-METRICS = (
-    "n", "num_valid", "coverage", "mae", "mae_low", "mae_high", "mae_penalised", "macro_mae", "skill",
-    "spearman", "spearman_low", "spearman_high", "pairwise", "num_pairs", "qwk", "exact", "within_1", "bias",
-    "constant_score", "constant_mae", *(f"constant_{s}_mae" for s in SCORES),
-)  # fmt: skip
-"""Names of the metrics of every `Group`; the gate's rules use them."""
+By = Literal["all", "source", "difficulty", "reference"]
 
 
 class Expected(Record):
-    """An example that the critic was asked to judge, without its images."""
+    """An example that a judge is asked to judge, without its images; ``reference`` may be a mean of several raters."""
 
     id: str
     dimension: str
     prompt: Prompt
     difficulty: str
     source: str
-    human: int
+    whose: Whose
+    reference: float = Field(ge=1, le=5)
+
+
+class Prediction(Expected):
+    """A judge's outcome on one example with its reference score: one line of a prediction file."""
+
+    outcome: Outcome
 
 
 class Group(Record):
@@ -46,34 +49,33 @@ class Group(Record):
         dimension: Judged dimension.
         by: What the group was formed by; ``all`` is the whole dimension.
         value: Value of ``by``, for example the name of a source.
+        whose: Whose scores the reference scores are.
         metrics: See `METRICS`; None where a metric is undefined, for example without a single valid judgement. All but
             n, coverage, mae_penalised, skill and the constants are taken over the valid judgements.
         invalid: Failed judgements by reason; ``missing`` where there is no prediction at all.
-        confusion: Counts of valid judgements [human - 1][predicted - 1].
+        confusion: Counts of valid judgements [reference - 1][predicted - 1].
     """
 
     dimension: str
-    by: Literal["all", "source", "difficulty", "human"]
+    by: By
     value: str
+    whose: Whose | Literal["both"]
     metrics: Metrics
     invalid: dict[str, int]
     confusion: list[list[int]]
 
 
 class Agreement(Record):
-    """Agreement by dimension, source, difficulty and human score."""
+    """Agreement of one judge by dimension, source, difficulty and (rounded) reference score."""
 
+    judge: str
     estimate: PointEstimate
     groups: list[Group]
 
     @property
-    def metrics(self) -> dict[tuple[str, str | None], Metrics]:
-        """Metrics by (dimension, source), with source None for the whole dimension; the gate reads these."""
-        return {
-            (g.dimension, None if g.by == "all" else g.value): g.metrics
-            for g in self.groups
-            if g.by in ("all", "source")
-        }
+    def measured(self) -> dict[tuple[str, str | None], Group]:
+        """Groups by (dimension, source), with source None for the whole dimension; the gate reads these."""
+        return {(g.dimension, None if g.by == "all" else g.value): g for g in self.groups if g.by in ("all", "source")}
 
     def headline(self) -> dict[str, float]:
         """The defined metrics of whole dimensions as ``<dimension>_<metric>``, for `Summary.metrics`."""
@@ -86,7 +88,7 @@ class Agreement(Record):
         }
 
     def confusion(self, dimension: str) -> ConfusionMatrix | None:
-        """Human scores against predicted ones over all examples of a dimension; None where it has none."""
+        """Reference scores against predicted ones over all examples of a dimension; None where it has none."""
         for group in self.groups:
             if group.by == "all" and group.dimension == dimension:
                 return ConfusionMatrix(categories=[str(s) for s in SCORES], counts=group.confusion)
@@ -96,16 +98,20 @@ class Agreement(Record):
         """Rows of JSON scalars for `Summary.tables`: ``agreement``, ``invalid`` and ``confusion``."""
         wholes = [g for g in self.groups if g.by == "all"]
         return {
-            "agreement": [{"dimension": g.dimension, "by": g.by, "value": g.value, **g.metrics} for g in self.groups],
+            "agreement": [
+                {"judge": self.judge, **g.model_dump(include={"dimension", "by", "value", "whose"}), **g.metrics}
+                for g in self.groups
+            ],
             "invalid": [
-                {"dimension": g.dimension, "reason": reason, "count": count}
+                {"judge": self.judge, "dimension": g.dimension, "reason": reason, "count": count}
                 for g in wholes
                 for reason, count in sorted(g.invalid.items())
             ],
             "confusion": [
                 {
+                    "judge": self.judge,
                     "dimension": g.dimension,
-                    "human": s,
+                    "reference": s,
                     **{f"predicted_{c}": n for c, n in zip(SCORES, row, strict=True)},
                 }
                 for g in wholes
@@ -165,16 +171,18 @@ def agreement(
     num_bootstrap: int = 1000,
     seed: int = 0,
     expected: Iterable[Expected] = (),
+    judge: str = "critic",
 ) -> Agreement:
-    """Compare predictions with human scores.
+    """Compare predictions with reference scores.
 
     Args:
-        predictions: Outcomes of the critic, at most one for each dimension and id.
+        predictions: Outcomes of the judge, at most one for each dimension and id.
         estimate: Point estimate of a judgement, see `point_estimate`.
-        num_bootstrap: Resamples of the 95% intervals of ``mae`` and ``spearman``.
+        num_bootstrap: Resamples of the 95% intervals, which are clustered by prompt.
         seed: Seed of the resamples.
         expected: The examples that were to be judged. Those without a prediction count as ``missing``. Empty: exactly
             those that were predicted.
+        judge: Who predicted.
 
     Raises:
         UserError: An example judged twice, or a prediction for an example that is not expected.
@@ -184,74 +192,82 @@ def agreement(
     for dimension in sorted({row.example.dimension for row in rows}):
         mine = [row for row in rows if row.example.dimension == dimension]
         groups.append(_group(dimension, "all", "all", mine, num_bootstrap, seed))
-        splits: list[tuple[Literal["source", "difficulty", "human"], Callable[[Expected], str]]] = [
+        splits: list[tuple[By, Callable[[Expected], str]]] = [
             ("source", lambda e: e.source),
             ("difficulty", lambda e: e.difficulty),
-            ("human", lambda e: str(e.human)),
+            ("reference", lambda e: str(stats.nearest_score([e.reference])[0])),
         ]
         for by, value_of in splits:
             for value in sorted({value_of(row.example) for row in mine}):
                 part = [row for row in mine if value_of(row.example) == value]
                 groups.append(_group(dimension, by, value, part, num_bootstrap, seed))
-    return Agreement(estimate=estimate, groups=groups)
+    return Agreement(judge=judge, estimate=estimate, groups=groups)
 
 
-def _group(
-    dimension: str,
-    by: Literal["all", "source", "difficulty", "human"],
-    value: str,
-    rows: Sequence[_Row],
-    num_bootstrap: int,
-    seed: int,
-) -> Group:
-    valid = [(row.estimate, row.example.human) for row in rows if row.estimate is not None]
-    predicted = np.array([p for p, _ in valid])
-    human = np.array([h for _, h in valid])
-    everyone = np.array([row.example.human for row in rows], dtype=float)
-    worst = [max(row.example.human - 1, 5 - row.example.human) for row in rows if row.estimate is None]
-    constant, constant_mae = stats.best_constant(everyone)
+def _group(dimension: str, by: By, value: str, rows: Sequence[_Row], num_bootstrap: int, seed: int) -> Group:
+    references = np.array([row.example.reference for row in rows])
+    prompts = [row.example.prompt for row in rows]
     # A missing judgement costs the largest possible error, so that leaving out hard examples gains nothing.
-    penalised = float((np.abs(predicted - human).sum() + sum(worst)) / len(rows))
+    errors = np.array([_penalised_error(row) for row in rows])
+    constant, constant_mae = stats.best_constant(references)
+    skill = stats.skill_ci(errors, references, num_bootstrap, seed, prompts)
+    valid = [row for row in rows if row.estimate is not None]
     metrics: Metrics = dict.fromkeys(METRICS)
     metrics |= {
         "n": float(len(rows)),
         "num_valid": float(len(valid)),
         "coverage": len(valid) / len(rows),
-        "mae_penalised": penalised,
-        "skill": 1 - penalised / constant_mae if constant_mae > 0 else None,
-        "constant_score": float(constant),
+        "mae_penalised": float(errors.mean()),
+        "skill": 1 - float(errors.mean()) / constant_mae if constant_mae > 0 else None,
+        "constant_score": constant,
         "constant_mae": constant_mae,
-        **{f"constant_{s}_mae": float(m) for s, m in zip(SCORES, stats.constant_maes(everyone), strict=True)},
+        **_ends("skill", skill),
+        **{f"constant_{s}_mae": float(m) for s, m in zip(SCORES, stats.constant_maes(references), strict=True)},
     }
     counts = np.zeros((5, 5), dtype=int)
     if valid:
-        prompts = [row.example.prompt for row in rows if row.estimate is not None]
-        soft = np.array([row.soft for row in rows if row.soft is not None])
-        metrics["pairwise"], number = stats.pairwise_accuracy(soft, human, prompts)
-        metrics |= {"num_pairs": float(number)} | _valid_metrics(predicted, human, prompts, num_bootstrap, seed)
-        counts = stats.confusion(predicted, human)
-    invalid = Counter(row.reason for row in rows if row.estimate is None)
+        metrics |= _valid_metrics(valid, num_bootstrap, seed)
+        counts = stats.confusion(np.array([row.estimate for row in valid]), [row.example.reference for row in valid])
+    whose = {row.example.whose for row in rows}
     return Group(
-        dimension=dimension, by=by, value=value, metrics=metrics, invalid=dict(invalid), confusion=counts.tolist()
+        dimension=dimension,
+        by=by,
+        value=value,
+        whose=whose.pop() if len(whose) == 1 else "both",
+        metrics=metrics,
+        invalid=dict(Counter(row.reason for row in rows if row.estimate is None)),
+        confusion=counts.tolist(),
     )
 
 
-def _valid_metrics(predicted: Any, human: Any, prompts: Sequence[Prompt], num_bootstrap: int, seed: int) -> Metrics:
-    """Metrics over the valid judgements, arrays [num_valid]; intervals are clustered by prompt."""
-    mae_low, mae_high = stats.mae_ci(predicted, human, num_bootstrap, seed, prompts)
-    spearman = stats.spearman(predicted, human)
-    interval = None if spearman is None else stats.spearman_ci(predicted, human, num_bootstrap, seed, prompts)
-    spearman_low, spearman_high = interval or (None, None)
+def _penalised_error(row: _Row) -> float:
+    reference = row.example.reference
+    return max(reference - 1, 5 - reference) if row.estimate is None else abs(row.estimate - reference)
+
+
+def _ends(name: str, interval: tuple[float, float] | None) -> Metrics:
+    low, high = interval or (None, None)
+    return {f"{name}_low": low, f"{name}_high": high}
+
+
+def _valid_metrics(rows: Sequence[_Row], num_bootstrap: int, seed: int) -> Metrics:
+    """Metrics over valid judgements; intervals are clustered by prompt."""
+    predicted = np.array([row.estimate for row in rows])
+    soft = np.array([row.soft for row in rows])
+    reference = np.array([row.example.reference for row in rows])
+    prompts = [row.example.prompt for row in rows]
+    pairwise, num_pairs = stats.pairwise_accuracy(soft, reference, prompts)
     return {
-        "mae": stats.mae(predicted, human),
-        "mae_low": mae_low,
-        "mae_high": mae_high,
-        "macro_mae": stats.macro_mae(predicted, human),
-        "spearman": spearman,
-        "spearman_low": spearman_low,
-        "spearman_high": spearman_high,
-        "qwk": stats.quadratic_weighted_kappa(predicted, human),
-        "exact": stats.exact_accuracy(predicted, human),
-        "within_1": stats.within_one(predicted, human),
-        "bias": stats.bias(predicted, human),
+        "mae": stats.mae(predicted, reference),
+        **_ends("mae", stats.mae_ci(predicted, reference, num_bootstrap, seed, prompts)),
+        "macro_mae": stats.macro_mae(predicted, reference),
+        "spearman": stats.spearman(predicted, reference),
+        **_ends("spearman", stats.spearman_ci(predicted, reference, num_bootstrap, seed, prompts)),
+        "pairwise": pairwise,
+        **_ends("pairwise", stats.pairwise_ci(soft, reference, prompts, num_bootstrap, seed)),
+        "num_pairs": float(num_pairs),
+        "qwk": stats.quadratic_weighted_kappa(predicted, reference),
+        "exact": stats.exact_accuracy(predicted, reference),
+        "within_1": stats.within_one(predicted, reference),
+        "bias": stats.bias(predicted, reference),
     }

@@ -5,35 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from firm.bench.agreement import METRICS, Agreement, Metrics
-from firm.config import Rule
-from firm.records import Check, UserError, Verdict
+from firm.bench.agreement import Agreement, Group
+from firm.config import Gate, Rule
+from firm.records import SCORES_OF, Check, Verdict
 
 
-def judge_gate(rules: Sequence[Rule], agreement: Agreement, base: str) -> Verdict:
-    """Apply the rules to a critic's agreement; a rule without a dimension applies to the reward's ``base``.
+def judge_gate(gate: Gate, agreement: Agreement, dimensions: Sequence[str]) -> Verdict:
+    """Apply the rules to a critic's agreement; a rule without a dimension holds for each of ``dimensions``.
 
     A metric without a value fails its rule: no examples of a source, no valid judgement, a constant critic's
     correlation.
-
-    Raises:
-        UserError: No rules, or a rule on a metric that does not exist (exit code 2).
     """
-    if not rules:
-        raise UserError("the gate has no rules", "bench.gate", "give at least one rule", usage=True)
-    for rule in rules:
-        if rule.metric not in METRICS:
-            known = f"use one of {', '.join(METRICS)}"
-            raise UserError(
-                f"the gate has a rule on an unknown metric {rule.metric!r}", "bench.gate", known, usage=True
-            )
-    checks = [_check(rule, rule.dimension or base, agreement) for rule in rules]
-    return Verdict(trusted=all(check.passed for check in checks), checks=checks)
+    checks = [
+        _check(rule, dimension, agreement)
+        for rule in gate.rules
+        for dimension in ([rule.dimension] if rule.dimension else dimensions)
+    ]
+    return Verdict(trusted=all(check.passed for check in checks), checks=checks, accepted_gaps=gate.accept_gaps)
 
 
 def _check(rule: Rule, dimension: str, agreement: Agreement) -> Check:
-    metrics = agreement.metrics.get((dimension, rule.source))
-    value = metrics[rule.metric] if metrics else None
+    group = agreement.measured.get((dimension, rule.source))
+    value = group.metrics[rule.metric] if group else None
     if value is not None and not math.isfinite(value):
         value = None
     passed = value is not None
@@ -43,7 +36,7 @@ def _check(rule: Rule, dimension: str, agreement: Agreement) -> Check:
     if value is not None and rule.at_most is not None:
         passed = passed and value <= rule.at_most
     bound = _bound(rule, value)
-    message = _sentence(rule, dimension, value, bound, passed, metrics, agreement)
+    message = _sentence(rule, dimension, value, bound, passed, group, agreement)
     return Check(
         metric=rule.metric, dimension=dimension, source=rule.source, value=value, bound=bound, passed=passed,
         message=message,
@@ -72,31 +65,32 @@ def _sentence(
     value: float | None,
     bound: str,
     passed: bool,
-    metrics: Metrics | None,
+    group: Group | None,
     agreement: Agreement,
 ) -> str:
     where = f"{dimension} {rule.metric}" + (f" on {rule.source}" if rule.source else "")
-    if metrics is None:
-        known = sorted(source for d, source in agreement.metrics if d == dimension and source)
+    if group is None:
+        known = sorted(source for d, source in agreement.measured if d == dimension and source)
         sources = f"; it has examples of {', '.join(known)}" if known else ""
         return f"{where} has no value, must be {bound}: the bench has no such examples{sources}"
+    where += f" against {SCORES_OF[group.whose]}"
     if value is None:
-        return f"{where} has no value ({_why_undefined(metrics)}), must be {bound}"
+        return f"{where} has no value ({_why_undefined(group)}), must be {bound}"
     verb = "is" if passed else "must be"
     number = f"{value:.{_digits(rule, value)}f}"
     if passed:
-        return f"{where} {verb} {number}, as demanded {bound}{_constant(rule, metrics)}"
-    return f"{where} is {number}, {verb} {bound}{_constant(rule, metrics)}"
+        return f"{where} {verb} {number}, as demanded {bound}{_constant(rule, group)}"
+    return f"{where} is {number}, {verb} {bound}{_constant(rule, group)}"
 
 
-def _why_undefined(metrics: Metrics) -> str:
-    return "it is undefined on these scores" if metrics["num_valid"] else "there is no valid judgement"
+def _why_undefined(group: Group) -> str:
+    return "it is undefined on these scores" if group.metrics["num_valid"] else "there is no valid judgement"
 
 
-def _constant(rule: Rule, metrics: Metrics) -> str:
+def _constant(rule: Rule, group: Group) -> str:
     """The error of the best constant answer, for metrics in units of the score."""
-    score = metrics["constant_score"]
-    error = metrics["constant_mae"]
+    score = group.metrics["constant_score"]
+    error = group.metrics["constant_mae"]
     if rule.metric not in ("mae", "mae_low", "mae_high", "mae_penalised") or score is None or error is None:
         return ""
-    return f" (a constant {score:.0f} has {error:.2f})"
+    return f" (a constant {score:.3g} has {error:.2f})"

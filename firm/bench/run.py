@@ -1,92 +1,163 @@
-"""The bench stage: judge every test example, measure agreement, apply the gate's rules."""
+"""The bench stage: judge every example with a reference score, measure agreement, apply the gate's rules."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
+from pydantic import TypeAdapter
 
-from firm.bench.agreement import Expected, agreement
+from firm.bench.agreement import Agreement, Prediction, agreement
 from firm.bench.gate import judge_gate
-from firm.config import RunConfig
-from firm.critics.judge import Judge, JudgeInput
-from firm.critics.load import load_critic
+from firm.bench.items import Item, asked, of_examples, of_judged
+from firm.bench.scores import ScoreFile
+from firm.chat.client import open_chat
+from firm.chat.journal import Journal
+from firm.config import PolicySource, RunConfig
+from firm.critics.judge import Judge
+from firm.critics.labeller import open_labeller
+from firm.critics.load import load_critic, open_judge
+from firm.policies.generate import draw, equally_often
+from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
-from firm.records import Example, Prediction, Stage, Summary
-from firm.storage.artifacts import Output
-from firm.storage.shards import count_rows, iter_shards
+from firm.prompts import Splits, load_prompts
+from firm.records import Candidate, Example, JudgedCandidate, Stage, Summary
+from firm.storage.artifacts import WORK, Output
+from firm.storage.shards import ShardWriter, iter_shards
 
-STAGE = Stage(name="bench", sections=("seed", "critic", "bench", "reward.base"))
-PREDICTIONS = "predictions.jsonl"
+TEACHER = ("labeller", "planner", "evaluator", "planner_rubric", "dimensions", "hard_from", "attempts", "batch_size")
+STAGE = Stage(
+    name="bench",
+    sections=(
+        "seed", "prompts", "policy", "critic", "bench", *(f"curation.{key}" for key in TEACHER),
+        "reward.formula", "reward.base", "reward.bonuses", "auditor.judge", "auditor.rubrics",
+    ),
+)  # fmt: skip
+JUDGED = "judged"
 VERDICT = "verdict.json"
 BATCH = 256
+_LINE = TypeAdapter(list[Prediction])
 
 
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
-    """Judge ``inputs["data"]``'s test examples with the critic in ``inputs["critic"]``."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    critic = load_critic(inputs["critic"] / "critic", config.critic, device)
-    test = inputs["data"] / "test"
-    expected = [_expected(e) for e in iter_shards(test, Example)]
-    predictions = _judge_all(critic, test, out.folder / "work" / PREDICTIONS, count_rows(test))
-    (out.folder / PREDICTIONS).write_text("".join(p.model_dump_json() + "\n" for p in predictions))
+    """Measure the critic in ``inputs["critic"]``, and the auditor beside it, on all sources.
+
+    Args:
+        config: The run.
+        inputs: ``critic``; ``data``, whose test examples are the first sources; ``policy``, if RL starts from a
+            trained one instead of ``config.policy``.
+        out: Gets ``critic.jsonl`` and ``auditor.jsonl``, a prediction a line, ``verdict.json``, and in ``judged`` the
+            policy's images with the teacher's scores.
+    """
     bench = config.bench
-    result = agreement(predictions, bench.point_estimate, bench.num_bootstrap, config.seed, expected)
-    verdict = judge_gate(bench.gate, result, config.reward.base)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    _judge_policy(config, inputs, out, device)
+    splits = Splits(config.prompts)
+    files = [ScoreFile(source, config.critic.rubrics, splits) for source in bench.sources if source.kind == "scores"]
+
+    def items() -> Iterator[Item]:
+        yield from of_examples(iter_shards(inputs["data"] / "test", Example))
+        if any(source.kind == "policy" for source in bench.sources):
+            yield from of_judged(iter_shards(out.folder / JUDGED, JudgedCandidate), config.curation)
+        for file in files:
+            yield from file.items()
+
+    critic = load_critic(inputs["critic"] / "critic", config.critic, device)
+    result = _measure("critic", critic, lambda: asked(items(), config.critic.rubrics), config, out)
+    with closing(Journal(open_chat(config.auditor.judge), out.folder / WORK / "auditor-answers.jsonl")) as chat:
+        auditor = open_judge(config.auditor.judge, config.auditor.rubrics, chat=chat)
+        some = partial(asked, dimensions=config.auditor.rubrics, limit=bench.auditor_images)
+        audited = _measure("auditor", auditor, lambda: some(items()), config, out)
+    verdict = judge_gate(bench.gate, result, config.reward.dimensions)
     (out.folder / VERDICT).write_text(verdict.model_dump_json(indent=1))
-    checks = [check.model_dump() for check in verdict.checks]
+    tables = {name: rows + audited.tables()[name] for name, rows in result.tables().items()}
     return Summary(
         stage="bench",
         metrics={"trusted": float(verdict.trusted), **result.headline()},
-        tables={**result.tables(), "gate": checks},
-        notes=verdict.failures,
+        tables={
+            **tables,
+            "gate": [check.model_dump() for check in verdict.checks],
+            "raters": [row for file in files for row in file.raters()],
+        },
+        notes=verdict.failures + [note for file in files for note in file.notes()],
         confusion=result.confusion(config.reward.base),
     )
 
 
-def _expected(e: Example) -> Expected:
-    return Expected(
-        id=e.id, dimension=e.dimension, prompt=e.prompt, difficulty=e.difficulty, source=e.source, human=e.score
+def _judge_policy(config: RunConfig, inputs: Mapping[str, Path], out: Output, device: torch.device) -> None:
+    """Sample the policy that RL starts from and have the teacher judge; what is in a shard is not judged again."""
+    sources = [source for source in config.bench.sources if source.kind == "policy"]
+    total = sum(source.num_images for source in sources)
+    size = config.curation.batch_size
+    writer = ShardWriter(out.folder / JUDGED, JudgedCandidate, size)
+    done = writer.rows_done
+    if done == total:
+        return
+    task = Task("bench", "judging the policy's images", total, "images", done)
+    policy = load_policy(inputs["policy"] / "policy", device) if "policy" in inputs else Policy(config.policy, device)
+    with open_labeller(config.curation, out.folder / WORK) as labeller:
+        for source in sources:
+            for start in range(0, source.num_images, size):
+                indices = range(start, min(start + size, source.num_images))
+                if done >= len(indices):
+                    done -= len(indices)
+                    continue
+                # A batch is made whole, as images may differ in the last bit with its size.
+                candidates = _candidates(config, policy, source, indices)[done:]
+                done = 0
+                out.publish(*(f"{JUDGED}/{name}" for name in writer.write(labeller.label(candidates))))
+                task.advance(len(candidates))
+    writer.close()
+
+
+def _candidates(config: RunConfig, policy: Policy, source: PolicySource, indices: range) -> list[Candidate]:
+    purpose = f"bench/{source.name}"
+    prompts = equally_often(load_prompts(config.prompts, "test"), source.num_images, config.seed, purpose)
+    images = draw(
+        policy,
+        [prompts[i] for i in indices],
+        indices,
+        config.seed,
+        purpose,
+        num_inference_steps=source.num_inference_steps,
+        guidance_scale=source.guidance_scale,
     )
+    return [
+        Candidate(index=i, prompt=prompts[i], source=source.name, split="test", images=[png])
+        for i, png in zip(indices, images, strict=True)
+    ]
 
 
-def _judge_all(critic: Judge, test: Path, journal: Path, total: int) -> list[Prediction]:
-    """Predictions of all examples; those in the journal are not asked for again."""
+def _measure(name: str, judge: Judge, items: Callable[[], Iterator[Item]], config: RunConfig, out: Output) -> Agreement:
+    """Judge all items and compare with their reference scores; those in the journal are not asked for again."""
+    expected = [item.expected() for item in items()]
+    journal = out.folder / WORK / f"{name}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
-    done = list(_complete(journal))
-    task = Task("bench", "judging test examples", total, "examples", len(done))
-    rest = islice(iter_shards(test, Example), len(done), None)
-    journal.write_text("".join(p.model_dump_json() + "\n" for p in done))
-    with journal.open("a") as file:
+    done = _complete(journal)
+    journal.write_bytes(b"".join(_LINE.dump_json(line) + b"\n" for line in done))
+    task = Task("bench", f"the {name} judges", len(expected), "images", len(done))
+    rest = islice(items(), len(done), None)
+    with journal.open("ab") as file:
         while batch := list(islice(rest, BATCH)):
-            new = _judge(critic, batch)
-            file.write("".join(p.model_dump_json() + "\n" for p in new))
+            assessments = judge.judge([item.question() for item in batch])
+            new = [item.predictions(a) for item, a in zip(batch, assessments, strict=True)]
+            file.write(b"".join(_LINE.dump_json(line) + b"\n" for line in new))
             file.flush()
             done += new
             task.advance(len(new))
-    return done
+    predictions = [prediction for line in done for prediction in line]
+    (out.folder / f"{name}.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in predictions))
+    bench = config.bench
+    wanted = [e for line in expected for e in line]
+    return agreement(predictions, bench.point_estimate, bench.num_bootstrap, config.seed, wanted, name)
 
 
-def _complete(journal: Path) -> Iterator[Prediction]:
+def _complete(journal: Path) -> list[list[Prediction]]:
     """Predictions of an interrupted run, in whole batches, so that batching does not depend on the interruption."""
-    lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
-    whole = [line for line in lines if line.endswith("\n")]
-    yield from (Prediction.model_validate_json(line) for line in whole[: len(whole) // BATCH * BATCH])
-
-
-def _judge(critic: Judge, examples: Sequence[Example]) -> list[Prediction]:
-    outcomes = critic.judge([JudgeInput(e.prompt, e.images) for e in examples])
-    return [
-        Prediction(
-            id=e.id,
-            dimension=e.dimension,
-            prompt=e.prompt,
-            difficulty=e.difficulty,
-            source=e.source,
-            human=e.score,
-            outcome=outcome[e.dimension],
-        )
-        for e, outcome in zip(examples, outcomes, strict=True)
-    ]
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    whole = [line for line in lines if line.endswith(b"\n")]
+    return [_LINE.validate_json(line) for line in whole[: len(whole) // BATCH * BATCH]]

@@ -5,7 +5,7 @@ Nothing here loads torch.
 """
 
 from firm.config.auditor import AuditorConfig
-from firm.config.bench import BenchConfig, Rule
+from firm.config.bench import METRICS, BenchConfig, Gate, PolicySource, Rule, ScoresSource
 from firm.config.chat import ChatConfig, EndpointChat, PythonChat
 from firm.config.critic import CriticConfig
 from firm.config.curation import (
@@ -27,6 +27,7 @@ from firm.config.run import STAGES, RunConfig, fingerprint
 from firm.config.sft import SFTConfig
 
 __all__ = [
+    "METRICS",
     "STAGES",
     "AuditorConfig",
     "BenchConfig",
@@ -38,12 +39,14 @@ __all__ = [
     "EvaluateConfig",
     "FilesSource",
     "FunctionSource",
+    "Gate",
     "GeneratedSource",
     "JudgedDimension",
     "LaunchConfig",
     "LocalLaunch",
     "LoraConfig",
     "PolicyConfig",
+    "PolicySource",
     "PromptsConfig",
     "PyTorchJobLaunch",
     "PythonChat",
@@ -52,5 +55,6 @@ __all__ = [
     "Rule",
     "RunConfig",
     "SFTConfig",
+    "ScoresSource",
     "fingerprint",
 ]

@@ -65,7 +65,7 @@ class JudgedDimension(Section):
 class CurationConfig(Section):
     """Plan-then-score curation (paper section 3.2) and score balancing."""
 
-    labeller: str = "plan_then_score"  # a name in firm.curation.labeller.LABELLERS
+    labeller: str = "plan_then_score"  # a name in firm.critics.labeller.LABELLERS
     planner: ChatConfig
     evaluator: ChatConfig
     sources: list[CandidateSource] = Field(min_length=1)

@@ -63,6 +63,34 @@ class RunConfig(Section):
             raise ValueError("reward uses a dimension that curation.dimensions does not have")
         return self
 
+    @model_validator(mode="after")
+    def _gate_measures_what_there_is(self) -> RunConfig:
+        names = [s.name for s in (*self.curation.sources, *self.bench.sources)]
+        if len(set(names)) != len(names):
+            raise ValueError("sources of curation and bench must have distinct names")
+        known = {"dimension": list(self.critic.rubrics), "source": names}
+        for i, rule in enumerate(self.bench.gate.rules):
+            for field, values in known.items():
+                if (value := getattr(rule, field)) not in (None, *values):
+                    where = f"bench.gate.rules.{i}.{field}"
+                    raise ValueError(f"{where}: unknown {field} {value!r}, use one of {', '.join(values)}")
+        return self
+
+    @model_validator(mode="after")
+    def _gate_covers_the_reward(self) -> RunConfig:
+        gaps = self.bench.gaps(self.reward.dimensions)
+        accepted = self.bench.gate.accept_gaps
+        if unknown := [name for name in accepted if name not in gaps]:
+            raise ValueError(f"bench.gate.accept_gaps names {', '.join(unknown)}, which is no gap: remove it")
+        if missing := [gap for gap in gaps if gap not in accepted]:
+            raise ValueError(
+                f"bench.gate has no rule for {', '.join(missing)} on images of the policy that RL starts from. Give "
+                "bench.sources one of kind policy (or scores with of_policy: true), and bench.gate.rules "
+                "{metric: skill_low, source: ITS NAME, at_least: 0} and {metric: pairwise, source: ITS NAME, "
+                "at_least: 0.6} (or another bound above 0.5); or accept the gap by its name in bench.gate.accept_gaps"
+            )
+        return self
+
 
 def in_one_order(data: Any) -> Any:
     """Sort the keys of all mappings: KFP hands a dict over in any order, and results must not depend on it."""

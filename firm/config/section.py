@@ -19,7 +19,7 @@ class NamedFile(NamedTuple):
         key: The key that names it, within its section.
         path: Its value.
         is_model: It may be a hub id or pkg://PACKAGE/PATH instead of a folder.
-        follow: Keys of the rows of a JSON or JSONL file that name further files, relative to it.
+        follow: Keys of the rows of a JSON, JSONL or Parquet file that name further files, relative to it.
     """
 
     key: str

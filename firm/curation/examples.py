@@ -5,8 +5,8 @@ from __future__ import annotations
 from firm.config import CurationConfig
 from firm.critics.answers import AnswerStyle, final_analysis, write_answer
 from firm.critics.judge import question
+from firm.critics.labeller import find_labeller
 from firm.critics.rubrics import load_rubric
-from firm.curation.labeller import find_labeller
 from firm.records import Example, JudgedCandidate, Judgement, Message
 
 

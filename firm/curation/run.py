@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from firm.chat.client import open_chat
-from firm.chat.journal import Journal
-from firm.config import CandidateSource, ChatConfig, RunConfig
+from firm.config import CandidateSource, RunConfig
+from firm.critics.labeller import open_labeller
 from firm.curation.balance import balance, histogram
 from firm.curation.examples import student_example
-from firm.curation.labeller import find_labeller
 from firm.curation.sources import Source, count, no_candidates, open_source
 from firm.progress import Task
 from firm.records import (
@@ -60,12 +57,7 @@ def _judge_all(config: RunConfig, out: Output) -> None:
     total = sum(len(b.indices) for b in batches)
     task = Task("curation", "judging candidates", total, "images", done)
     if done < total:
-        with ExitStack() as journals:
-
-            def remembering(role: str, chat: ChatConfig) -> Journal:
-                return journals.enter_context(closing(Journal(open_chat(chat), out.folder / WORK / f"{role}.jsonl")))
-
-            labeller = find_labeller(config.curation.labeller)(config.curation, remembering)
+        with open_labeller(config.curation, out.folder / WORK) as labeller:
             for candidates in _ahead(_candidates(config, batches, done)):
                 out.publish(*(f"judged/{name}" for name in writer.write(labeller.label(candidates))))
                 task.advance(len(candidates), candidates[0].source)

@@ -64,19 +64,18 @@ class Generated:
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
         """Sample a batch."""
-        from firm.policies.generate import generate, to_images
-        from firm.policies.sampler import noise_for
+        from firm.policies.generate import draw
 
         drawn = [self._draw(split, i) for i in indices]
-        generated = generate(
+        images = draw(
             self.policy,
             [asked for asked, _ in drawn],
-            noise_for(self.policy.latent_shape, self.seed, f"candidate/{self.config.name}/{split}", indices),
+            indices,
+            self.seed,
+            f"candidate/{self.config.name}/{split}",
             num_inference_steps=self.config.num_inference_steps,
             guidance_scale=self.config.guidance_scale,
-            batch_size=len(indices),
         )
-        images = to_images(self.policy, generated.latents, len(indices))
         return [
             Candidate(index=i, prompt=judged, source=self.config.name, split=split, images=[png])
             for i, (_, judged), png in zip(indices, drawn, images, strict=True)

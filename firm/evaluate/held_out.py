@@ -9,14 +9,14 @@ from typing import get_args
 import torch
 from pydantic import TypeAdapter
 
+from firm.bootstrap import mean_ci
 from firm.config import RunConfig
 from firm.critics.judge import JudgeInput, soft_scores
 from firm.critics.load import load_critic, open_judge
-from firm.dist import generator
 from firm.evaluate.suite import Scores
+from firm.policies.generate import equally_often
 from firm.prompts import load_prompts
 from firm.records import Assessment, Prompt, Sample, SampledPolicy, Summary
-from firm.stats import mean_ci
 
 _ASSESSMENT: TypeAdapter[Assessment] = TypeAdapter(Assessment)
 
@@ -35,8 +35,7 @@ class HeldOut:
     def prompts(self) -> list[Prompt]:
         """The held-out prompt of each sample: every prompt equally often, in seeded order."""
         prompts = load_prompts(self.config.prompts, "test")
-        order = torch.randperm(len(prompts), generator=generator(self.config.seed, "evaluate")).tolist()
-        return [prompts[order[i % len(order)]] for i in range(self.config.evaluate.num_images)]
+        return equally_often(prompts, self.config.evaluate.num_images, self.config.seed, "evaluate")
 
     def score(self, prompts: Sequence[Prompt], images: Sequence[bytes]) -> list[Scores]:
         """Judge -> dimension -> outcome."""

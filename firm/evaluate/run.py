@@ -9,9 +9,8 @@ import torch
 
 from firm.config import RunConfig
 from firm.evaluate.suite import Suite, find_suite
-from firm.policies.generate import generate, to_images
+from firm.policies.generate import draw
 from firm.policies.policy import Policy, load_policy
-from firm.policies.sampler import noise_for
 from firm.progress import Task
 from firm.records import Prompt, Sample, SampledPolicy, Stage, Summary
 from firm.seeds import seed_for
@@ -61,15 +60,15 @@ def _samples(
     settings = config.evaluate
     guidance = settings.base_guidance_scale if which == "guided" else settings.guidance_scale
     assert guidance is not None, "guided samples have a scale"
-    generated = generate(
+    images = draw(
         policy,
         asked,
-        noise_for(policy.latent_shape, config.seed, "evaluate", indices),
+        indices,
+        config.seed,
+        "evaluate",
         num_inference_steps=settings.num_inference_steps,
         guidance_scale=guidance,
-        batch_size=len(indices),
     )
-    images = to_images(policy, generated.latents, len(indices))
     return [
         Sample(
             index=i,

@@ -26,4 +26,5 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
         fix = f"curate more data or train longer; change bench.gate only if you mean it{reasons}"
         raise UserError("the critic is not trusted, so it will not steer RL", str(inputs["bench"]), fix)
     (out.folder / VERDICT).write_text(text)
-    return Summary(stage="gate", metrics={"trusted": 1.0}, notes=[check.message for check in verdict.checks])
+    gaps = [f"no rule looks at {gap}: bench.gate.accept_gaps accepts that" for gap in verdict.accepted_gaps]
+    return Summary(stage="gate", metrics={"trusted": 1.0}, notes=[check.message for check in verdict.checks] + gaps)

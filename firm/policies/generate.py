@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from firm.dist import generator
 from firm.images import encode_image
 from firm.policies.policy import Conditions, Policy
-from firm.policies.sampler import sample
+from firm.policies.sampler import noise_for, sample
 from firm.records import Prompt
 
 
@@ -66,3 +67,31 @@ def to_images(policy: Policy, latents: Tensor, batch_size: int) -> list[bytes]:
     """PNG images of clean latents [N, ...], decoded ``batch_size`` at a time."""
     images = torch.cat([policy.decode(part) for part in latents.split(batch_size)])
     return [encode_image(Image.fromarray(image)) for image in images.cpu().numpy()]
+
+
+def draw(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    indices: Sequence[int],
+    seed: int,
+    purpose: str,
+    *,
+    num_inference_steps: int,
+    guidance_scale: float,
+) -> list[bytes]:
+    """PNG images of prompts [N], as one batch; the noise of each depends on (seed, purpose, its index) only."""
+    generated = generate(
+        policy,
+        prompts,
+        noise_for(policy.latent_shape, seed, purpose, indices),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        batch_size=len(prompts),
+    )
+    return to_images(policy, generated.latents, len(prompts))
+
+
+def equally_often(prompts: Sequence[Prompt], number: int, seed: int, purpose: str) -> list[Prompt]:
+    """The prompt of each of ``number`` samples: every prompt equally often, in seeded order."""
+    order = torch.randperm(len(prompts), generator=generator(seed, purpose)).tolist()
+    return [prompts[order[i % len(order)]] for i in range(number)]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from firm.records import UserError
 from firm.storage.files import atomic_write, disk_error, parallel, sha256, sha256_file, temporary_folder
+from firm.storage.rows import iter_rows
 
 MEMORY = "digests.json"
 SETTLED_S = 2.0  # a file changed later than this may change again without a new time
@@ -27,7 +28,7 @@ def content_hash(path: Path, follow: Sequence[str] = ()) -> str:
 
     Args:
         path: The file or folder.
-        follow: Keys of the rows of a JSON or JSONL file that name further files, relative to it: these count, too.
+        follow: Keys of the rows of a JSON, JSONL or Parquet file that name further files, relative to it: these count.
 
     Raises:
         UserError: The file or a followed one is missing or cannot be read.
@@ -41,9 +42,11 @@ def content_hash(path: Path, follow: Sequence[str] = ()) -> str:
 
 
 def _followed(path: Path, keys: Sequence[str]) -> list[str]:
-    """Names of further files in the rows of a JSON or JSONL file; malformed rows are left to the reader."""
+    """Names of further files in the rows of a JSON, JSONL or Parquet file; malformed rows are left to the reader."""
     if not keys:
         return []
+    if path.suffix == ".parquet":
+        return _named([row for _, row in iter_rows(path)], keys)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -51,8 +54,14 @@ def _followed(path: Path, keys: Sequence[str]) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError("the file is not UTF-8 text", str(path), "save it as UTF-8", usage=True) from error
     rows = [_parsed(line) for line in text.split("\n")] if path.suffix != ".json" else _parsed(text)
-    named = (row.get(key) for row in (rows if isinstance(rows, list) else []) if isinstance(row, dict) for key in keys)
-    return sorted({name for name in named if isinstance(name, str)})
+    return _named(rows if isinstance(rows, list) else [], keys)
+
+
+def _named(rows: Iterable[object], keys: Sequence[str]) -> list[str]:
+    """What is named under these keys, also in lists."""
+    values = [row.get(key) for row in rows if isinstance(row, dict) for key in keys]
+    names = (name for value in values for name in (value if isinstance(value, list) else [value]))
+    return sorted({name for name in names if isinstance(name, str)})
 
 
 def _parsed(text: str) -> object:

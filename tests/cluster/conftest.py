@@ -31,7 +31,13 @@ name: small
 curation:
   sources: [{kind: function, name: rendered, function: "firm.shapes.generation:candidate", num_images: 256}]
 sft: {max_steps: 60, checkpoint_steps: 10}
-bench: {num_bootstrap: 50, gate: [{metric: coverage, at_least: 0.5}]}
+bench:
+  num_bootstrap: 50
+  sources: []
+  gate:
+    rules: [{metric: coverage, at_least: 0.5}]
+    accept_gaps:
+      [instruction_following.skill_low, instruction_following.pairwise, quality.skill_low, quality.pairwise]
 rl: {prompts_per_epoch: 4, group_size: 4, max_epochs: 12, checkpoint_epochs: 2, batch_size: 16}
 auditor: {every: 4, patience: 9, num_images: 8}
 evaluate: {num_images: 8, num_bootstrap: 50}

@@ -171,7 +171,7 @@ def test_cancel_leaves_no_pod_behind(kind: Any, api: str, submit: Any) -> None:
 
 
 def test_a_step_that_can_not_succeed_fails_the_run_and_says_why(kind: Any, api: str, submit: Any) -> None:
-    run_id = submit(f"kfp-refused-{TOKEN}", "bench.gate=[{metric: mae, at_most: 0.0001}]")
+    run_id = submit(f"kfp-refused-{TOKEN}", "bench.gate.rules=[{metric: mae, at_most: 0.0001}]")
     finish(kind, api, run_id, "FAILED")
     logs = [name for name in kind.objects(f"kfp/firm/{run_id}/gate/") if "executor-logs" in name]
     assert any(b"the critic is not trusted" in kind.store.get_object("firm", n).read() for n in logs)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shared import HTTPRequest, python_path, rendered, serving, small_run
+from shared import HTTPRequest, gate, python_path, rendered, serving, small_run
 
 from firm.cli import main
 from firm.config.loading import load_config
 
 SMALL = small_run(rendered(48), shard_size=8, batch_size=4, test_share=0.5)
-SMALL += "bench: {num_bootstrap: 10, gate: [{metric: coverage, at_least: 0.9}]}\n"
+SMALL += f"bench: {{num_bootstrap: 10, sources: [], gate: {gate({'metric': 'coverage', 'at_least': 0.9})}}}\n"
 # Runs stages in one process, as the components of the pipeline do.
 STAGES = """
 import json, sys
@@ -41,6 +41,7 @@ def failing(split):
     raise RuntimeError("no database")
 """
 FILES = "curation.sources=[{kind: files, name: mine, path: mine.jsonl}]"
+SCORES = "bench.sources=[{kind: scores, name: people, path: scores.jsonl}]"
 PROMPTS = "prompts={path: %s, test_share: 0.5}"
 Result = subprocess.CompletedProcess[str]
 
@@ -191,8 +192,36 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     ),
     "plan as evaluator": ({}, ["curation.dimensions.quality.rubric=plan"], ["judges no dimension, not quality"]),
     "unknown rubric": ({}, ["critic.rubrics.quality=nice"], ["'nice'", "short_quality"]),
-    "gate on no metric": ({}, ["bench.gate=[{metric: acc, at_least: 1}]"], ["bench.gate.0.metric", "'acc'"]),
-    "gate on no source": ({}, ["bench.gate=[{metric: mae, source: x, at_most: 1}]"], ["bench.gate.0.source", "render"]),
+    "gate on no metric": (
+        {},
+        ["bench.gate.rules=[{metric: acc, at_least: 1}]"],
+        ["bench.gate.rules.0.metric", "'acc'", "coverage"],
+    ),
+    "gate on no source": (
+        {},
+        ["bench.gate.rules=[{metric: mae, source: x, at_most: 1}]"],
+        ["bench.gate.rules.0.source", "'x'", "rendered"],
+    ),
+    "gate on no dimension": (
+        {},
+        ["bench.gate.rules=[{metric: mae, dimension: beauty, at_most: 1}]"],
+        ["bench.gate.rules.0.dimension", "'beauty'", "quality"],
+    ),
+    "gate with a gap": (
+        {},
+        ["bench.gate.accept_gaps=[]"],
+        ["quality.skill_low", "instruction_following.pairwise", "bench.sources", "accept_gaps"],
+    ),
+    "scores that are no scores": (
+        {"scores.jsonl": '{"prompt": "p", "image": "a.png", "scores": {"quality": 7}}'},
+        [SCORES],
+        ["scores.jsonl, line 1", "scores.quality", "less than or equal to 5"],
+    ),
+    "scores of an image that is missing": (
+        {"scores.jsonl": '{"prompt": "p", "image": "a.png", "scores": {"quality": 4}}'},
+        [SCORES],
+        ["scores.jsonl, line 1", "a.png", "no such image"],
+    ),
     "store of no kind": ({}, ["store=ftp://host/x"], ["ftp://host/x"]),
     "not UTF-8": ({"small.yaml": b"name: caf\xe9\n"}, [], ["small.yaml", "UTF-8"]),
     "a date, then more": ({}, ["name=2024-01-01", "seed=1"], ["name"]),
@@ -238,7 +267,7 @@ def test_a_corrupt_image_is_named(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     rows = [json.dumps({"prompt": f"picture {i}", "image": "a.png"}) for i in range(40)]  # enough for both splits
     (folder / "mine.jsonl").write_text("\n".join(rows))
-    result = firm(folder, FILES, "bench.gate=[{metric: mae, at_most: 5}]")
+    result = firm(folder, FILES)
     complains(result, 2, "curation failed", "mine.jsonl, entry ", ": a.png", "cannot decode", "run.log")
     assert "Traceback" not in (folder / "runs" / "small" / "run.log").read_text()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from shared import generated, stage_command
+from shared import gate, generated, stage_command
 
 from firm.config import PromptsConfig
 from firm.config.loading import load_config
@@ -30,7 +30,7 @@ curation:
   sources:
     - {{kind: files, name: mine, path: images/candidates.jsonl}}
     - {json.dumps(generated(16, num_inference_steps=2))}
-bench: {{gate: [{{metric: mae, source: mine, at_most: 1}}]}}
+bench: {{gate: {gate({"metric": "mae", "source": "mine", "at_most": 1})}}}
 """
 FILES = 40
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from shared import generated, rendered, small_run
+from shared import gate, generated, rendered, small_run
 
 from firm.config import STAGES
 from firm.config.loading import load_config
@@ -18,15 +18,18 @@ from firm.records import Manifest
 # Small enough for a test, large enough that every stage has several pieces to be killed between.
 SOURCES = rendered(240), generated(96, num_inference_steps=4)
 SMALL = small_run(*SOURCES, shard_size=64, batch_size=32)
-SMALL += """
-sft: {batch_size: 8, max_steps: 24, checkpoint_steps: 8}
-bench: {num_bootstrap: 50, gate: [{metric: coverage, at_least: 0.9}]}
-rl: {prompts_per_epoch: 4, group_size: 4, max_epochs: 6, num_inference_steps: 4, checkpoint_epochs: 2}
-auditor: {every: 3, num_images: 16}
-evaluate: {num_images: 32, batch_size: 16, num_inference_steps: 4, num_bootstrap: 50}
+SMALL += f"""
+sft: {{batch_size: 8, max_steps: 24, checkpoint_steps: 8}}
+bench:
+  num_bootstrap: 50
+  sources: [{{kind: policy, num_images: 96, num_inference_steps: 4}}]
+  gate: {gate({"metric": "coverage", "at_least": 0.9})}
+rl: {{prompts_per_epoch: 4, group_size: 4, max_epochs: 6, num_inference_steps: 4, checkpoint_epochs: 2}}
+auditor: {{every: 3, num_images: 16}}
+evaluate: {{num_images: 32, batch_size: 16, num_inference_steps: 4, num_bootstrap: 50}}
 """
 # Where each kill strikes: in the middle of the stages that take long.
-KILLS = [("curation", 150), ("sft", 12), ("rl", 3), ("evaluate", 16)]
+KILLS = [("curation", 150), ("sft", 12), ("bench", 32), ("rl", 3), ("evaluate", 16)]
 
 
 def start(folder: Path, config: Path) -> subprocess.Popen[str]:
@@ -119,7 +122,7 @@ def test_killed_in_every_long_stage_it_ends_with_the_same_artifacts(whole: Path,
 
 
 def test_an_untrusted_critic_stops_the_run_before_rl(whole: Path, config: Path) -> None:
-    strict = ["--set", "bench.gate=[{metric: mae, at_most: 0.01}]"]
+    strict = ["--set", "bench.gate.rules=[{metric: mae, at_most: 0.01}]"]
     command = [sys.executable, "-m", "firm.cli", "run", str(config), "--set", f"store={whole}", *strict]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert result.returncode == 1

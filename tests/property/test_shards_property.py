@@ -6,7 +6,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firm.records import Candidate, Invalid, JudgedCandidate, Judgement, Prediction, Prompt, Provenance, UserError
+from firm.bench.agreement import Prediction
+from firm.records import Candidate, Invalid, JudgedCandidate, Judgement, Prompt, Provenance, UserError
 from firm.storage.shards import ShardWriter, iter_shards, read_shard, write_shard
 
 TEXT = st.text(max_size=20)
@@ -39,7 +40,8 @@ PREDICTIONS = st.builds(
     dimension=TEXT,
     difficulty=TEXT,
     source=TEXT,
-    human=st.integers(1, 5),
+    whose=st.sampled_from(["people", "teacher"]),
+    reference=st.floats(1, 5),
     outcome=JUDGEMENTS | INVALID,
 )
 

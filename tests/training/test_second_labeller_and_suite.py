@@ -8,7 +8,7 @@ from shared import CPU, rendered
 
 from firm import preflight
 from firm.config.loading import load_config
-from firm.curation.labeller import LABELLERS
+from firm.critics.labeller import LABELLERS
 from firm.curation.run import run as curate
 from firm.evaluate.run import run as evaluate
 from firm.evaluate.suite import SUITES
@@ -78,10 +78,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_another_labeller_curates(folder: Path) -> None:
-    gate = "bench.gate=[{metric: coverage, at_least: 0.9}]"
-    config = load_config(
-        "gen-shapes", ["curation.labeller=brightness", f"curation.sources={json.dumps([rendered(40)])}", gate]
-    )
+    sources = f"curation.sources={json.dumps([rendered(40)])}"
+    config = load_config("gen-shapes", ["curation.labeller=brightness", sources])
     preflight.check(config)
     out = Output.open(str(folder / "curated"))
     summary = curate(config, {}, out)

@@ -23,8 +23,8 @@ from firm.config import (
 )
 from firm.critics.judge import JudgeInput, soft_scores
 from firm.critics.local import Encoder, LocalCritic, load_processor
+from firm.critics.plan_then_score import PlanThenScore
 from firm.curation.examples import student_example
-from firm.curation.plan_then_score import PlanThenScore
 from firm.curation.sources import open_source
 from firm.metrics import read_metrics
 from firm.records import Example, Judgement

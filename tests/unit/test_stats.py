@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from firm import stats
+from firm import bootstrap, stats
 
 P, H = [1, 2, 3, 5, 4, 5], [1, 1, 3, 3, 5, 5]
 
 
 def random_scores(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
-    human = generator.integers(1, 6, n)
-    return np.clip(human + generator.integers(-2, 3, n), 1, 5), human
+    reference = generator.integers(1, 6, n)
+    return np.clip(reference + generator.integers(-2, 3, n), 1, 5), reference
 
 
 def test_by_hand() -> None:
@@ -30,15 +30,15 @@ def test_by_hand() -> None:
 
 def test_the_paper_s_key_finding() -> None:
     """A constant 4 on FIRM-Bench's consistency (method.md 4.4), from the published histogram."""
-    human = np.repeat([5, 4, 3, 2, 1], [73, 83, 82, 14, 4])
-    score, error = stats.best_constant(human)
+    reference = np.repeat([5, 4, 3, 2, 1], [73, 83, 82, 14, 4])
+    score, error = stats.best_constant(reference)
     assert (score, round(error, 3)) == (4, 0.762)
-    assert round(stats.constant_maes(human)[2], 3) == 0.980
+    assert round(stats.constant_maes(reference)[2], 3) == 0.980
 
 
 def test_macro_mae_weighs_rare_scores_as_much_as_frequent_ones() -> None:
-    human, predicted = [5] * 99 + [1], [5] * 100
-    assert stats.mae(predicted, human) == pytest.approx(0.04) and stats.macro_mae(predicted, human) == 2
+    reference, predicted = [5] * 99 + [1], [5] * 100
+    assert stats.mae(predicted, reference) == pytest.approx(0.04) and stats.macro_mae(predicted, reference) == 2
 
 
 def test_soft_scores() -> None:
@@ -82,27 +82,27 @@ def test_kappa_of_perfect_constant_and_opposite_answers() -> None:
 
 def test_mean_ci_is_close_to_theory_and_deterministic() -> None:
     values = np.random.default_rng(1).normal(3, 1, 2000)
-    mean, low, high = stats.mean_ci(values, 2000, seed=3)
+    mean, low, high = bootstrap.mean_ci(values, 2000, seed=3)
     assert mean == pytest.approx(values.mean())
     half = 1.96 * values.std() / 2000**0.5
     assert (low, high) == (pytest.approx(mean - half, abs=0.006), pytest.approx(mean + half, abs=0.006))
-    assert stats.mean_ci(values, 2000, seed=3) == (mean, low, high) != stats.mean_ci(values, 2000, seed=4)
+    assert bootstrap.mean_ci(values, 2000, seed=3) == (mean, low, high) != bootstrap.mean_ci(values, 2000, seed=4)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
-        _, low, high = stats.mean_ci(generator.normal(0, 1, 60), 300, seed, level=0.9)
+        _, low, high = bootstrap.mean_ci(generator.normal(0, 1, 60), 300, seed, level=0.9)
         covered += low <= 0 <= high
     assert 0.83 <= covered / 200 <= 0.96
 
 
 def test_vectorised_and_looped_statistics_agree() -> None:
     p, h = random_scores(60)
-    looped = stats.bootstrap_ci((p, h), stats.spearman, 50, 0)
+    looped = bootstrap.bootstrap_ci((p, h), stats.spearman, 50, 0)
     assert looped == pytest.approx(stats.spearman_ci(p, h, 50, 0))
-    assert stats.mae_ci(p, h, 50, 0) == pytest.approx(stats.bootstrap_ci((p, h), stats.mae, 50, 0))
+    assert stats.mae_ci(p, h, 50, 0) == pytest.approx(bootstrap.bootstrap_ci((p, h), stats.mae, 50, 0))
 
 
 def test_an_interval_by_clusters_is_as_wide_as_that_of_the_means_of_clusters() -> None:
@@ -110,8 +110,10 @@ def test_an_interval_by_clusters_is_as_wide_as_that_of_the_means_of_clusters() -
     means = np.random.default_rng(2).normal(3, 1, 40)
     values, prompts = np.repeat(means, 8), np.repeat(np.arange(40), 8).tolist()
     naive, honest, truth = (
-        stats.mean_ci(values, seed=1), stats.mean_ci(values, seed=1, clusters=prompts), stats.mean_ci(means, seed=1)
-    )  # fmt: skip
+        bootstrap.mean_ci(values, seed=1),
+        bootstrap.mean_ci(values, seed=1, clusters=prompts),
+        bootstrap.mean_ci(means, seed=1),
+    )
     assert honest == pytest.approx(truth)
     assert (honest[2] - honest[1]) / (naive[2] - naive[1]) == pytest.approx(8**0.5, rel=0.15)
 
@@ -121,17 +123,17 @@ def test_clusters_of_one_change_nothing_and_unequal_ones_weigh_what_they_hold() 
     names = [f"prompt {i}" for i in range(60)]
     assert stats.spearman_ci(p, h, 50, 0, clusters=names) == stats.spearman_ci(p, h, 50, 0)
     labels = ["a"] * 30 + ["b"] * 20 + ["c"] * 10
-    looped = stats.bootstrap_ci((p, h), stats.spearman, 50, 0, clusters=labels)
+    looped = bootstrap.bootstrap_ci((p, h), stats.spearman, 50, 0, clusters=labels)
     assert looped == pytest.approx(stats.spearman_ci(p, h, 50, 0, clusters=labels))
-    assert stats.mean_ci([1.0] * 30 + [0.0] * 10, 500, clusters=["a"] * 30 + ["b"] * 10)[1:] == (0, 1)
+    assert bootstrap.mean_ci([1.0] * 30 + [0.0] * 10, 500, clusters=["a"] * 30 + ["b"] * 10)[1:] == (0, 1)
     with pytest.raises(ValueError, match="a cluster for each of 3"):
-        stats.mean_ci([1.0, 2.0, 3.0], clusters=["a"])
+        bootstrap.mean_ci([1.0, 2.0, 3.0], clusters=["a"])
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     p, h = random_scores(50)
     whole = stats.spearman_ci(p, h, 40, 0)
-    monkeypatch.setattr(stats, "_CHUNK", 120)
+    monkeypatch.setattr(bootstrap, "_CHUNK", 120)
     assert stats.spearman_ci(p, h, 40, 0) == whole
 
 
@@ -151,18 +153,18 @@ def test_impossible_input_is_refused(function: Callable[..., object], values: tu
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="num_resamples"):
-        stats.mean_ci([1.0], 0)
+        bootstrap.mean_ci([1.0], 0)
     with pytest.raises(ValueError, match="level"):
-        stats.mean_ci([1.0], level=1.0)
+        bootstrap.mean_ci([1.0], level=1.0)
 
 
 def test_pairwise_accuracy_is_within_a_prompt_and_ties_count_half() -> None:
-    human = [1, 2, 3, 5, 5]
+    reference = [1, 2, 3, 5, 5]
     prompts = ["a", "a", "a", "b", "b"]  # b has no unequal pair
-    assert stats.pairwise_accuracy([1.1, 2.2, 3.3, 4, 2], human, prompts) == (1.0, 3)
-    assert stats.pairwise_accuracy([3, 2, 1, 4, 2], human, prompts) == (0.0, 3)
-    assert stats.pairwise_accuracy([2, 2, 2, 4, 2], human, prompts) == (0.5, 3)
-    assert stats.pairwise_accuracy([1, 3, 2, 4, 2], human, prompts) == (pytest.approx(2 / 3), 3)
+    assert stats.pairwise_accuracy([1.1, 2.2, 3.3, 4, 2], reference, prompts) == (1.0, 3)
+    assert stats.pairwise_accuracy([3, 2, 1, 4, 2], reference, prompts) == (0.0, 3)
+    assert stats.pairwise_accuracy([2, 2, 2, 4, 2], reference, prompts) == (0.5, 3)
+    assert stats.pairwise_accuracy([1, 3, 2, 4, 2], reference, prompts) == (pytest.approx(2 / 3), 3)
     assert stats.pairwise_accuracy([4, 2], [5, 5], ["b", "b"]) == (None, 0)
     assert stats.pairwise_accuracy([1, 2], [1, 2], ["a", "b"]) == (None, 0)
 
@@ -171,7 +173,52 @@ def test_a_critic_that_knows_only_the_prompt_ranks_by_chance() -> None:
     """Its correlation over all images is high, and it is worth nothing as a reward of group-relative RL."""
     generator = np.random.default_rng(0)
     easy = np.repeat(generator.integers(1, 5, 100), 6)
-    human = easy + generator.integers(0, 2, 600)
+    reference = easy + generator.integers(0, 2, 600)
     prompts = np.repeat(np.arange(100), 6).tolist()
-    accuracy, number = stats.pairwise_accuracy(easy, human, prompts)
-    assert (stats.spearman(easy, human) or 0) > 0.8 and accuracy == 0.5 and number > 500
+    accuracy, number = stats.pairwise_accuracy(easy, reference, prompts)
+    assert (stats.spearman(easy, reference) or 0) > 0.8 and accuracy == 0.5 and number > 500
+
+
+def test_the_best_constant_of_means_of_raters_is_their_median() -> None:
+    reference = [1, 2.5, 3.5, 4.5, 4.5]
+    errors = {c: stats.mae([c] * 5, reference) for c in np.arange(1, 5.01, 0.25)}
+    assert stats.best_constant(reference) == (3.5, pytest.approx(min(errors.values())))
+    assert stats.best_constant([1, 2, 4, 5])[0] == 2, "the lower one on a tie"
+
+
+def test_skill_is_paired_with_the_best_constant_of_each_resample() -> None:
+    p, r = random_scores(80)
+    prompts = np.repeat(np.arange(20), 4).tolist()
+
+    def skill(errors: np.ndarray, reference: np.ndarray) -> float:
+        return 1 - errors.mean() / stats.best_constant(reference)[1]
+
+    errors = np.abs(p - r)
+    looped = bootstrap.bootstrap_ci((errors, r), skill, 60, 3, clusters=prompts)
+    assert stats.skill_ci(errors, r, 60, 3, prompts) == pytest.approx(looped)
+    low, high = stats.skill_ci(np.abs(3 - r), r, 60, 3, prompts) or (1, 1)
+    assert low <= high <= 0, "no constant beats the best one"
+    assert stats.skill_ci([0, 0], [4, 4]) is None
+
+
+def test_the_interval_of_pairs_resamples_prompts() -> None:
+    p, r = random_scores(90)
+    prompts = np.repeat(np.arange(30), 3)
+    interval = stats.pairwise_ci(p, r, prompts.tolist(), 40, 5)
+    generator = np.random.default_rng(5)
+    picks = generator.integers(0, 30, (40, 30))
+    shares = []
+    for pick in picks:  # a prompt drawn twice is two prompts
+        rows = np.concatenate([np.flatnonzero(prompts == k) for k in pick])
+        shares.append(stats.pairwise_accuracy(p[rows], r[rows], np.repeat(np.arange(30), 3).tolist())[0])
+    assert interval == pytest.approx(np.quantile(shares, [0.025, 0.975]))
+    assert stats.pairwise_ci([1, 2], [3, 3], ["a", "a"]) is None
+
+
+def test_intervals_of_2000_examples_take_well_under_a_second() -> None:
+    p, r = random_scores(2000)
+    prompts = (np.arange(2000) % 34).tolist()
+    start = time.process_time()
+    stats.skill_ci(np.abs(p - r), r, 1000, 0, prompts)
+    stats.pairwise_ci(p, r, prompts, 1000, 0)
+    assert time.process_time() - start < 0.6

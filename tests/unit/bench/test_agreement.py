@@ -5,16 +5,18 @@ from typing import Any
 
 import pytest
 
-from firm.bench.agreement import METRICS, Expected, Group, agreement, point_estimate
-from firm.records import Invalid, Judgement, Outcome, Prediction, UserError
+from firm.bench.agreement import Expected, Group, Prediction, agreement, point_estimate
+from firm.config import METRICS
+from firm.records import Invalid, Judgement, Outcome, UserError
 
 FOLLOWING = "instruction_following"
-EASY = {"difficulty": "easy", "source": "generated"}
+EASY = {"difficulty": "easy", "source": "generated", "whose": "teacher"}
 
 
-def prediction(index: int, human: int, outcome: Outcome | int, **fields: Any) -> Prediction:
+def prediction(index: int, human: float, outcome: Outcome | int, **fields: Any) -> Prediction:
     outcome = Judgement(score=outcome) if isinstance(outcome, int) else outcome
     values = {
+        "whose": "teacher",
         "id": str(index),
         "prompt": f"prompt {index}",
         "dimension": FOLLOWING,
@@ -22,7 +24,7 @@ def prediction(index: int, human: int, outcome: Outcome | int, **fields: Any) ->
         "source": "generated",
         **fields,
     }
-    return Prediction(**values, human=human, outcome=outcome)
+    return Prediction(**values, reference=human, outcome=outcome)
 
 
 def group(predictions: list[Prediction], by: str = "all", value: str = "all", **options: Any) -> Group:
@@ -54,7 +56,7 @@ def test_numbers_by_hand() -> None:
 def test_failed_and_missing_judgements_are_counted() -> None:
     rows = [prediction(0, 4, 4), prediction(1, 2, BAD), prediction(2, 3, CUT)]
     expected = [
-        Expected(id=str(i), prompt=f"prompt {i}", dimension=FOLLOWING, **EASY, human=h)
+        Expected(id=str(i), prompt=f"prompt {i}", dimension=FOLLOWING, **EASY, reference=h)
         for i, h in enumerate([4, 2, 3, 5])
     ]
     found = group(rows, expected=expected)
@@ -100,20 +102,21 @@ def test_groups() -> None:
     names = [(g.by, g.value) for g in result.groups if g.dimension == FOLLOWING]
     assert names == [
         ("all", "all"), ("source", "generated"), ("source", "rendered"), ("difficulty", "easy"), ("difficulty", "hard"),
-        ("human", "1"), ("human", "5"),
+        ("reference", "1"), ("reference", "5"),
     ]  # fmt: skip
-    assert set(result.metrics) == {
+    assert set(result.measured) == {
         (FOLLOWING, None), (FOLLOWING, "generated"), (FOLLOWING, "rendered"),
         ("quality", None), ("quality", "generated"),
     }  # fmt: skip
-    assert result.metrics[(FOLLOWING, "rendered")]["mae"] == 1
-    assert group(rows, "human", "5").metrics["bias"] == -0.5
+    assert result.measured[(FOLLOWING, "rendered")].metrics["mae"] == 1
+    assert group(rows, "reference", "5").metrics["bias"] == -0.5
 
 
 def test_a_source_named_all_is_not_the_whole() -> None:
     rows = [prediction(0, 1, 5, source="all"), prediction(1, 1, 1)]
     result = agreement(rows, num_bootstrap=10)
-    assert result.metrics[(FOLLOWING, None)]["n"] == 2 and result.metrics[(FOLLOWING, "all")]["n"] == 1
+    assert result.measured[(FOLLOWING, None)].metrics["n"] == 2
+    assert result.measured[(FOLLOWING, "all")].metrics["n"] == 1
 
 
 def test_point_estimates() -> None:
@@ -130,7 +133,7 @@ def test_point_estimates() -> None:
 def test_contradictory_predictions_are_refused() -> None:
     with pytest.raises(UserError, match="judged twice"):
         agreement([prediction(0, 1, 1), prediction(0, 1, 2)])
-    expected = [Expected(id="0", prompt="prompt 0", dimension=FOLLOWING, **EASY, human=1)]
+    expected = [Expected(id="0", prompt="prompt 0", dimension=FOLLOWING, **EASY, reference=1)]
     with pytest.raises(UserError, match="no expected example"):
         agreement([prediction(7, 1, 1)], expected=expected)
 
@@ -141,7 +144,7 @@ def test_it_travels_as_json_and_into_a_summary() -> None:
     tables = result.tables()
     json.dumps(tables, allow_nan=False)
     assert tables["agreement"][0]["by"] == "all" and tables["agreement"][0]["mae"] == 0.5
-    assert tables["invalid"] == [{"dimension": FOLLOWING, "reason": "unparsable", "count": 1}]
+    assert tables["invalid"] == [{"judge": "critic", "dimension": FOLLOWING, "reason": "unparsable", "count": 1}]
     assert len(tables["confusion"]) == 5 and tables["confusion"][0]["predicted_2"] == 1
     assert result.headline()["instruction_following_mae"] == 0.5
     assert agreement([]).tables() == {"agreement": [], "invalid": [], "confusion": []}
@@ -155,3 +158,27 @@ def test_images_of_one_prompt_are_ranked_by_soft_scores() -> None:
     metrics = group(pairs).metrics
     assert (metrics["pairwise"], metrics["num_pairs"]) == (1.0, 1.0)
     assert group([prediction(0, 2, 2), prediction(1, 4, 4)]).metrics["pairwise"] is None
+
+
+def test_references_that_are_means_of_raters() -> None:
+    rows = [prediction(i, h, p, whose="people") for i, (h, p) in enumerate([(4.5, 4), (4.4, 5), (1.25, 1)])]
+    result = agreement(rows, num_bootstrap=20, judge="auditor")
+    metrics = result.measured[(FOLLOWING, None)].metrics
+    assert metrics["mae"] == pytest.approx((0.5 + 0.6 + 0.25) / 3) and metrics["constant_score"] == 4.4
+    assert [g.value for g in result.groups if g.by == "reference"] == ["1", "4", "5"]
+    assert metrics["exact"] == pytest.approx(1 / 3), "4.5 is nearest to 5, 4.4 to 4"
+    assert {g.whose for g in result.groups} == {"people"}
+    assert {row["judge"] for rows in result.tables().values() for row in rows} == {"auditor"}
+    mixed = agreement([*rows, prediction(9, 1, 1, source="rendered")], num_bootstrap=5)
+    assert mixed.measured[(FOLLOWING, None)].whose == "both"
+    assert mixed.measured[(FOLLOWING, "rendered")].whose == "teacher"
+
+
+def test_skill_and_pairs_have_intervals_that_count_failures() -> None:
+    rows = [prediction(i, 1 + i % 5, 1 + i % 5, prompt=f"prompt {i // 5}") for i in range(100)]
+    good = group(rows).metrics
+    assert good["skill"] == good["skill_low"] == 1 and good["pairwise_low"] == 1
+    half = group([p.model_copy(update={"outcome": BAD}) if i % 2 else p for i, p in enumerate(rows)]).metrics
+    assert half["skill_low"] is not None and half["skill_low"] < half["skill"] < 0  # type: ignore[operator]
+    inverted = group([prediction(i, 1 + i % 5, 5 - i % 5, prompt=f"prompt {i // 5}") for i in range(100)]).metrics
+    assert inverted["pairwise_high"] == 0 and inverted["skill_high"] < 0  # type: ignore[operator]

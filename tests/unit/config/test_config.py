@@ -10,6 +10,8 @@ from firm.config import RunConfig, fingerprint
 from firm.config.loading import load_config, parse_config, preset_names
 from firm.records import UserError
 
+GAPS = [f"{d}.{what}" for d in ("instruction_following", "quality") for what in ("skill_low", "pairwise")]
+
 
 @pytest.fixture
 def plain() -> dict[str, Any]:
@@ -29,7 +31,7 @@ def plain() -> dict[str, Any]:
             "dimensions": {"instruction_following": {"rubric": "evaluate"}, "quality": {"rubric": "quality"}},
         },
         "critic": {"model": "tiny", "rubrics": rubrics},
-        "bench": {"gate": [{"metric": "mae", "at_most": 0.6}]},
+        "bench": {"gate": {"rules": [{"metric": "mae", "at_most": 0.6}], "accept_gaps": GAPS}},
         "rl": {"prompts_per_epoch": 2, "group_size": 4, "max_epochs": 3},
         "auditor": {"judge": judge, "rubrics": {"instruction_following": "evaluate"}},
     }
@@ -89,8 +91,13 @@ def test_unknown_key_is_refused_with_its_path(plain: dict[str, Any], key: str) -
         ("critic.rubrics", {"instruction_following": "generation"}),
         ("sft.learning_rate", float("inf")),
         ("sft.learning_rate", float("nan")),
-        ("bench.gate", []),
-        ("bench.gate", [{"metric": "mae"}]),
+        ("bench.gate.rules", []),
+        ("bench.gate.rules", [{"metric": "mae"}]),
+        ("bench.gate.rules", [{"metric": "maee", "at_most": 1}]),
+        ("bench.gate.rules", [{"metric": "mae", "at_most": 1, "source": "elsewhere"}]),
+        ("bench.gate.rules", [{"metric": "mae", "at_most": 1, "dimension": "beauty"}]),
+        ("bench.gate.accept_gaps", [*GAPS, "quality.mae"]),
+        ("bench.sources", [{"kind": "scores", "name": "base", "path": "scores.jsonl"}]),
         ("reward.weights", [0.4, 0.7]),
         ("reward.weights", [0.4, 0.3, 0.3]),
         ("reward.bonuses", []),
@@ -258,3 +265,55 @@ def test_the_order_of_keys_does_not_matter() -> None:
     dimensions = plain["curation"]["dimensions"]
     plain["curation"]["dimensions"] = dict(reversed(dimensions.items()))
     assert list(RunConfig.model_validate(plain).curation.dimensions) == list(config.curation.dimensions)
+
+
+def covering(source: str = "policy", **changes: Any) -> dict[str, Any]:
+    """A bench without gaps."""
+    skill = {"metric": "skill_low", "source": source, "at_least": 0}
+    pairs = {"metric": "pairwise", "source": source, "at_least": 0.6}
+    policy = {"kind": "policy", "name": "policy", "num_images": 8, "num_inference_steps": 2}
+    return {"sources": [policy], "gate": {"rules": [skill, pairs]}, **changes}
+
+
+def test_a_gate_that_covers_the_reward_on_the_policy_s_own_images(plain: dict[str, Any]) -> None:
+    assert parse_config({**plain, "bench": covering()}).bench.gate.accept_gaps == []
+    people = {"kind": "scores", "name": "people", "path": "scores.jsonl"}
+    own = {**people, "of_policy": True}
+    assert parse_config({**plain, "bench": covering("people", sources=[own])})
+    with pytest.raises(UserError, match="instruction_following.skill_low, instruction_following.pairwise"):
+        parse_config({**plain, "bench": covering("people", sources=[people])})
+    with pytest.raises(UserError, match="no rule for .*quality.pairwise on images of the policy"):
+        parse_config({**plain, "bench": covering("base")})
+
+
+@pytest.mark.parametrize(
+    ("number", "change", "gaps"),
+    [
+        (0, {"dimension": "quality"}, ["instruction_following.skill_low"]),
+        (0, {"at_least": -0.1}, GAPS[::2]),
+        (0, {"at_least": float("nan")}, GAPS[::2]),
+        (0, {"at_least": None, "at_most": 1}, GAPS[::2]),
+        (0, {"metric": "skill"}, GAPS[::2]),
+        (1, {"metric": "pairwise_low"}, []),
+        (1, {"at_least": 0.5}, GAPS[1::2]),
+        (1, {"metric": "pairwise_high"}, GAPS[1::2]),
+        (1, {"dimension": "instruction_following"}, ["quality.pairwise"]),
+        (1, {"source": None}, GAPS[1::2]),
+    ],
+)
+def test_a_gap_is_refused_unless_it_is_accepted(
+    plain: dict[str, Any], number: int, change: dict[str, Any], gaps: list[str]
+) -> None:
+    bench = covering()
+    bench["gate"]["rules"][number] |= change
+    if gaps:
+        with pytest.raises(UserError, match=f"no rule for {', '.join(gaps)} on"):
+            parse_config({**plain, "bench": bench})
+    bench["gate"]["accept_gaps"] = gaps
+    assert parse_config({**plain, "bench": bench}).bench.gate.accept_gaps == gaps
+
+
+def test_only_dimensions_of_the_reward_need_rules(plain: dict[str, Any]) -> None:
+    bench = covering()
+    bench["gate"]["rules"] = [{**rule, "dimension": "instruction_following"} for rule in bench["gate"]["rules"]]
+    assert parse_config({**plain, "bench": bench, "reward": {"formula": "base_only", "base": "instruction_following"}})

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from firm.bench.agreement import Prediction
 from firm.images import decode_image, encode_image
-from firm.records import Candidate, Example, JudgedCandidate, Judgement, Message, Prediction, Record, UserError
+from firm.records import Candidate, Example, JudgedCandidate, Judgement, Message, Record, UserError
 from firm.storage import shards
 from firm.storage.files import TEMPORARY
 from firm.storage.shards import ShardWriter, count_rows, iter_shards, read_shard, schema_of, write_shard

@@ -9,9 +9,9 @@ from firm.chat.messages import RequestFailed, user_message
 from firm.config import CurationConfig, EndpointChat
 from firm.critics.answers import parse_plan
 from firm.critics.judge import RETRY_TEMPERATURE, JudgeInput
+from firm.critics.labeller import OpenChat
 from firm.critics.load import open_judge
 from firm.critics.rubrics import load_rubric
-from firm.curation.labeller import OpenChat
 from firm.records import Candidate, Invalid, JudgedCandidate, Prompt, Provenance
 
 MAX_TOKENS = 2048
@@ -21,7 +21,7 @@ PLAN = "plan"
 
 
 class PlanThenScore:
-    """Judges candidates with a plan that the critic will never see; a `firm.curation.labeller.Labeller`."""
+    """Judges candidates with a plan that the critic will never see; a `firm.critics.labeller.Labeller`."""
 
     def __init__(self, config: CurationConfig, open_chat: OpenChat) -> None:
         """Open planner and evaluator."""

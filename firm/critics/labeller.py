@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
 from typing import Protocol
 
+from firm.chat.client import open_chat
+from firm.chat.journal import Journal
 from firm.chat.messages import Chat
 from firm.config import ChatConfig, CurationConfig
 from firm.locate import load_named
@@ -33,7 +37,7 @@ class Labeller(Protocol):
 
 
 LABELLERS: dict[str, str] = {
-    "plan_then_score": "firm.curation.plan_then_score:PlanThenScore",
+    "plan_then_score": "firm.critics.plan_then_score:PlanThenScore",
 }
 
 
@@ -45,3 +49,14 @@ def find_labeller(name: str) -> type[Labeller]:
     """
     found: type[Labeller] = load_named(LABELLERS, name, "curation.labeller")
     return found
+
+
+@contextmanager
+def open_labeller(config: CurationConfig, folder: Path) -> Iterator[Labeller]:
+    """The labeller of a configuration; ``folder`` keeps its teachers' answers, so that no request is repeated."""
+    with ExitStack() as journals:
+
+        def remembering(role: str, chat: ChatConfig) -> Journal:
+            return journals.enter_context(closing(Journal(open_chat(chat), folder / f"{role}.jsonl")))
+
+        yield find_labeller(config.labeller)(config, remembering)

@@ -10,9 +10,9 @@ from firm.chat.client import open_chat
 from firm.chat.messages import Chat, RequestFailed
 from firm.config import CurationConfig, FunctionSource, JudgedDimension, PythonChat
 from firm.critics.answers import parse_answer, parse_score_first
+from firm.critics.plan_then_score import PlanThenScore
 from firm.critics.rubrics import load_rubric
 from firm.curation.examples import student_example
-from firm.curation.plan_then_score import PlanThenScore
 from firm.images import encode_image
 from firm.records import Candidate, Invalid, JudgedCandidate, Judgement
 from firm.shapes import teacher

@@ -1,0 +1,133 @@
+"""Bootstrap intervals: whole examples, or clusters of them, are drawn again and again.
+
+As in `firm.stats`, arrays are 1-D, of the same length N >= 1 and finite, or a ValueError is raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+Statistic = Callable[..., Any]
+_CHUNK = 1_000_000  # elements of a block of resamples, about 8 MB an array
+
+
+def arrays_of(*values: ArrayLike) -> tuple[Floats, ...]:
+    """Check paired values and give them as arrays [N] each."""
+    arrays = tuple(np.asarray(v, dtype=np.float64) for v in values)
+    for array in arrays:
+        if array.ndim != 1 or not array.size or array.shape != arrays[0].shape:
+            shapes = [a.shape for a in arrays]
+            raise ValueError(f"expected 1-D arrays of the same length, at least 1, got shapes {shapes}")
+        if not np.isfinite(array).all():
+            raise ValueError("values must be finite: leave failed judgements out and count them")
+    return arrays
+
+
+def mean_ci(
+    values: ArrayLike,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
+) -> tuple[float, float, float]:
+    """Mean of an array [N] with its bootstrap interval: (mean, low, high); ``clusters`` as for `bootstrap_ci`."""
+    (array,) = arrays_of(values)
+    ends = bootstrap_ci(array, None, num_resamples, seed, level, clusters)
+    mean = float(array.mean())
+    return (mean, *ends) if ends else (mean, mean, mean)
+
+
+def bootstrap_ci(
+    values: ArrayLike | tuple[ArrayLike, ...],
+    statistic: Statistic | None = None,
+    num_resamples: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+    clusters: Sequence[Hashable] | None = None,
+) -> tuple[float, float] | None:
+    """Percentile bootstrap interval; resamples whole examples, so paired arrays stay paired.
+
+    Args:
+        values: One array [N], or a tuple of paired arrays [N] each.
+        statistic: Function of as many arrays [N] as given, which returns a number or None. None: the mean of the one
+            array.
+        num_resamples: Number of resamples.
+        seed: Seed of the resampling; the same seed gives the same interval.
+        level: Coverage in (0, 1).
+        clusters: What each example belongs to, such as its prompt (N): whole clusters are resampled, since examples of
+            one cluster tell less than as many independent ones. None: each is its own.
+
+    Returns:
+        The lower and upper end, or None if the statistic is undefined on more than half of the resamples.
+    """
+    arrays = arrays_of(*values) if isinstance(values, tuple) else arrays_of(values)
+    if statistic is None:
+        return interval(
+            lambda weights: _weighted_mean(weights, arrays[0]), arrays, num_resamples, seed, level, clusters
+        )
+
+    def looped(weights: Floats) -> list[float]:
+        picks = [np.repeat(np.arange(len(row)), row.astype(int)) for row in weights]
+        results = [statistic(*(array[pick] for array in arrays)) for pick in picks]
+        return [np.nan if result is None else result for result in results]
+
+    return interval(looped, arrays, num_resamples, seed, level, clusters)
+
+
+def interval(
+    estimate: Callable[[Floats], ArrayLike],
+    arrays: tuple[Floats, ...],
+    num_resamples: int,
+    seed: int,
+    level: float,
+    clusters: Sequence[Hashable] | None = None,
+) -> tuple[float, float] | None:
+    """Interval of an estimate that takes blocks of how often each example was drawn [R, N] and returns [R]."""
+    if num_resamples < 1 or not 0 < level < 1:
+        raise ValueError(f"need num_resamples >= 1 and 0 < level < 1, got {num_resamples} and {level}")
+    estimates = np.empty(num_resamples)
+    for rows, weights in _resamples(labels_of(clusters, arrays[0].size), num_resamples, seed):
+        estimates[rows] = estimate(weights)
+    defined = estimates[np.isfinite(estimates)]
+    if 2 * defined.size < num_resamples:
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def labels_of(clusters: Sequence[Hashable] | None, size: int) -> NDArray[np.int64]:
+    """Number of each example's cluster [N]."""
+    if clusters is None:
+        return np.arange(size)
+    if len(clusters) != size:
+        raise ValueError(f"expected a cluster for each of {size} examples, got {len(clusters)}")
+    numbers = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    return np.array([numbers[cluster] for cluster in clusters])
+
+
+def _resamples(labels: NDArray[np.int64], num_resamples: int, seed: int) -> Iterator[tuple[slice, Floats]]:
+    """Blocks of how often each example was drawn [R, N] with the rows they belong to, in constant memory."""
+    generator = np.random.default_rng(seed)
+    number = int(labels.max()) + 1
+    block = max(1, _CHUNK // labels.size)
+    for start in range(0, num_resamples, block):
+        stop = min(start + block, num_resamples)
+        picks = generator.integers(0, number, (stop - start, number))
+        offsets = np.arange(stop - start)[:, None] * number
+        counts = np.bincount((picks + offsets).ravel(), minlength=(stop - start) * number).reshape(stop - start, number)
+        yield slice(start, stop), counts[:, labels].astype(np.float64)
+
+
+def ratio(numerator: Floats, denominator: Floats) -> Floats:
+    """NaN where the denominator is 0."""
+    defined = denominator > 1e-9
+    return np.where(defined, numerator / np.where(defined, denominator, 1.0), np.nan)
+
+
+def _weighted_mean(weights: Floats, values: Floats) -> Floats:
+    return weights @ values / weights.sum(axis=-1)
