@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Annotated
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from firm.config.chat import ChatConfig
-from firm.config.section import NamedRubric, NonNegative, Section
+from firm.config.section import NamedRubric, Section
 
 
 class AuditorConfig(Section):
-    """A judge that RL does not optimise. Stops RL when the reward rises while this judge's score falls."""
+    """A judge that RL does not optimise. Stops RL when this judge's scores fall and the critic does not see it."""
 
     judge: ChatConfig
-    rubrics: dict[str, str]  # template names in firm/critics/templates
+    rubrics: dict[str, str]  # template names in firm/critics/templates, for all dimensions of the reward
     every: PositiveInt = 10  # epochs between checks
-    patience: PositiveInt = 3  # checks in a row below the best before RL stops
-    tolerance: NonNegative = 0.0  # a fall smaller than this does not count
-    num_images: PositiveInt = 128
+    window: PositiveInt = 3  # checks in a row that are averaged on either side of a comparison
+    false_stops: Annotated[float, Field(gt=0, lt=1)] = 0.05  # chance that a run in which nothing fell is stopped
+    num_images: PositiveInt = 512  # two of each prompt; with too few no fall can be told from noise
 
     def named_rubrics(self) -> Iterator[NamedRubric]:
         """One for each dimension."""

@@ -55,8 +55,8 @@ class RunConfig(Section):
         needed = set(self.reward.dimensions)
         if missing := sorted(needed - set(self.critic.rubrics)):
             raise ValueError(f"reward needs {missing}, for which critic.rubrics has no rubric")
-        if self.reward.base not in self.auditor.rubrics:
-            raise ValueError(f"auditor.rubrics has no rubric for the reward's base {self.reward.base}")
+        if missing := sorted(needed - set(self.auditor.rubrics)):
+            raise ValueError(f"auditor.rubrics has no rubric for {missing}, of which the reward is made")
         if self.critic.kind == "endpoint" and self.reward.soft:
             raise ValueError("an endpoint critic gives whole scores and no distribution: set reward.soft to false")
         if self.critic.kind == "trained" and not needed <= set(self.curation.dimensions):

@@ -76,10 +76,11 @@ def _draw(name: str, size: tuple[float, float], paint: Callable[[Figure], None])
 
 
 def audits(rows: Rows, kept: float, stopped: bool) -> str:
-    """The critic's reward and the auditor's score over the epochs of RL, with the kept epoch.
+    """The reward by the critic and by the auditor over the epochs of RL, with the auditor's band and the kept epoch.
 
     Args:
-        rows: Audits with ``epoch``, ``reward`` and ``auditor``.
+        rows: Audits with ``epoch``, ``critic_reward``, ``auditor_reward``, and ``gain_low`` and ``gain_high`` over the
+            first one, where they are known.
         kept: The kept epoch.
         stopped: Whether the auditor stopped RL: shades what came after the kept epoch.
     """
@@ -92,13 +93,16 @@ def audits(rows: Rows, kept: float, stopped: bool) -> str:
         right = left.twinx()
         right.spines["right"].set_visible(True)
         for axes, key, colour, marker, label in (
-            (left, "reward", CRITIC, "o", "critic's reward (optimised by RL)"),
-            (right, "auditor", AUDITOR, "s", "auditor's score (not optimised)"),
+            (left, "critic_reward", CRITIC, "o", "reward by the critic (optimised by RL)"),
+            (right, "auditor_reward", AUDITOR, "s", "reward by the auditor (not optimised)"),
         ):
             axes.plot(epochs, [row[key] for row in rows], color=colour, marker=marker, label=label)
             axes.set_ylabel(label.split(" (")[0], color=colour)
             axes.tick_params(axis="y", labelcolor=colour)
             axes.margins(y=0.12)
+        known = [row for row in rows if row["gain_low"] is not None]
+        ends = [[rows[0]["auditor_reward"] + row[end] for row in known] for end in ("gain_low", "gain_high")]
+        right.fill_between([row["epoch"] for row in known], *ends, color=AUDITOR, alpha=0.14, linewidth=0)
         if stopped:
             left.axvspan(kept, last, color=WARNING, alpha=0.16, linewidth=0)
             _above(left, last, "over-optimisation", "right", "#8A5A00")

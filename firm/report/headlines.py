@@ -104,25 +104,35 @@ def _gain(dimension: str, evaluation: Summary) -> Headline:
 
 def _stop(rl: Summary) -> Headline:
     m = rl.metrics
-    last = f"{m['epochs']:.0f}"
     kept = f"{m['kept_epoch']:.0f}"
-    if m["stopped_by_auditor"]:
-        reward = "reward still rising" if m["reward_last"] > m["reward_kept"] else "reward no lower"
-        title = f"Over-optimisation was caught at epoch {last}: {reward}, auditor falling; kept epoch {kept}."
+    gain = f"by {signed(m['gain'], 3)}" if "gain_low" not in m else _by(m["gain"], m["gain_low"], m["gain_high"])
+    text = (
+        f"On fresh prompts and noise, which had no part in the choice, the reward by the auditor's own scores went from "
+        f"{m['auditor_reward_base']:.3f} before RL to {m['auditor_reward_kept']:.3f} at epoch {kept}, {gain}."
+    )
+    if m["kept_epoch"] == 0:
         text = (
-            f"From epoch {kept} to {last} the critic's reward went from {m['reward_kept']:.3f} to "
-            f"{m['reward_last']:.3f} while the auditor's score fell from {m['auditor_kept']:.2f} to "
-            f"{m['auditor_last']:.2f}: the policy had begun to please the critic instead of drawing better images."
+            "On fresh prompts and noise no audited policy had a higher reward by the auditor's scores than before RL."
+        )
+    for fall in rl.tables.get("stop", []):
+        what = words(fall["measure"])
+        title = (
+            f"Over-optimisation was caught at epoch {m['epochs']:.0f}: {what} fell for the auditor, not for the critic."
+        )
+        digits = 3 if what == "reward" else 2
+        by_judge = {
+            who: f"{fall[f'{who}_before']:.{digits}f} to {fall[f'{who}_after']:.{digits}f}"
+            for who in ("auditor", "critic")
+        }
+        text = (
+            f"From the checks up to epoch {fall['since']} to the last ones the auditor's mean went from "
+            f"{by_judge['auditor']}; the interval that holds at every check excludes no fall. The critic's went from "
+            f"{by_judge['critic']}. Epoch {kept} was kept. {text}"
         )
         return {"tone": "note", "title": title, "text": text}
-    title = f"No over-optimisation was caught in {last} epochs of RL; kept epoch {kept}."
-    if m["kept_epoch"] == 0:
-        text = f"No epoch had a higher auditor's score than the {m['auditor_base']:.2f} of the policy before RL."
-        return {"tone": "note", "title": title, "text": f"{text} That policy was kept."}
-    text = (
-        f"At epoch {kept} the auditor's score was highest, {m['auditor_kept']:.2f} (before RL: "
-        f"{m['auditor_base']:.2f}). The critic's reward went from {m['reward_base']:.3f} to {m['reward_kept']:.3f}."
-    )
-    if m["kept_epoch"] < m["epochs"]:
-        text += f" At the last epoch the auditor gave {m['auditor_last']:.2f}."
-    return {"tone": "good", "title": title, "text": text}
+    title = f"No over-optimisation was caught in {m['epochs']:.0f} epochs of RL; kept epoch {kept}."
+    return {"tone": "good" if m.get("gain_low", 0) > 0 else "note", "title": title, "text": text}
+
+
+def _by(gain: float, low: float, high: float) -> str:
+    return f"by {signed(gain, 3)} (95% CI {signed(low, 3)} to {signed(high, 3)})"

@@ -92,10 +92,11 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
         "headlines": headlines(config, summaries),
         "audited": config.reward.base,
         "auditor_is_teacher": config.auditor.judge == config.curation.evaluator,
-        "reward": config.reward.model_dump(mode="json"),
+        "reward": {**config.reward.model_dump(mode="json"), "dimensions": list(config.reward.dimensions)},
         "scores": _ordered(evaluation, "scores", config),
         "pairs": pairs,
         "audits": rl.tables.get("audits", []),
+        "fresh": rl.tables.get("fresh", []),
         "rl": rl.metrics,
         "gate": bench.tables.get("gate", []),
         "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in agreement)),
@@ -135,7 +136,7 @@ def _invalid(summaries: Mapping[str, Summary]) -> Rows:
         count = sum(r["count"] for r in mine)
         rows.append(_failed("bench", f"critic, {whole['dimension']}{reasons}", count, whole["n"]))
     rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
-    audits = rl.tables.get("audits", [])
+    audits = [*rl.tables.get("audits", []), *rl.tables.get("fresh", [])]
     rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))
     for r in evaluation.tables.get("invalid", []):
         rows.append(_failed("evaluate", f"{r['judge']}, {r['dimension']}, {r['policy']} policy", r["invalid"], r["of"]))

@@ -2,70 +2,83 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
-from firm.config import RunConfig
+from firm.config import RewardConfig, RunConfig
 from firm.critics.judge import Judge, JudgeInput, soft_scores
 from firm.critics.load import open_judge
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.records import Assessment, Invalid, Prompt, UserError
-from firm.rl.audit import Audit
+from firm.rl.audit import REWARD, Audit, SampleName, Values, best
 from firm.rl.rollout import draw_prompts, rewards_of
-from firm.stats import spearman
+
+IMAGES_PER_PROMPT = 2  # the fewest that show whether the critic ranks images of one prompt as the auditor does
+DIGITS = 4  # of a value in an audit, of which a checkpoint holds thousands
 
 
 class Auditor:
-    """Audits the EMA policy on fixed training prompts and noise."""
+    """Audits policies on training prompts: all checks on the same prompts and noise, the last ones on fresh ones."""
 
     def __init__(self, policy: Policy, critic: Judge, prompts: Sequence[Prompt], config: RunConfig) -> None:
         self.policy = policy
         self.critic = critic
+        self.prompts = prompts
         self.config = config
-        number = config.auditor.num_images
-        self.prompts = [prompts[i] for i in draw_prompts(prompts, number, config.seed, -1)]
-        self.noise = noise_for(policy.latent_shape, config.seed, "audit", range(number))
-        self.judge = open_judge(config.auditor.judge, config.auditor.rubrics)
+        rubrics = {d: config.auditor.rubrics[d] for d in config.reward.dimensions}
+        self.judge = open_judge(config.auditor.judge, rubrics)
 
-    def check(self, epoch: int) -> Audit:
-        """Sample with the EMA parameters and judge."""
+    def check(self, epoch: int, parameters: str = "ema", sample: SampleName = "check") -> Audit:
+        """Sample with a parameter set, which is what it is after ``epoch``, and judge."""
         rl = self.config.rl
-        with self.policy.using("ema"):
+        number = self.config.auditor.num_images
+        seed = self.config.seed
+        order = draw_prompts(self.prompts, number, seed, -1 - get_args(SampleName).index(sample))
+        drawn = [order[i // IMAGES_PER_PROMPT] for i in range(number)]
+        prompts = [self.prompts[i] for i in drawn]
+        with self.policy.using(parameters):
             generated = generate(
                 self.policy,
-                self.prompts,
-                self.noise,
+                prompts,
+                noise_for(self.policy.latent_shape, seed, f"audit/{sample}", range(number)),
                 num_inference_steps=rl.num_inference_steps,
                 solver=rl.solver,
                 batch_size=rl.batch_size,
             )
         images = to_images(self.policy, generated.latents, rl.batch_size)
-        items = [JudgeInput(prompt, [png]) for prompt, png in zip(self.prompts, images, strict=True)]
-        return audit(epoch, self.critic.judge(items), self.judge.judge(items), self.config)
+        items = [JudgeInput(prompt, [png]) for prompt, png in zip(prompts, images, strict=True)]
+        critic, auditor = (values(judge.judge(items), self.config.reward) for judge in (self.critic, self.judge))
+        return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=critic, auditor=auditor)
+
+    def choose(self, candidates: Mapping[int, str]) -> list[Audit]:
+        """Audit again, on fresh prompts and noise, so that the best of many noisy checks is not taken for the best.
+
+        Args:
+            candidates: Parameter set of each epoch that may be kept, that of epoch 0 among them.
+
+        Returns:
+            An audit of each on one fresh sample, which chooses, then those of the base and the kept policy on another,
+            which measures: what was chosen for its luck shows none there.
+        """
+        choice = [self.check(epoch, name, "choice") for epoch, name in sorted(candidates.items())]
+        kept = best(choice).epoch
+        return choice + [self.check(epoch, candidates[epoch], "report") for epoch in sorted({0, kept})]
 
 
-def audit(epoch: int, critic: Sequence[Assessment], auditor: Sequence[Assessment], config: RunConfig) -> Audit:
-    """Summarise two judges' assessments of the same images.
+def values(assessments: Sequence[Assessment], formula: RewardConfig) -> dict[str, Values]:
+    """A judge's values of each image by measure: the reward that its scores give, and each score that it is made of.
 
     Raises:
-        UserError: A judge gave no valid judgement.
+        UserError: No image has a reward, since judgements failed.
     """
-    base = config.reward.base
-    rewards, valid = rewards_of(critic, config.reward)
-    mine = soft_scores(critic, base)
-    theirs = soft_scores(auditor, base)
-    pairs = [(c, a) for c, a in zip(mine, theirs, strict=True) if c is not None and a is not None]
-    if not pairs or not bool(valid.any()):
-        outcome = next((a[base] for a in (*auditor, *critic) if isinstance(a.get(base), Invalid)), "no answers")
-        raise UserError("the auditor or the critic judged none of the images", "auditor.judge", str(outcome))
-    agreement = spearman([c for c, _ in pairs], [a for _, a in pairs])
-    return Audit(
-        epoch=epoch,
-        reward=rewards[valid].mean().item(),
-        critic=fmean(c for c, _ in pairs),
-        auditor=fmean(a for _, a in pairs),
-        agreement=agreement,
-        invalid=len(mine) - len(pairs),
-    )
+    rewards, valid = rewards_of(assessments, formula)
+    if not bool(valid.any()):
+        failed = (o for a in assessments for o in a.values() if isinstance(o, Invalid))
+        raise UserError(
+            "the auditor or the critic judged none of the images", "auditor.judge", str(next(failed, "no answers"))
+        )
+    columns = {REWARD: [r if ok else None for r, ok in zip(rewards.tolist(), valid.tolist(), strict=True)]}
+    columns |= {d: soft_scores(assessments, d, formula.soft) for d in formula.dimensions}
+    return {m: tuple(None if v is None else round(v, DIGITS) for v in column) for m, column in columns.items()}

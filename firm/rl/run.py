@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import numpy as np
 
 from firm.config import RunConfig
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
 from firm.metrics import read_metrics
 from firm.records import Curve, Stage, Summary
-from firm.rl.audit import Audit, best, over_optimised
+from firm.rl.audit import REWARD, Audit, Fall, Who, band, change, num_looks, over_optimised
+from firm.stats import pairwise_accuracy, spearman
 from firm.storage.artifacts import Output
 from firm.storage.inputs import Inputs
 
 WORKER = "firm.rl.train"
 STAGE = Stage(name="rl", sections=("seed", "prompts", "policy", "critic", "reward", "rl", "auditor"), worker=WORKER)
+ERROR = 0.05  # of the interval of the gain that the report sample shows
 
 
 def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
@@ -23,50 +28,88 @@ def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
     launch(TrainingJob(config.name, "rl", WORKER, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / "metrics.jsonl")
     audits = [Audit.model_validate(line) for line in read_metrics(out.folder / "audits.jsonl")]
-    base = audits[0]
-    kept = best(audits)
-    stopped = over_optimised(audits, config.auditor)
-    return Summary(
-        stage="rl",
-        metrics={
-            "epochs": float(audits[-1].epoch),
-            "kept_epoch": float(kept.epoch),
-            "stopped_by_auditor": float(stopped),
-            "auditor_base": base.auditor,
-            "auditor_kept": kept.auditor,
-            "auditor_last": audits[-1].auditor,
-            "reward_base": base.reward,
-            "reward_kept": kept.reward,
-            "reward_last": audits[-1].reward,
-            "invalid_judgements": sum(line["invalid_judgements"] for line in lines),
-        },
-        tables={"audits": [a.model_dump() for a in audits]},
-        curves=[
-            *(
-                Curve(name=f"audit_{name}", x=[a.epoch for a in audits], y=[getattr(a, name) for a in audits])
-                for name in ("reward", "critic", "auditor")
-            ),
-            *(_curve(lines, name) for name in ("reward", "loss", "old_deviation")),
-        ],
-        notes=[_story(audits, stopped)],
-    )
+    return summary(config, audits, lines)
 
 
-def _curve(lines: list[dict[str, Any]], name: str) -> Curve:
+def summary(config: RunConfig, audits: Sequence[Audit], lines: Sequence[dict[str, Any]]) -> Summary:
+    """What the audits show; the gain is that of the fresh sample that had no part in choosing the kept policy.
+
+    Args:
+        config: The run.
+        audits: Its checks in order, then those of the sample "choice", then base and kept policy on "report".
+        lines: Metrics of each epoch.
+    """
+    checks = [a for a in audits if a.sample == "check"]
+    base, *others = (a for a in audits if a.sample == "report")
+    kept = others[0] if others else base
+    fall = over_optimised(checks, config)
+    gain = _gain(base, kept, ERROR)
+    measures = (REWARD, *config.reward.dimensions)
+    metrics = {
+        "epochs": float(checks[-1].epoch),
+        "kept_epoch": float(kept.epoch),
+        "stopped_by_auditor": float(fall is not None),
+        "invalid_judgements": sum(line["invalid_judgements"] for line in lines),
+        **{name: value for name, value in gain.items() if value is not None},
+    }
+    for who in get_args(Who):
+        for measure in measures:
+            for when, audit in (("base", base), ("kept", kept)):
+                metrics[f"{who}_{measure}_{when}"] = audit.mean(who, measure)
+    rows = [_row(a, checks[0], config.auditor.false_stops / num_looks(config), measures) for a in checks]
+    tables = {
+        "audits": rows,
+        "fresh": [_row(a, base, ERROR, measures) for a in audits if a.sample == "report"],
+        "stop": [fall.model_dump()] if fall else [],
+    }
+    x = [a.epoch for a in checks]
+    curves = [Curve(name=f"audit_{n}", x=x, y=[row[n] for row in rows]) for n in ("critic_reward", "auditor_reward")]
+    curves += [_curve(lines, name) for name in ("reward", "loss", "old_deviation")]
+    return Summary(stage="rl", metrics=metrics, tables=tables, curves=curves, notes=[_story(metrics, fall)])
+
+
+def _row(audit: Audit, base: Audit, error: float, measures: Sequence[str]) -> dict[str, Any]:
+    """An audit in numbers: means, how alike the two judges' rewards order the images, and the gain over the base."""
+    critic, auditor = (audit.values(who, REWARD) for who in get_args(Who))
+    valid = np.isfinite(critic) & np.isfinite(auditor)
+    prompts = [p for p, ok in zip(audit.prompts, valid, strict=True) if ok]
+    both = (critic[valid], auditor[valid])
+    return {
+        "sample": audit.sample,
+        "epoch": audit.epoch,
+        **{f"{who}_{measure}": audit.mean(who, measure) for who in get_args(Who) for measure in measures},
+        "agreement": spearman(*both) if prompts else None,
+        "pairwise": pairwise_accuracy(*both, prompts)[0] if prompts else None,
+        "invalid": int((~valid).sum()),
+        **_gain(base, audit, error),
+    }
+
+
+def _gain(base: Audit, audit: Audit, error: float) -> dict[str, float | None]:
+    """The auditor's mean reward over the base's, with the ends of its interval."""
+    differences = change([base], [audit], "auditor", REWARD)
+    low, high = band(base, audit, error) or (None, None)
+    gain = float(np.nanmean(differences)) if np.isfinite(differences).any() else None
+    return {"gain": gain, "gain_low": low, "gain_high": high}
+
+
+def _curve(lines: Sequence[dict[str, Any]], name: str) -> Curve:
     known = [(line["step"], line[name]) for line in lines if line[name] is not None]
     return Curve(name=name, x=[step for step, _ in known], y=[value for _, value in known])
 
 
-def _story(audits: list[Audit], stopped: bool) -> str:
-    base = audits[0]
-    kept = best(audits)
-    last = audits[-1]
-    gain = f"The auditor's score rose from {base.auditor:.2f} to {kept.auditor:.2f} at epoch {kept.epoch}."
-    if kept.epoch == 0:
-        gain = f"The auditor's score never rose above the base's {base.auditor:.2f}, so the base was kept."
-    if not stopped:
-        return gain
+def _story(metrics: dict[str, float], fall: Fall | None) -> str:
+    kept = f"{metrics['kept_epoch']:.0f}"
+    text = (
+        f"On fresh prompts and noise the reward by the auditor's own scores is {metrics['auditor_reward_base']:.3f} "
+        f"for the base and {metrics['auditor_reward_kept']:.3f} for epoch {kept}, which was kept."
+    )
+    if metrics["kept_epoch"] == 0:
+        text = "On fresh prompts and noise no audited policy had a higher reward by the auditor's scores: the base was kept."
+    if fall is None:
+        return text
     return (
-        f"{gain} After that the reward went on from {kept.reward:.3f} to {last.reward:.3f} while the auditor fell to "
-        f"{last.auditor:.2f}: over-optimisation. RL stopped at epoch {last.epoch} and kept epoch {kept.epoch}."
+        f"Over-optimisation: from epoch {fall.since} to {fall.until} the auditor's {fall.measure} fell from "
+        f"{fall.auditor_before:.3f} to {fall.auditor_after:.3f}, by {fall.at_least:.3f} or more beyond chance, "
+        f"while the critic's went from {fall.critic_before:.3f} to {fall.critic_after:.3f}. RL stopped. {text}"
     )

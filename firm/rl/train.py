@@ -17,7 +17,7 @@ from firm.metrics import MetricsLog
 from firm.policies.policy import Policy, save_policy
 from firm.progress import Task
 from firm.prompts import load_prompts
-from firm.rl.audit import Audit, best, over_optimised
+from firm.rl.audit import REWARD, Audit, best, over_optimised
 from firm.rl.auditor import Auditor
 from firm.rl.nft import old_decay
 from firm.rl.rollout import sample_groups, score, with_advantages
@@ -36,11 +36,10 @@ class RLTrainer:
     def __init__(self, config: RunConfig, critic_folder: Path, ranks: Ranks) -> None:
         """Load policy and critic; everything starts at the base."""
         rl: RLConfig = config.rl
-        copies = ("old", "ema", "best", *(("reference",) if rl.kl_weight > 0 else ()))
         self.config = config
         self.ranks = ranks
         self.policy = Policy(config.policy, ranks.device)
-        self.sets = self.policy.train(rl.lora, copies, config.seed)
+        self.sets = self.policy.train(rl.lora, ("old", "ema", "best", "reference"), config.seed)
         self.critic = load_critic(critic_folder, config.critic, ranks.device)
         self.prompts = load_prompts(config.prompts, "train")
         self.auditor = Auditor(self.policy, self.critic, self.prompts, config) if ranks.is_main else None
@@ -62,14 +61,24 @@ class RLTrainer:
         return {**rollout.stats, **stats}
 
     def check(self) -> bool:
-        """Audit, keep the best, and say whether to stop. All ranks get the same answer."""
-        stop = False
+        """Audit, remember the best, and say whether to stop. All ranks get the same answer."""
         if self.auditor is not None:
             self.history.append(self.auditor.check(self.epoch))
             if best(self.history).epoch == self.epoch:
                 self.sets.copy("ema", "best")
-            stop = over_optimised(self.history, self.config.auditor)
+        return self.stopped()
+
+    def stopped(self) -> bool:
+        """Whether the last check says to stop. All ranks get the same answer."""
+        stop = self.auditor is not None and over_optimised(self.history, self.config) is not None
         return any(dist.gather([stop], self.ranks))
+
+    def choose(self) -> tuple[str, list[Audit]]:
+        """The parameter set to keep, of the base, the best check's and the last, and the fresh audits that say so."""
+        assert self.auditor is not None, "only the main process audits"
+        candidates = {0: "reference", best(self.history).epoch: "best", self.epoch: "ema"}
+        audits = self.auditor.choose(candidates)
+        return candidates[audits[-1].epoch], audits
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameter sets, the best audited one among them, and the optimizer."""
@@ -90,7 +99,7 @@ class RLTrainer:
 
 
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
-    """Run epochs until the maximum or the auditor's stop; resume from a checkpoint; write the best audited policy."""
+    """Run epochs until the maximum or the auditor's stop; resume from a checkpoint; write the policy chosen then."""
     config = RunConfig.model_validate(request["config"])
     ranks = dist.start()
     checkpoints = Checkpoints(out)
@@ -102,7 +111,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     log = MetricsLog(out.folder / METRICS, board, trainer.epoch) if ranks.is_main else None
     task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", trainer.epoch) if ranks.is_main else None
     # A checkpoint is taken after the check of its epoch, so a resumed run does not check twice.
-    stop = over_optimised(trainer.history, config.auditor) if saved else trainer.check()
+    stop = trainer.stopped() if saved else trainer.check()
     while trainer.epoch < config.rl.max_epochs and not stop:
         stats = trainer.run_epoch()
         last = trainer.epoch == config.rl.max_epochs
@@ -117,14 +126,16 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
             checkpoints.keep(name, METRICS)
     if log:
         log.close()
-        (out.folder / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in trainer.history))
-        with trainer.policy.using("best"):
+        kept, fresh = trainer.choose()
+        (out.folder / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in (*trainer.history, *fresh)))
+        with trainer.policy.using(kept):
             save_policy(out.folder / POLICY, trainer.policy)
 
 
 def _note(stats: Mapping[str, float | None], history: Sequence[Audit]) -> str:
     reward = "no valid judgement" if stats["reward"] is None else f"reward {stats['reward']:.3f}"
-    return f"{reward}, auditor {history[-1].auditor:.2f} (base {history[0].auditor:.2f})"
+    last, base = (audit.mean("auditor", REWARD) for audit in (history[-1], history[0]))
+    return f"{reward}, by the auditor's scores {last:.3f} (base {base:.3f})"
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ class Updater:
     """Holds the optimizer and counts its steps; one call of :meth:`epoch` trains on one rollout."""
 
     def __init__(self, policy: Policy, rl: RLConfig, seed: int, ranks: Ranks) -> None:
-        """``policy`` must have been made trainable with the copies "old", "ema" and, with a KL, "reference"."""
+        """``policy`` must have been made trainable with the copies "old", "ema" and "reference"."""
         assert policy.parameters is not None
         self.policy = policy
         self.sets = policy.parameters
