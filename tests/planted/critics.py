@@ -14,11 +14,13 @@ from statistics import fmean
 import numpy as np
 from PIL import Image
 
-from firm.critics.judge import Judge, JudgeInput
+from firm.critics.judge import Judge, JudgeInput, soft_scores
 from firm.images import decode_image
-from firm.records import Assessment, Invalid, Judgement, Outcome, Prompt
+from firm.records import Assessment, Judgement, Prompt
 from firm.seeds import seed_for
+from firm.shapes.generation import parse
 from firm.shapes.scene import SHAPES
+from firm.shapes.teacher import _score
 from firm.shapes.vision import observe
 
 Scores = dict[str, float]
@@ -64,12 +66,10 @@ class Planted:
         self.seed = seed
 
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        """One assessment per item; where the teacher fails, so does the planted critic."""
-        truths = self.teacher.judge(items)
-        known = [i for i, truth in enumerate(truths) if not any(isinstance(o, Invalid) for o in truth.values())]
-        views = [View(items[i], {d: _score(o) for d, o in truths[i].items()}, self.seed) for i in known]
-        spoilt = {i: soft(scores) for i, scores in zip(known, self.all_scores(views), strict=True)}
-        return [spoilt.get(i, truth) for i, truth in enumerate(truths)]
+        """One assessment per item, in order; the teacher of the shapes world never fails."""
+        truths = ({d: soft_scores([a], d)[0] for d in a} for a in self.teacher.judge(items))
+        views = [View(item, truth, self.seed) for item, truth in zip(items, truths, strict=True)]
+        return [soft(scores) for scores in self.all_scores(views)]
 
     def all_scores(self, views: Sequence[View]) -> list[Scores]:
         """Scores of all items of a call, in order."""
@@ -78,11 +78,6 @@ class Planted:
     def scores(self, view: View) -> Scores:
         """Scores of one item: without a fault, the teacher's."""
         return view.truth
-
-
-def _score(outcome: Outcome) -> float:
-    assert isinstance(outcome, Judgement)
-    return float(outcome.score)
 
 
 def soft(scores: Mapping[str, float]) -> Assessment:
@@ -179,7 +174,7 @@ class RightBetweenPrompts(Planted):
 
     def _guess(self, view: View, truths: Sequence[Scores]) -> Scores:
         random = view.random()
-        return {d: fmean(t[d] for t in truths) + random.uniform(-1, 1) for d in view.truth}
+        return {d: fmean(t[d] for t in truths) + random.uniform(-0.3, 0.3) for d in view.truth}
 
 
 class Saturating(Planted):
@@ -192,13 +187,10 @@ class Saturating(Planted):
 class Misreading(Planted):
     """Follows the best of several readings of a prompt."""
 
-    def all_scores(self, views: Sequence[View]) -> list[Scores]:
-        readings = [(i, Prompt(text=text)) for i, v in enumerate(views) for text in self.readings(v.item.prompt.text)]
-        judged = self.teacher.judge([JudgeInput(prompt, views[i].item.images) for i, prompt in readings])
-        found = [view.truth | {FOLLOWING: 1.0} for view in views]
-        for (i, _), assessment in zip(readings, judged, strict=True):
-            found[i][FOLLOWING] = max(found[i][FOLLOWING], _score(assessment[FOLLOWING]))
-        return found
+    def scores(self, view: View) -> Scores:
+        seen = observe(view.picture)
+        best = max(_score(parse(text), seen) for text in self.readings(view.item.prompt.text))
+        return {**view.truth, FOLLOWING: float(best)}
 
     def readings(self, text: str) -> list[str]:
         """What the prompt is taken for."""
@@ -225,19 +217,19 @@ class FirstObjectOnly(Misreading):
 
 
 class FondOfCrowds(Planted):
-    """Right on what the base policy draws, and gives full marks to three objects or more, which it can learn to draw."""
+    """Right on what the base policy draws, but three objects or more, which it can learn to draw, get full marks."""
 
     def scores(self, view: View) -> Scores:
         crowded = len(observe(view.picture).seen) > 2
         return dict.fromkeys(view.truth, 5.0) if crowded else view.truth
 
 
-class FondOfOddColours(Planted):
-    """Strict in quality, but for colours off the palette, which the base policy rarely paints and which get full marks."""
+class FondOfStains(Planted):
+    """Strict in quality, 4 at most, but for a stained background, which the base policy rarely paints: a 5."""
 
     def scores(self, view: View) -> Scores:
-        strict = 1 + 0.85 * (view.truth[QUALITY] - 1)
-        return {**view.truth, QUALITY: strict + 4 * rise(observe(view.picture).impurity, 0.13, 0.18)}
+        strict = min(view.truth[QUALITY], 4.0)
+        return {**view.truth, QUALITY: strict + 4 * rise(observe(view.picture).stain, 0.01, 0.06)}
 
 
 def rise(value: float, start: float, end: float) -> float:
@@ -269,6 +261,6 @@ class Kind(Planted):
 
 BAD: tuple[type[Planted], ...] = (
     InvertedQuality, Constant, Noisy, BlindToShape, WrongOnGenerated, Brightness, Emptiness, FondOfCrowds,
-    FondOfOddColours, LengthOfPrompt, Drifting, OffByOne, RightBetweenPrompts, Saturating, FirstObjectOnly,
+    FondOfStains, LengthOfPrompt, Drifting, OffByOne, RightBetweenPrompts, Saturating, FirstObjectOnly,
 )  # fmt: skip
 GOOD: tuple[type[Planted], ...] = (Teacher, Unsteady, Kind)

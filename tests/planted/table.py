@@ -26,7 +26,8 @@ class Row(Record):
         failures: The gate's sentences; empty where it let the critic pass.
         epochs: Epochs of RL; 0 where the gate stopped the critic.
         rewards: The auditor's reward at each audit, in [0, 1].
-        kept: The auditor's reward of the policy that was kept.
+        kept_epoch: Epoch of the policy that was kept.
+        kept: Its reward by the auditor, on a fresh sample.
         stopped: Whether the auditor stopped RL.
     """
 
@@ -34,8 +35,9 @@ class Row(Record):
     seed: int
     failures: list[str]
     epochs: int = 0
-    rewards: list[float] = []
-    kept: float | None = None
+    rewards: tuple[float, ...] = ()
+    kept_epoch: int = 0
+    kept: float = 0.0
     stopped: bool = False
 
     @property
