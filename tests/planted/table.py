@@ -78,7 +78,7 @@ def _gate(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _rl(rows: Sequence[Row]) -> Iterator[str]:
-    yield "| critic | seed | auditor's reward: base | best | last | kept | largest fall, of 5 | stopped by the auditor |"
+    yield "| critic | seed | base | best | last | kept | largest fall | stopped by the auditor |"
     yield "|---|---|---|---|---|---|---|---|"
     for row in rows:
         figures = [row.rewards[0], max(row.rewards), row.rewards[-1], row.kept]

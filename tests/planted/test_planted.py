@@ -3,20 +3,24 @@
 from pathlib import Path
 
 import pytest
-from planted import run, table
+from planted import critics, run, table
 from planted.critics import BAD, DIMENSIONS, FOLLOWING, GOOD, QUALITY, Planted, soft
 from planted.table import PAGE, ROWS, Row, read_rows, render
 
 from firm.config import RunConfig
 
-SEES_THE_AUDITOR_ALONE = {"BlindToShape", "FondOfCrowds", "FondOfStains"}
-RIGHT_IN_ONE = {"InvertedQuality": {QUALITY}, "FirstObjectOnly": {FOLLOWING}, "Drifting": {FOLLOWING}}
+# Wrong where the base policy does not draw, or so near the rules that the sample decides: left to the auditor.
+PASSES = (critics.BlindToShape, critics.FondOfCrowds, critics.FondOfStains)
+GATED = [critic for critic in (*BAD, *GOOD) if critic not in PASSES]
+RIGHT_IN_ONE = {
+    critics.InvertedQuality: {QUALITY}, critics.FirstObjectOnly: {FOLLOWING}, critics.Drifting: {FOLLOWING},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    fewer = ["bench.sources.0.num_images=272"]
-    return run.planted_config(0, tmp_path_factory.mktemp("planted"), fewer, test_images=60)
+    fewer = ["bench.sources.0.num_images=136"]
+    return run.planted_config(0, tmp_path_factory.mktemp("planted"), fewer, test_images=40)
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +28,11 @@ def data(config: RunConfig) -> Path:
     return run.curated(config)
 
 
-@pytest.mark.parametrize("critic", [*BAD, *GOOD], ids=lambda critic: critic.__name__)
+@pytest.mark.parametrize("critic", GATED, ids=lambda critic: critic.__name__)
 def test_the_gate(critic: type[Planted], config: RunConfig, data: Path) -> None:
     """A good critic passes, a bad one fails with sentences that name the dimensions in which it is wrong."""
     failures = run.gated(run.make(critic, config), config, data)
-    expected = RIGHT_IN_ONE.get(critic.__name__, set(DIMENSIONS))
-    if critic in GOOD or critic.__name__ in SEES_THE_AUDITOR_ALONE:
-        expected = set()
+    expected = set() if critic in GOOD else RIGHT_IN_ONE.get(critic, set(DIMENSIONS))
     assert {sentence.split()[0] for sentence in failures} == expected, failures
 
 
