@@ -24,6 +24,7 @@ CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py")
 CURATION = ("tests/unit/curation", "tests/property/test_balance.py")
 BENCH = ("tests/unit/bench", "tests/unit/test_stats.py")
 CONFIG = ("tests/unit/config",)
+PLANTED = ("tests/planted",)
 
 
 class Fault(NamedTuple):
@@ -126,6 +127,11 @@ FAULTS = [
     Fault("firm/rewards.py", "base * bracket", "bracket", ("tests/unit/test_rewards.py",)),
     Fault("firm/rewards.py", "(score - 1) / 4", "score / 5", ("tests/unit/test_rewards.py",)),
     Fault("firm/evaluate/held_out.py", "f - b for b, f in pairs", "b - f for b, f in pairs", ("tests/unit/evaluate",)),
+    # planted critics
+    Fault("tests/planted/critics.py", "[low + 1 - value, value - low]", "[value - low, low + 1 - value]", PLANTED),
+    Fault("tests/planted/table.py", "accumulate(self.rewards, max)", "accumulate(self.rewards, min)", PLANTED),
+    Fault("tests/planted/table.py", "(self.stopped and", "(self.stopped or", PLANTED),
+    Fault("tests/planted/table.py", "not self.failures and not self.stopped", "not self.failures", PLANTED),
     # presets, keys
     Fault("firm/presets/gen-sd35.yaml", "weights: [0.4, 0.6]", "weights: [0.6, 0.4]", CONFIG),
     Fault("firm/presets/gen-sd35.yaml", "group_size: 16", "group_size: 12", CONFIG),
