@@ -6,7 +6,7 @@ random depends on the item and the seed alone, never on the call, so that a run 
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from statistics import fmean
@@ -20,8 +20,8 @@ from firm.records import Assessment, Judgement, Prompt
 from firm.seeds import seed_for
 from firm.shapes.generation import parse
 from firm.shapes.scene import SHAPES
-from firm.shapes.teacher import _score
-from firm.shapes.vision import observe
+from firm.shapes.teacher import _quality, _score
+from firm.shapes.vision import Observation, observe
 
 Scores = dict[str, float]
 """Score of each dimension; what lies outside [1, 5] is clipped."""
@@ -188,17 +188,21 @@ class Misreading(Planted):
     """Follows the best of several readings of a prompt."""
 
     def scores(self, view: View) -> Scores:
-        seen = observe(view.picture)
+        seen = self.observe(view.picture)
         best = max(_score(parse(text), seen) for text in self.readings(view.item.prompt.text))
-        return {**view.truth, FOLLOWING: float(best)}
+        return {FOLLOWING: float(best), QUALITY: float(min(_quality(seen)))}
+
+    def observe(self, picture: Image.Image) -> Observation:
+        """What it sees."""
+        return observe(picture)
 
     def readings(self, text: str) -> list[str]:
         """What the prompt is taken for."""
         raise NotImplementedError
 
 
-class BlindToShape(Misreading):
-    """Takes every shape for the one that is wanted."""
+class AnyShape(Misreading):
+    """Sees how clear a shape is, but takes any for the one that is wanted."""
 
     def readings(self, text: str) -> list[str]:
         words = text.split()
@@ -207,6 +211,14 @@ class BlindToShape(Misreading):
             " ".join(dict(zip(places, shapes, strict=True)).get(i, word) for i, word in enumerate(words))
             for shapes in product(SHAPES, repeat=len(places))
         ]
+
+
+class BlindToShape(AnyShape):
+    """Sees colours and places; every outline is the one that is wanted, and clear."""
+
+    def observe(self, picture: Image.Image) -> Observation:
+        seen = super().observe(picture)
+        return replace(seen, seen=tuple(replace(one, clearness=1.0) for one in seen.seen))
 
 
 class FirstObjectOnly(Misreading):
@@ -260,7 +272,7 @@ class Kind(Planted):
 
 
 BAD: tuple[type[Planted], ...] = (
-    InvertedQuality, Constant, Noisy, BlindToShape, WrongOnGenerated, Brightness, Emptiness, FondOfCrowds,
+    InvertedQuality, Constant, Noisy, BlindToShape, AnyShape, WrongOnGenerated, Brightness, Emptiness, FondOfCrowds,
     FondOfStains, LengthOfPrompt, Drifting, OffByOne, RightBetweenPrompts, Saturating, FirstObjectOnly,
 )  # fmt: skip
 GOOD: tuple[type[Planted], ...] = (Teacher, Unsteady, Kind)
