@@ -11,8 +11,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 from scipy.stats import rankdata
-from scipy.stats import t as student
 
 from firm.bootstrap import Floats, arrays_of, interval, labels_of, mean_ci, ratio
 
@@ -191,7 +191,7 @@ def paired_interval(differences: ArrayLike, clusters: Sequence[Hashable], error:
     means = np.bincount(labels[valid], values[valid])[counts > 0] / counts[counts > 0]
     if means.size < 2 or 0.5**means.size > error:
         return None
-    half = float(student.isf(error, means.size - 1) * means.std(ddof=1) / np.sqrt(means.size))
+    half = float(-stdtrit(means.size - 1, error) * means.std(ddof=1) / np.sqrt(means.size))
     return float(means.mean()) - half, float(means.mean()) + half
 
 

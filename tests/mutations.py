@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 AUDITED = "tests/training/test_rl_learns.py::test_the_average_is_audited_and_kept"
+FRESH = "tests/training/test_rl_learns.py::test_candidates_are_audited_on_fresh_prompts_and_noise"
 RL = ("tests/unit/rl", "tests/property/test_nft.py")
-TRAINER = (*RL, "tests/training/test_rl_learns.py::test_the_old_policy_follows_after_the_epoch", AUDITED)
+TRAINER = (*RL, "tests/training/test_rl_learns.py::test_the_old_policy_follows_after_the_epoch", AUDITED, FRESH)
 PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one",)
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py")
@@ -55,9 +56,24 @@ FAULTS = [
         'self.sets.update_average("ema", old_decay',
         TRAINER,
     ),
-    Fault("firm/rl/auditor.py", 'using("ema")', 'using("policy")', TRAINER),
-    Fault("firm/rl/audit.py", "a.auditor < top.auditor", "a.auditor > top.auditor", RL),
-    Fault("firm/rl/audit.py", "a.reward >= top.reward", "a.reward <= top.reward", RL),
+    # the auditor's statistics
+    Fault("firm/rl/auditor.py", "using(parameters)", 'using("policy")', TRAINER),
+    Fault("firm/rl/auditor.py", 'f"audit/{sample}"', '"audit"', TRAINER),
+    Fault("firm/rl/auditor.py", "-1 - get_args(SampleName).index(sample)", "-1", TRAINER),
+    Fault("firm/rl/auditor.py", 'candidates[epoch], "report"', 'candidates[epoch], "choice"', RL),
+    Fault("firm/rl/train.py", '0: "reference"}', '0: "ema"}', TRAINER),
+    Fault("firm/rl/audit.py", "interval[1] >= 0", "interval[0] >= 0", RL),
+    Fault("firm/rl/audit.py", "(looks * len(earlier) * len(measures))", "1", RL),
+    Fault("firm/rl/audit.py", '"critic", measure)) <= ', '"critic", measure)) >= ', RL),
+    Fault("firm/rl/audit.py", '"auditor", REWARD)) <= 0:', '"auditor", REWARD)) <= 9:', RL),
+    Fault("firm/rl/audit.py", "(REWARD, *config.reward.dimensions)", "(REWARD,)", RL),
+    Fault("firm/rl/audit.py", '[audit], "auditor", REWARD)) > 0', '[audit], "critic", REWARD)) > 0', RL),
+    Fault("firm/rl/run.py", 'a.sample == "report"', 'a.sample == "choice"', RL),
+    Fault("firm/stats.py", "labels = _labels(clusters, values.size)", "labels = _labels(None, values.size)", BENCH),
+    Fault(
+        "firm/stats.py", "valid = np.isfinite(values)", "valid = np.isfinite(values := np.nan_to_num(values))", BENCH
+    ),
+    Fault("firm/stats.py", " or 0.5**means.size > error", "", BENCH),
     Fault(
         "firm/rl/nft.py",
         "old_error - move), _self_normalised(old_error + move)",

@@ -101,8 +101,8 @@ def audits(rows: Rows, kept: float, stopped: bool) -> str:
             axes.tick_params(axis="y", labelcolor=colour)
             axes.margins(y=0.12)
         known = [row for row in rows if row["gain_low"] is not None]
-        ends = [[rows[0]["auditor_reward"] + row[end] for row in known] for end in ("gain_low", "gain_high")]
-        right.fill_between([row["epoch"] for row in known], *ends, color=AUDITOR, alpha=0.14, linewidth=0)
+        low, high = ([rows[0]["auditor_reward"] + row[f"gain_{end}"] for row in known] for end in ("low", "high"))
+        right.fill_between([row["epoch"] for row in known], low, high, color=AUDITOR, alpha=0.14, linewidth=0)
         if stopped:
             left.axvspan(kept, last, color=WARNING, alpha=0.16, linewidth=0)
             _above(left, last, "over-optimisation", "right", "#8A5A00")

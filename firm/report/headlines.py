@@ -105,15 +105,13 @@ def _gain(dimension: str, evaluation: Summary) -> Headline:
 def _stop(rl: Summary) -> Headline:
     m = rl.metrics
     kept = f"{m['kept_epoch']:.0f}"
-    gain = f"by {signed(m['gain'], 3)}" if "gain_low" not in m else _by(m["gain"], m["gain_low"], m["gain_high"])
+    interval = f", 95% CI {signed(m['gain_low'], 3)} to {signed(m['gain_high'], 3)}" if "gain_low" in m else ""
     text = (
-        f"On fresh prompts and noise, which had no part in the choice, the reward by the auditor's own scores went from "
-        f"{m['auditor_reward_base']:.3f} before RL to {m['auditor_reward_kept']:.3f} at epoch {kept}, {gain}."
+        "On fresh prompts and noise, which had no part in the choice, the reward by the auditor's own scores went from "
+        f"{m['auditor_reward_base']:.3f} before RL to {m['auditor_reward_kept']:.3f} at epoch {kept}{interval}."
     )
     if m["kept_epoch"] == 0:
-        text = (
-            "On fresh prompts and noise no audited policy had a higher reward by the auditor's scores than before RL."
-        )
+        text = "On fresh prompts and noise no candidate had a higher reward by the auditor's scores than the base."
     for fall in rl.tables.get("stop", []):
         what = words(fall["measure"])
         title = (
@@ -132,7 +130,3 @@ def _stop(rl: Summary) -> Headline:
         return {"tone": "note", "title": title, "text": text}
     title = f"No over-optimisation was caught in {m['epochs']:.0f} epochs of RL; kept epoch {kept}."
     return {"tone": "good" if m.get("gain_low", 0) > 0 else "note", "title": title, "text": text}
-
-
-def _by(gain: float, low: float, high: float) -> str:
-    return f"by {signed(gain, 3)} (95% CI {signed(low, 3)} to {signed(high, 3)})"

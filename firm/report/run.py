@@ -96,7 +96,6 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
         "scores": _ordered(evaluation, "scores", config),
         "pairs": pairs,
         "audits": rl.tables.get("audits", []),
-        "fresh": rl.tables.get("fresh", []),
         "rl": rl.metrics,
         "gate": bench.tables.get("gate", []),
         "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in agreement)),
@@ -136,7 +135,7 @@ def _invalid(summaries: Mapping[str, Summary]) -> Rows:
         count = sum(r["count"] for r in mine)
         rows.append(_failed("bench", f"critic, {whole['dimension']}{reasons}", count, whole["n"]))
     rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
-    audits = [*rl.tables.get("audits", []), *rl.tables.get("fresh", [])]
+    audits = rl.tables.get("audits", [])
     rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))
     for r in evaluation.tables.get("invalid", []):
         rows.append(_failed("evaluate", f"{r['judge']}, {r['dimension']}, {r['policy']} policy", r["invalid"], r["of"]))
@@ -160,12 +159,11 @@ def _figures(data: Mapping[str, Any]) -> dict[str, Any]:
 
     loss = data["loss"]
     rl = data["rl"]
+    checks = [row for row in data["audits"] if row["sample"] == "check"]
     judged = dict.fromkeys(str(row["dimension"]) for row in data["histogram"])
     return {
         "before_after": figures.before_after(data["scores"]) if data["scores"] else "",
-        "audits": figures.audits(data["audits"], rl["kept_epoch"], bool(rl["stopped_by_auditor"]))
-        if data["audits"]
-        else "",
+        "audits": figures.audits(checks, rl["kept_epoch"], bool(rl["stopped_by_auditor"])) if checks else "",
         "loss": figures.loss(loss["x"], loss["y"]) if loss else "",
         "histogram": {d: figures.histogram(d, of("histogram", d)) for d in judged},
         "errors": {d: figures.errors(d, of("agreement", d, ("all", "source"))) for d in data["dimensions"]},

@@ -124,9 +124,11 @@ def _windows(audits: Sequence[Audit], window: int) -> Iterator[Sequence[Audit]]:
 
 
 def _fall(before: Sequence[Audit], recent: Sequence[Audit], measure: str, error: float) -> Fall | None:
-    auditor, critic = (change(before, recent, who, measure) for who in ("auditor", "critic"))
+    auditor = change(before, recent, "auditor", measure)
     interval = paired_interval(auditor, recent[0].prompts, error)
-    if interval is None or interval[1] >= 0 or _mean(critic) <= _mean(auditor) / 2:
+    if interval is None or interval[1] >= 0:
+        return None
+    if _mean(change(before, recent, "critic", measure)) <= _mean(auditor) / 2:
         return None
     means = {
         f"{who}_{when}": float(np.mean([a.mean(who, measure) for a in audits]))

@@ -56,16 +56,18 @@ def summary(config: RunConfig, audits: Sequence[Audit], lines: Sequence[dict[str
         for measure in measures:
             for when, audit in (("base", base), ("kept", kept)):
                 metrics[f"{who}_{measure}_{when}"] = audit.mean(who, measure)
-    rows = [_row(a, checks[0], config.auditor.false_stops / num_looks(config), measures) for a in checks]
-    tables = {
-        "audits": rows,
-        "fresh": [_row(a, base, ERROR, measures) for a in audits if a.sample == "report"],
-        "stop": [fall.model_dump()] if fall else [],
-    }
+    tables = {"audits": _rows(config, audits, measures), "stop": [fall.model_dump()] if fall else []}
     x = [a.epoch for a in checks]
-    curves = [Curve(name=f"audit_{n}", x=x, y=[row[n] for row in rows]) for n in ("critic_reward", "auditor_reward")]
+    curves = [Curve(name=f"audit_{w}_reward", x=x, y=[a.mean(w, REWARD) for a in checks]) for w in get_args(Who)]
     curves += [_curve(lines, name) for name in ("reward", "loss", "old_deviation")]
     return Summary(stage="rl", metrics=metrics, tables=tables, curves=curves, notes=[_story(metrics, fall)])
+
+
+def _rows(config: RunConfig, audits: Sequence[Audit], measures: Sequence[str]) -> list[dict[str, Any]]:
+    """A row for each audit, compared with the base's of the same sample."""
+    error = {"check": config.auditor.false_stops / num_looks(config), "choice": ERROR, "report": ERROR}
+    base = {audit.sample: audit for audit in reversed(audits)}
+    return [_row(audit, base[audit.sample], error[audit.sample], measures) for audit in audits]
 
 
 def _row(audit: Audit, base: Audit, error: float, measures: Sequence[str]) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def _story(metrics: dict[str, float], fall: Fall | None) -> str:
         f"for the base and {metrics['auditor_reward_kept']:.3f} for epoch {kept}, which was kept."
     )
     if metrics["kept_epoch"] == 0:
-        text = "On fresh prompts and noise no audited policy had a higher reward by the auditor's scores: the base was kept."
+        text = "On fresh prompts and noise no candidate had a higher reward by the auditor's scores: the base was kept."
     if fall is None:
         return text
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,12 +77,12 @@ class RLTrainer:
     def choose(self) -> tuple[str, list[Audit]]:
         """The parameter set to keep, of the base, the best check's and the last, and the fresh audits that say so."""
         assert self.auditor is not None, "only the main process audits"
-        candidates = {0: "reference", best(self.history).epoch: "best", self.epoch: "ema"}
+        candidates = {best(self.history).epoch: "best", self.epoch: "ema", 0: "reference"}
         audits = self.auditor.choose(candidates)
         return candidates[audits[-1].epoch], audits
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameter sets, the best audited one among them, and the optimizer."""
+        """Parameter sets, that of the best check among them, and the optimizer."""
         return {**self.sets.tensors(), **optimizer_tensors(self.updater.optimizer, self.sets.names)}
 
     def state(self) -> dict[str, Any]:
@@ -127,7 +128,9 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     if log:
         log.close()
         kept, fresh = trainer.choose()
-        (out.folder / AUDITS).write_text("".join(a.model_dump_json() + "\n" for a in (*trainer.history, *fresh)))
+        # Sorted, since a checkpoint sorts keys, too, and a resumed run must write the same bytes.
+        lines = [json.dumps(audit.model_dump(), sort_keys=True) for audit in (*trainer.history, *fresh)]
+        (out.folder / AUDITS).write_text("\n".join(lines) + "\n")
         with trainer.policy.using(kept):
             save_policy(out.folder / POLICY, trainer.policy)
 

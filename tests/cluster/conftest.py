@@ -39,7 +39,7 @@ bench:
     accept_gaps:
       [instruction_following.skill_low, instruction_following.pairwise, quality.skill_low, quality.pairwise]
 rl: {prompts_per_epoch: 4, group_size: 4, max_epochs: 12, checkpoint_epochs: 2, batch_size: 16}
-auditor: {every: 4, patience: 9, num_images: 8}
+auditor: {every: 4, num_images: 8}
 evaluate: {num_images: 8, num_bootstrap: 50}
 """
 

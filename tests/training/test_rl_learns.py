@@ -22,6 +22,7 @@ from firm.dist import Ranks
 from firm.launch.job import TrainingJob, worker_main
 from firm.launch.launcher import launch
 from firm.records import Assessment, Invalid
+from firm.rl import auditor as rl_auditor
 from firm.rl import train as rl_train
 from firm.rl.train import RLTrainer
 from firm.storage.artifacts import Output
@@ -146,6 +147,58 @@ def test_the_average_is_audited_and_kept(monkeypatch: pytest.MonkeyPatch) -> Non
     sets = trainer.sets.sets
     assert all(torch.equal(a, b) for a, b in zip(sets["best"], sets["ema"], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(sets["best"], sets["old"], strict=True))
+
+
+def test_candidates_are_audited_on_fresh_prompts_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base, the policy of the best check and the last one; every check has the same prompts and noise."""
+    trainer = make(settings(group_size=3, max_epochs=3))
+    assert trainer.auditor is not None
+    start = [t.clone() for t in trainer.sets.trainable]
+    drawn: list[tuple[str, Tensor]] = []
+    noise_for = rl_auditor.noise_for
+
+    def record(shape: tuple[int, ...], seed: int, purpose: str, indices: Sequence[int]) -> Tensor:
+        drawn.append((purpose, noise_for(shape, seed, purpose, indices)))
+        return drawn[-1][1]
+
+    monkeypatch.setattr(rl_auditor, "noise_for", record)
+    audits = {}
+    for rewards in ((0.5,), (0.9,), (0.7,)):
+        trainer.check()
+        found = trainer.history[-1]
+        audits[trainer.epoch] = found
+        trainer.history[-1] = found.model_copy(update={"auditor": {"reward": rewards * len(found.prompts)}})
+        if trainer.epoch < 2:
+            trainer.run_epoch()
+    used: dict[int, str] = {}
+    monkeypatch.setattr(trainer.auditor, "choose", lambda candidates: used.update(candidates) or [audits[1]])
+    assert trainer.choose() == ("best", [audits[1]])
+    assert used == {0: "reference", 1: "best", 2: "ema"}
+    assert all(torch.equal(a, b) for a, b in zip(trainer.sets.sets["reference"], start, strict=True))
+    fresh = [trainer.auditor.check(0, "reference", sample) for sample in ("check", "choice", "report")]
+    assert all(audit.prompts == audits[0].prompts for audit in (audits[1], audits[2], fresh[0]))
+    assert fresh[0] == audits[0]
+    assert len({audit.prompts for audit in fresh}) == 3
+    assert all(torch.equal(noise, drawn[0][1]) for _, noise in drawn[:4])
+    assert not any(torch.equal(noise, drawn[0][1]) for _, noise in drawn[4:]) and len(drawn) == 6
+    assert len(set(audits[0].prompts)) == 2  # of four images
+
+
+def test_a_policy_that_only_the_critic_likes_is_stopped_and_not_kept() -> None:
+    """The auditor likes what the critic dislikes."""
+    config = settings(max_epochs=8, adv_clip_max=5)
+    often = config.auditor.model_copy(update={"num_images": 64, "every": 1, "window": 2})
+    trainer = make(config.model_copy(update={"auditor": often}))
+    assert trainer.auditor is not None
+    trainer.auditor.judge = Redness(-1)  # type: ignore[assignment]
+    stop = trainer.check()
+    while trainer.epoch < 8 and not stop:
+        trainer.run_epoch()
+        stop = trainer.check()
+    assert stop and trainer.epoch < 8
+    _, audits = trainer.choose()
+    kept, last = audits[-1], trainer.history[-1]
+    assert kept.epoch < last.epoch and kept.mean("auditor", "reward") > last.mean("auditor", "reward")
 
 
 # ---- processes

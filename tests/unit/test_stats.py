@@ -118,6 +118,37 @@ def test_an_interval_by_clusters_is_as_wide_as_that_of_the_means_of_clusters() -
     assert (honest[2] - honest[1]) / (naive[2] - naive[1]) == pytest.approx(8**0.5, rel=0.15)
 
 
+def test_a_paired_interval_is_students_of_the_means_of_clusters() -> None:
+    generator = np.random.default_rng(0)
+    differences = np.repeat(generator.normal(0.3, 1, 40), 3) + generator.normal(0, 0.1, 120)
+    differences[7] = np.nan  # leaves out the pair and not its cluster
+    prompts = [i // 3 for i in range(120)]
+    means = np.nanmean(differences.reshape(40, 3), axis=1)
+    expected = scipy.stats.t.interval(0.98, 39, means.mean(), scipy.stats.sem(means))
+    assert stats.paired_interval(differences, prompts, 0.01) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("error", [0.05, 0.005])
+def test_a_paired_interval_misses_as_rarely_as_it_says(error: float) -> None:
+    """Differences of whole scores, most of them 0, as between two audits."""
+    generator = np.random.default_rng(1)
+    upper = 0
+    for _ in range(4000):
+        found = stats.paired_interval(
+            generator.choice([-2, -1, 0, 1, 2], 200, p=[0.05, 0.1, 0.7, 0.1, 0.05]), range(200), error
+        )
+        upper += found is not None and found[1] < 0
+    assert upper / 4000 == pytest.approx(error, abs=3 * (error / 4000) ** 0.5)
+
+
+def test_a_paired_interval_of_few_clusters_is_unknown() -> None:
+    assert stats.paired_interval([-1.0] * 6, range(6), 0.02) == (-1, -1)
+    assert stats.paired_interval([-1.0] * 6, range(6), 0.01) is None  # as likely as six heads
+    assert stats.paired_interval([-1.0] * 60, [i % 5 for i in range(60)], 0.02) is None
+    assert stats.paired_interval([-1.0] * 5 + [np.nan] * 55, range(60), 0.02) is None
+    assert stats.paired_interval([np.nan], ["a"], 0.4) is None
+
+
 def test_clusters_of_one_change_nothing_and_unequal_ones_weigh_what_they_hold() -> None:
     p, h = random_scores(60)
     names = [f"prompt {i}" for i in range(60)]

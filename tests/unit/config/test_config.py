@@ -33,7 +33,7 @@ def plain() -> dict[str, Any]:
         "critic": {"model": "tiny", "rubrics": rubrics},
         "bench": {"gate": {"rules": [{"metric": "mae", "at_most": 0.6}], "accept_gaps": GAPS}},
         "rl": {"prompts_per_epoch": 2, "group_size": 4, "max_epochs": 3},
-        "auditor": {"judge": judge, "rubrics": {"instruction_following": "evaluate"}},
+        "auditor": {"judge": judge, "rubrics": {"instruction_following": "evaluate", "quality": "quality"}},
     }
 
 

@@ -74,17 +74,29 @@ def bench(config: RunConfig) -> Summary:
 
 
 def rl(stopped: bool = True, kept: int = 20) -> Summary:
-    scores = {0: 2.9, 10: 3.2, 20: 3.5, 30: 3.3, 40: 3.1, 50: 3.0}
+    rewards = {0: 0.29, 10: 0.32, 20: 0.35, 30: 0.33, 40: 0.31, 50: 0.3}
     audits = [
-        {"epoch": e, "reward": 0.4 + e / 200, "critic": 3 + e / 50, "auditor": s, "agreement": None, "invalid": e == 30}
-        for e, s in scores.items()
-    ]
-    metrics = {
-        "epochs": 50.0, "kept_epoch": float(kept), "stopped_by_auditor": float(stopped), "auditor_base": 2.9,
-        "auditor_kept": scores[kept], "auditor_last": 3.0, "reward_base": 0.4, "reward_kept": 0.4 + kept / 200,
-        "reward_last": 0.65, "invalid_judgements": 2.0,
+        {
+            "sample": sample, "epoch": e, "critic_reward": 0.4 + e / 200, "auditor_reward": rewards[e],
+            **{f"{who}_{d}": 3 + e / 50 for who in ("critic", "auditor") for d in ("instruction_following", "quality")},
+            "agreement": None, "pairwise": 0.7, "invalid": e == 30,
+            "gain": rewards[e] - 0.29, "gain_low": rewards[e] - 0.31 if e else None,
+            "gain_high": rewards[e] - 0.27 if e else None,
+        }
+        for sample, epochs in (("check", rewards), ("choice", (0, kept, 50)), ("report", (0, kept)))
+        for e in epochs
+    ]  # fmt: skip
+    fall = {
+        "measure": "quality", "since": 20, "until": 50, "auditor_before": 4.2, "auditor_after": 3.9,
+        "critic_before": 4.1, "critic_after": 4.3, "at_least": 0.05,
     }  # fmt: skip
-    return Summary(stage="rl", metrics=metrics, tables={"audits": audits}, notes=["RL <stopped> at epoch 50."])
+    metrics = {
+        "epochs": 50.0, "kept_epoch": float(kept), "stopped_by_auditor": float(stopped), "auditor_reward_base": 0.29,
+        "auditor_reward_kept": rewards[kept], "gain": 0.06, "gain_low": 0.04, "gain_high": 0.08,
+        "invalid_judgements": 2.0,
+    }  # fmt: skip
+    tables = {"audits": audits, "stop": [fall] if stopped else []}
+    return Summary(stage="rl", metrics=metrics, tables=tables, notes=["RL <stopped> at epoch 50."])
 
 
 def scores(gain: float = 0.48, low: float = 0.38, high: float = 0.58) -> Summary:
@@ -195,7 +207,7 @@ def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
     for sentence in (
         f"The critic is trusted: MAE {mae:.2f} against {constant:.2f} for the best constant.",
         "RL raised the auditor's score on held-out prompts from 2.97 to 3.45 (gain +0.48, 95% CI +0.38 to +0.58).",
-        "Over-optimisation was caught at epoch 50: reward still rising, auditor falling; kept epoch 20.",
+        "Over-optimisation was caught at epoch 50: quality fell for the auditor, not for the critic.",
     ):
         assert sentence in page
         assert sentence in summary.notes
@@ -269,7 +281,8 @@ def test_headlines_claim_no_more_than_the_numbers(config: RunConfig) -> None:
     _, gain, stop = headlines(config, summaries)
     assert gain["title"].startswith("RL lowered the auditor's score")
     assert gain["tone"] == "bad"
-    assert "No epoch had a higher auditor's score" in stop["text"]
+    assert "no candidate had a higher reward" in stop["text"] and "caught" in stop["title"]
+    assert stop["title"].startswith("No over-optimisation was caught")
     worse = summaries["bench"].metrics | {"quality_mae": 1.5}
     trust, _, _ = headlines(config, summaries | {"bench": Summary(stage="bench", metrics=worse)})
     assert "For quality: 1.50 against 1.20." in trust["text"]

@@ -1,93 +1,267 @@
-"""The stop rule: the critic likes what an independent judge does not."""
+"""The auditor's statistics: what is stopped, what is not, and what is kept, in runs with the demo's noise."""
 
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 import pytest
 
-from firm.config import AuditorConfig, PythonChat, RewardConfig, RunConfig
+from firm.config import PythonChat, RewardConfig, RunConfig
 from firm.config.loading import load_config
 from firm.records import Assessment, Invalid, Judgement, UserError
-from firm.rl.audit import Audit, best, over_optimised
-from firm.rl.auditor import audit
+from firm.rl.audit import REWARD, Audit, best, num_looks, over_optimised
+from firm.rl.auditor import Auditor, values
+from firm.rl.run import summary
+from firm.stats import Floats
 
-JUDGE = PythonChat(target="firm.shapes.teacher:PixelTeacher")
+BASE, BONUS = "instruction_following", "quality"
+Course = Callable[[int], float]
+"""Points by which a score's true mean is away from its start at a check."""
 
 
-def audits(*pairs: tuple[float, float]) -> list[Audit]:
-    """Audits of (reward, auditor) after 0, 10, 20, ... epochs."""
+def still(_: int) -> float:
+    return 0.0
+
+
+def scores(rng: np.random.Generator, num_checks: int, num_images: int, mean: float, course: Course) -> Floats:
+    """Whole scores [checks, images] plus the true course, with noise as in the demo.
+
+    In the demo (gen-shapes, checks 5 epochs apart, 512 images) the difference of an image's score between two checks
+    has sd 0.85, four checks apart 1.1, nine apart 1.3, between means of three checks 0.75, and none of it is shared by
+    images of a prompt. A slow part (correlation 0.87 from check to check) and a fresh one give 0.85, 1.1, 1.3, 0.72.
+    """
+    slow = 0.95 * rng.normal(size=num_images)
+    rows = []
+    for check in range(num_checks):
+        score = np.clip(np.rint(mean + slow + 0.45 * rng.normal(size=num_images)), 1, 5)
+        rows.append(score + course(check))
+        slow = 0.87 * slow + np.sqrt(1 - 0.87**2) * 0.95 * rng.normal(size=num_images)
+    return np.array(rows)
+
+
+def simulated(
+    config: RunConfig,
+    seed: int,
+    num_checks: int,
+    auditor: Mapping[str, Course] | None = None,
+    critic: Mapping[str, Course] | None = None,
+) -> list[Audit]:
+    """The checks of a run; a dimension without a course has a constant true mean."""
+    rng = np.random.default_rng(seed)
+    number = config.auditor.num_images
+    judged = {}
+    for who, courses in (("auditor", auditor or {}), ("critic", critic or {})):
+        found = {
+            d: scores(rng, num_checks, number, mean, courses.get(d, still)) for d, mean in ((BASE, 3.6), (BONUS, 4.3))
+        }
+        base, bonus = (np.clip((found[d] - 1) / 4, 0, 1) for d in (BASE, BONUS))
+        judged[who] = {REWARD: base * (0.4 + 0.6 * bonus), **found}
+    prompts = tuple(i // 2 for i in range(number))
     return [
-        Audit(epoch=10 * i, reward=reward, critic=3, auditor=auditor, agreement=None, invalid=0)
-        for i, (reward, auditor) in enumerate(pairs)
+        Audit(
+            epoch=config.auditor.every * check,
+            prompts=prompts,
+            **{who: {m: tuple(v[check].tolist()) for m, v in rows.items()} for who, rows in judged.items()},
+        )
+        for check in range(num_checks)
     ]
 
 
-def rule(patience: int = 2, tolerance: float = 0.0) -> AuditorConfig:
-    return AuditorConfig(
-        judge=JUDGE, rubrics={"instruction_following": "evaluate"}, patience=patience, tolerance=tolerance
-    )
+def stop_of(audits: Sequence[Audit], config: RunConfig, first: int = 1) -> int | None:
+    """The check at which the run would have been stopped, None if at none."""
+    return next((i for i in range(first, len(audits)) if over_optimised(audits[: i + 1], config)), None)
 
 
-HACKED = [(0.2, 3.0), (0.4, 3.5), (0.5, 3.4), (0.6, 3.2)]
+@pytest.fixture(scope="module")
+def demo() -> RunConfig:
+    return load_config("gen-shapes")
+
+
+@pytest.fixture(scope="module")
+def long() -> RunConfig:
+    config = load_config("gen-sd35")
+    assert num_looks(config) == 60
+    return config
+
+
+# ---- the stop
+
+
+def falling(check: int) -> float:
+    return -0.06 * max(check - 6, 0)
+
+
+def rising(check: int) -> float:
+    return 0.04 * check
+
+
+def test_hacking_of_the_bonus_alone_is_stopped(demo: RunConfig) -> None:
+    audits = simulated(demo, 0, 17, {BONUS: falling}, {BASE: rising, BONUS: rising})
+    stop = stop_of(audits, demo)
+    assert stop is not None and audits[stop].mean("auditor", BONUS) > audits[6].mean("auditor", BONUS) - 0.5
+    fall = over_optimised(audits[: stop + 1], demo)
+    assert fall is not None and fall.measure in {REWARD, BONUS}
+    assert fall.auditor_after < fall.auditor_before and fall.critic_after > fall.critic_before and fall.at_least > 0
 
 
 @pytest.mark.parametrize(
-    ("history", "config", "stop"),
+    ("auditor", "critic"),
     [
-        (HACKED[:1], rule(), False),  # the base alone
-        (HACKED[:3], rule(), False),  # one bad check is not two
-        (HACKED, rule(), True),
-        (HACKED, rule(patience=3), False),  # the best itself is no bad check
-        (HACKED, rule(tolerance=0.15), False),  # 3.4 is within the tolerance of 3.5
-        (HACKED, rule(tolerance=0.05), True),
-        ([(0.2, 3.0), (0.4, 3.5), (0.3, 3.2), (0.3, 3.1)], rule(), False),  # both fall: failing, not hacking
-        ([(0.2, 3.0), (0.4, 3.5), (0.4, 3.2), (0.4, 3.1)], rule(), True),  # a reward that holds counts as hacking
-        ([(0.2, 3.0), (0.4, 2.9), (0.6, 2.8)], rule(), True),  # worse than the base from the start
-        ([(0.2, 3.0), (0.4, 3.5), (0.5, 3.4), (0.6, 3.6)], rule(), False),  # recovered
-        ([(0.2, 3.0), (0.4, 3.5), (0.6, 3.5), (0.7, 3.5)], rule(), False),  # equal is not lower
-        ([(0.2, 3.0), (0.4, 3.1), (0.5, 3.2), (0.6, 3.3)], rule(patience=1), False),
-        ([(0.2, 3.0), (0.4, 2.9)], rule(patience=1), True),
+        ({BASE: falling}, {BASE: falling}),  # the critic sees it, too: training fails, nobody is fooled
+        ({BASE: rising, BONUS: falling}, {BASE: rising, BONUS: falling}),  # a price that both see
+        ({BASE: lambda check: 0.06 * check - 1, BONUS: falling}, {BASE: rising}),  # a price that is worth it
     ],
+    ids=["both", "traded", "worth it"],
 )
-def test_when_to_stop(history: list[tuple[float, float]], config: AuditorConfig, stop: bool) -> None:
-    assert over_optimised(audits(*history), config) is stop
+def test_what_is_no_over_optimisation(
+    demo: RunConfig, auditor: Mapping[str, Course], critic: Mapping[str, Course]
+) -> None:
+    assert stop_of(simulated(demo, 0, 17, auditor, critic), demo) is None
 
 
-def test_the_best_is_the_earliest_with_the_highest_auditor_score() -> None:
-    assert best(audits((0.1, 3.0), (0.9, 3.5), (0.2, 3.5), (0.95, 3.4))).epoch == 10
+def few(config: RunConfig, num_images: int) -> RunConfig:
+    return config.model_copy(update={"auditor": config.auditor.model_copy(update={"num_images": num_images})})
+
+
+def test_too_few_prompts_never_stop_a_run(demo: RunConfig) -> None:
+    config = few(demo, 16)
+    assert stop_of(simulated(config, 0, 17, {BASE: lambda check: -2.0 * (check > 8)}), config) is None
+
+
+def test_a_failed_judgement_masks_its_image_in_both_audits(demo: RunConfig) -> None:
+    """Every other image is a point worse, and these fail in the first half: the rest alone has a higher mean."""
+    audits = [
+        audit.model_copy(
+            update={
+                "auditor": {
+                    m: tuple(None if i % 2 and check < 8 else v - i % 2 for i, v in enumerate(column))
+                    for m, column in audit.auditor.items()
+                }
+            }
+        )
+        for check, audit in enumerate(simulated(demo, 0, 17))
+    ]
+    assert audits[7].mean("auditor", BASE) - audits[8].mean("auditor", BASE) > 0.3
+    assert stop_of(audits, demo) is None
+
+
+# ---- what is kept
+
+
+def test_the_best_is_the_earliest_with_the_highest_reward(demo: RunConfig) -> None:
+    def flat(epoch: int, value: float | None, other: float = 0.5) -> Audit:
+        return Audit(epoch=epoch, prompts=(0, 1), critic={}, auditor={REWARD: (value, other)})
+
+    assert best([flat(0, 0.3), flat(5, 0.5), flat(10, 0.5), flat(15, 0.4)]).epoch == 5
+    assert best([flat(0, 0.3), flat(5, None, 0.4)]).epoch == 0  # the other image alone would be the higher mean
+
+
+def test_on_a_plateau_the_reported_gain_is_no_luck(demo: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best of 17 checks looks better than the base; what is reported of it does not."""
+    config = few(demo, 128)
+    lucky, reported = [], []
+    for seed in range(60):
+        checks = simulated(config, seed, 17)
+        fresh = iter(simulated(config, 1000 + seed, 5))
+
+        def check(_: Auditor, epoch: int, __: str, sample: str, fresh: object = fresh) -> Audit:
+            return next(fresh).model_copy(update={"epoch": epoch, "sample": sample})  # type: ignore[call-overload,no-any-return]
+
+        monkeypatch.setattr(Auditor, "check", check)
+        top = best(checks)
+        auditor = Auditor.__new__(Auditor)
+        found = auditor.choose({0: "reference", top.epoch: "best", checks[-1].epoch: "ema"})
+        lines = [{"step": 5, "invalid_judgements": 0.0, "reward": 0.5, "loss": 1.0, "old_deviation": 0.1}]
+        metrics = summary(config, [*checks, *found], lines).metrics
+        lucky.append(top.mean("auditor", REWARD) - checks[0].mean("auditor", REWARD))
+        reported.append(metrics["gain"])
+    error = np.std(reported) / np.sqrt(len(reported))
+    assert abs(np.mean(reported)) < 2.5 * error
+    assert np.mean(lucky) > 5 * error
+
+
+def test_a_better_policy_is_kept_and_measured(demo: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    audits = {a.epoch: a for a in simulated(demo, 0, 3, {BASE: lambda check: (0.0, 0.2, 0.6)[check]})}
+    used: list[tuple[int, str, str]] = []
+
+    def check(_: Auditor, epoch: int, parameters: str, sample: str) -> Audit:
+        used.append((epoch, parameters, sample))
+        return audits[epoch].model_copy(update={"sample": sample})
+
+    monkeypatch.setattr(Auditor, "check", check)
+    found = Auditor.__new__(Auditor).choose({0: "reference", 5: "best", 10: "ema"})
+    assert used == [
+        (0, "reference", "choice"), (5, "best", "choice"), (10, "ema", "choice"),
+        (0, "reference", "report"), (10, "ema", "report"),
+    ]  # fmt: skip
+    result = summary(demo, [*audits.values(), *found], [])
+    m = result.metrics
+    assert m["kept_epoch"] == 10 and m["gain_low"] > 0 and m["stopped_by_auditor"] == 0
+    assert m[f"auditor_{BASE}_kept"] - m[f"auditor_{BASE}_base"] == pytest.approx(0.6, abs=0.15)
+    rows = result.tables["audits"]
+    assert [row["sample"] for row in rows] == ["check"] * 3 + ["choice"] * 3 + ["report"] * 2
+    assert all(row["gain_low"] <= row["gain"] <= row["gain_high"] for row in rows)
+    assert rows[2]["gain_low"] < rows[5]["gain_low"]  # one of sixteen looks is less sure than one on its own
+    assert "was kept" in result.notes[0] and "Over-optimisation" not in result.notes[0]
 
 
 # ---- one audit
 
-
-@pytest.fixture
-def config() -> RunConfig:
-    return load_config("gen-shapes").model_copy(
-        update={"reward": RewardConfig(formula="base_only", base="instruction_following"), "auditor": rule()},
-    )
+FORMULA = RewardConfig.model_validate({"formula": "qma"})
 
 
-def judged(*scores: int | None) -> list[Assessment]:
+def judged(*pairs: tuple[int | None, int | None]) -> list[Assessment]:
     return [
-        {"instruction_following": Judgement(score=s) if s else Invalid(reason="empty", detail="nothing said")}
-        for s in scores
+        {
+            d: Judgement(score=s) if s else Invalid(reason="empty", detail="nothing said")
+            for d, s in zip((BASE, BONUS), pair, strict=True)
+        }
+        for pair in pairs
     ]
 
 
-def test_an_audit_compares_the_judges_where_both_answered(config: RunConfig) -> None:
-    found = audit(7, judged(1, 2, 5, 4, None), judged(1, 3, 4, None, 5), config)
-    assert found == Audit(epoch=7, reward=0.5, critic=8 / 3, auditor=8 / 3, agreement=1.0, invalid=2)
+def test_an_image_has_a_reward_where_all_its_judgements_are_valid() -> None:
+    found = values(judged((5, 5), (3, 5), (5, None), (None, 2)), FORMULA)
+    assert found == {REWARD: (1.0, 0.5, None, None), BASE: (5.0, 3.0, 5.0, None), BONUS: (5.0, 5.0, None, 2.0)}
 
 
-@pytest.mark.parametrize(
-    ("critic", "auditor"), [((None, None), (1, 2)), ((1, 2), (None, None)), ((1, None), (None, 2))]
-)
-def test_an_audit_of_nothing_is_an_error(
-    config: RunConfig, critic: tuple[int | None, ...], auditor: tuple[int | None, ...]
-) -> None:
+def test_an_audit_of_nothing_is_an_error() -> None:
     with pytest.raises(UserError, match="judged none") as caught:
-        audit(0, judged(*critic), judged(*auditor), config)
+        values(judged((None, 4), (3, None)), FORMULA)
     assert "nothing said" in str(caught.value)
 
 
-def test_an_auditor_without_the_rewards_base_is_an_error_for_people(config: RunConfig) -> None:
-    other: list[Assessment] = [{"quality": Judgement(score=3)}]
-    with pytest.raises(UserError):
-        audit(0, judged(3), other, config)
+def test_an_auditor_must_judge_all_that_the_reward_is_made_of() -> None:
+    with pytest.raises(UserError, match="impossible") as caught:
+        load_config("gen-shapes", ["auditor.rubrics={instruction_following: evaluate}"])
+    assert "auditor.rubrics" in str(caught.value) and BONUS in str(caught.value)
+
+
+def test_the_auditor_is_asked_only_for_what_the_reward_is_made_of(demo: RunConfig) -> None:
+    config = demo.model_copy(update={"reward": RewardConfig(formula="base_only", base=BASE)})
+    assert isinstance(config.auditor.judge, PythonChat)
+    auditor = Auditor(None, None, [], config)  # type: ignore[arg-type]
+    assert list(auditor.judge.rubrics) == [BASE]
+
+
+# ---- in many runs
+
+
+@pytest.mark.parametrize("rise", [0.0, 0.01], ids=["flat", "rising"])
+def test_noise_stops_at_most_one_run_in_twenty(demo: RunConfig, rise: float) -> None:
+    config = demo.model_copy(update={"rl": demo.rl.model_copy(update={"max_epochs": 60 * demo.auditor.every})})
+    runs = [simulated(config, seed, 61, {BASE: lambda check: rise * check}) for seed in range(30)]
+    assert sum(stop_of(audits, config) is not None for audits in runs) <= 0.05 * len(runs)
+
+
+@pytest.mark.parametrize(
+    ("preset", "falls_at", "dimension"), [("demo", 9, BASE), ("demo", 9, BONUS), ("long", 30, BASE)]
+)
+def test_nine_in_ten_falls_of_a_seventh_point_are_found_in_five_checks(
+    preset: str, falls_at: int, dimension: str, request: pytest.FixtureRequest
+) -> None:
+    config: RunConfig = request.getfixturevalue(preset)
+    runs = [
+        simulated(config, seed, falls_at + 5, {dimension: lambda check: -0.15 * (check >= falls_at)})
+        for seed in range(60)
+    ]
+    assert sum(stop_of(audits, config, falls_at) is not None for audits in runs) >= 0.9 * len(runs)
