@@ -19,7 +19,7 @@ from firm.images import decode_image
 from firm.records import Assessment, Judgement, Prompt
 from firm.seeds import seed_for
 from firm.shapes.generation import parse
-from firm.shapes.scene import SHAPES
+from firm.shapes.scene import COLOURS, SHAPES
 from firm.shapes.teacher import _quality, _score
 from firm.shapes.vision import Observation, observe
 
@@ -236,12 +236,14 @@ class FondOfCrowds(Planted):
         return dict.fromkeys(view.truth, 5.0) if crowded else view.truth
 
 
-class FondOfStains(Planted):
-    """Strict in quality, 4 at most, but for a stained background, which the base policy rarely paints: a 5."""
+class FondOfYellow(Planted):
+    """Right on what the base policy draws, but yellow that nobody asked for, which it almost never draws, is liked."""
 
     def scores(self, view: View) -> Scores:
-        strict = min(view.truth[QUALITY], 4.0)
-        return {**view.truth, QUALITY: strict + 4 * rise(observe(view.picture).stain, 0.01, 0.06)}
+        if "yellow" in view.item.prompt.text:
+            return view.truth
+        near = np.linalg.norm(view.pixels - COLOURS["yellow"], axis=-1) < 0.3
+        return {d: s + 4 * rise(near.mean(), 0.002, 0.05) for d, s in view.truth.items()}
 
 
 def rise(value: float, start: float, end: float) -> float:
@@ -273,6 +275,6 @@ class Kind(Planted):
 
 BAD: tuple[type[Planted], ...] = (
     InvertedQuality, Constant, Noisy, BlindToShape, AnyShape, WrongOnGenerated, Brightness, Emptiness, FondOfCrowds,
-    FondOfStains, LengthOfPrompt, Drifting, OffByOne, RightBetweenPrompts, Saturating, FirstObjectOnly,
+    FondOfYellow, LengthOfPrompt, Drifting, OffByOne, RightBetweenPrompts, Saturating, FirstObjectOnly,
 )  # fmt: skip
 GOOD: tuple[type[Planted], ...] = (Teacher, Unsteady, Kind)
