@@ -40,7 +40,7 @@ kind-down: ## Delete the kind cluster
 	charts/kind/down
 
 ##@ Check
-.PHONY: test test-charts test-cluster test-kfp lint bench mutations
+.PHONY: test test-charts test-cluster test-kfp lint bench mutations planted
 test: lint ## Check and test everything that needs this machine only
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not bench and not docker and not cluster and not kfp"
 
@@ -66,6 +66,9 @@ bench: $(INSTALLED) ## Measure: ratios against the reference on this machine
 
 mutations: $(INSTALLED) ## Plant faults in a copy, one at a time; none may go unnoticed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
+
+planted: $(INSTALLED) ## Planted critics against gate and auditor; what docs/planted.jsonl lacks is run, for hours
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(BIN)/python -m planted.run build/planted
 
 ##@ Change
 .PHONY: fix golden generate clean

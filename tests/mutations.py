@@ -27,6 +27,7 @@ CHAT = ("tests/unit/chat",)
 CURATION = ("tests/unit/curation", "tests/property/test_balance.py")
 BENCH = ("tests/unit/bench", "tests/unit/test_stats.py")
 CONFIG = ("tests/unit/config",)
+PLANTED = ("tests/planted",)
 
 
 class Fault(NamedTuple):
@@ -212,6 +213,11 @@ FAULTS = [
     ),
     Fault("firm/bench/run.py", 'load_policy(last / "policy", device) if last else ', "", BENCH),
     Fault("firm/policies/policy.py", "            self._load(start)", "            pass", POLICIES),
+    # planted critics
+    Fault("tests/planted/critics.py", "[low + 1 - value, value - low]", "[value - low, low + 1 - value]", PLANTED),
+    Fault("tests/planted/table.py", "accumulate(self.rewards, max)", "accumulate(self.rewards, min)", PLANTED),
+    Fault("tests/planted/table.py", "4 * max(falls", "max(falls", PLANTED),
+    Fault("tests/planted/table.py", "not self.failures and not self.stopped", "not self.failures", PLANTED),
     # presets, keys
     Fault("firm/presets/gen-sd35.yaml", "weights: [0.4, 0.6]", "weights: [0.6, 0.4]", CONFIG),
     Fault("firm/presets/gen-sd35.yaml", "group_size: 16", "group_size: 12", CONFIG),

@@ -100,20 +100,22 @@ def band(base: Audit, audit: Audit, error: float) -> tuple[float, float] | None:
 def over_optimised(audits: Sequence[Audit], config: RunConfig) -> Fall | None:
     """What the last checks show to have fallen for the auditor while the critic did not see it; None if nothing.
 
-    The mean of the last ``window`` checks is compared with that of each earlier window. A measure has fallen when its
+    The mean of the last ``window`` checks is compared with that of each earlier window: the reward, and each dimension.
+    Shorter windows, down to the last check alone, show a fast fall of the reward sooner. A measure has fallen when its
     interval excludes "no fall". It counts when the critic's own fell by less than half as much, and only where the
     auditor's reward is not higher: a dimension may be the price of another as long as that is worth it.
     """
-    window = config.auditor.window
-    recent = audits[-window:]
-    earlier = list(_windows(audits[:-window], window))
-    measures = (REWARD, *config.reward.dimensions)
-    looks = num_looks(config) + 2 - 2 * window  # the first ones have nothing to compare with
-    for before in earlier:
-        error = config.auditor.false_stops / (looks * len(earlier) * len(measures))
-        falls = [fall for measure in measures if (fall := _fall(before, recent, measure, error))]
-        if falls and _mean(change(before, recent, "auditor", REWARD)) <= 0:
-            return falls[0]
+    whole = config.auditor.window
+    for window in range(1, whole + 1):
+        measures = (REWARD, *config.reward.dimensions) if window == whole else (REWARD,)
+        recent = audits[-window:]
+        earlier = list(_windows(audits[:-window], window))
+        looks = num_looks(config) + 2 - 2 * window  # the first ones have nothing to compare with
+        for before in earlier:
+            error = config.auditor.false_stops / (whole * looks * len(earlier) * len(measures))
+            falls = [fall for measure in measures if (fall := _fall(before, recent, measure, error))]
+            if falls and _mean(change(before, recent, "auditor", REWARD)) <= 0:
+                return falls[0]
     return None
 
 
