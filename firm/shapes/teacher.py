@@ -60,18 +60,18 @@ class PixelTeacher:
             ValueError: for missing markers, a prompt that `parse` refuses, or an image that cannot be read.
         """
         text, url = _read(messages)
-        if url is not None and "technical quality" in text.lower():
-            observation = _observe(url)
+        observation = None if url is None else _observe(url)
+        if observation is not None and "technical quality" in text.lower():
             return json.dumps({"reasoning": caption(observation), "score": list(_quality(observation))})
         prompt = _between(text, "PROMPT")
         if prompt is None:
             raise ValueError("the text has no lines <START OF PROMPT> and <END OF PROMPT> around a prompt")
         wanted = parse(prompt)
-        if url is None:
+        if observation is None:
             sections = (f"## {head}\n" + "".join(f"- {q}\n" for q in qs) for head, qs in _checklist(wanted).items())
             return "\n".join(sections).strip()
         listed = re.findall(r"^\s*[-*]\s+(?:\[.\]\s*)?(.+?)\s*$", _between(text, "PLAN") or "", re.MULTILINE)
-        return _evaluate(wanted, _observe(url), listed or plan(prompt))
+        return _evaluate(wanted, observation, listed or plan(prompt))
 
 
 def _match(wanted: Wanted, observation: Observation) -> tuple[float, list[tuple[Seen | None, float]]]:
