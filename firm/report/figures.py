@@ -89,29 +89,26 @@ def audits(rows: Rows, kept: float, stopped: bool) -> str:
     last = max(epochs)
 
     def paint(figure: Figure) -> None:
-        left = figure.subplots()
-        right = left.twinx()
-        right.spines["right"].set_visible(True)
-        for axes, key, colour, marker, label in (
-            (left, "critic_reward", CRITIC, "o", "reward by the critic (optimised by RL)"),
-            (right, "auditor_reward", AUDITOR, "s", "reward by the auditor (not optimised)"),
+        axes = figure.subplots()
+        for key, colour, marker, label in (
+            ("critic_reward", CRITIC, "o", "by the critic (optimised)"),
+            ("auditor_reward", AUDITOR, "s", "by the auditor (not optimised)"),
         ):
             axes.plot(epochs, [row[key] for row in rows], color=colour, marker=marker, label=label)
-            axes.set_ylabel(label.split(" (")[0], color=colour)
-            axes.tick_params(axis="y", labelcolor=colour)
-            axes.margins(y=0.12)
+        axes.set_ylabel("reward")
+        axes.margins(y=0.12)
         known = [row for row in rows if row["gain_low"] is not None]
         low, high = ([rows[0]["auditor_reward"] + row[f"gain_{end}"] for row in known] for end in ("low", "high"))
-        right.fill_between([row["epoch"] for row in known], low, high, color=AUDITOR, alpha=0.14, linewidth=0)
+        axes.fill_between([row["epoch"] for row in known], low, high, color=AUDITOR, alpha=0.14, linewidth=0)
         if stopped:
-            left.axvspan(kept, last, color=WARNING, alpha=0.16, linewidth=0)
-            _above(left, last, "over-optimisation", "right", "#8A5A00")
-        left.axvline(kept, color=KEPT, linestyle=(0, (4, 3)), linewidth=1.6)
+            axes.axvspan(kept, last, color=WARNING, alpha=0.16, linewidth=0)
+            _above(axes, last, "over-optimisation", "right", "#8A5A00")
+        axes.axvline(kept, color=KEPT, linestyle=(0, (4, 3)), linewidth=1.6)
         early = kept - first < 0.3 * (last - first)
-        _above(left, kept, f"kept: epoch {kept:g}", "left" if early else "right", KEPT)
-        left.set_xlabel("epoch of RL (0 is the base policy)")
-        left.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
-        left.grid(axis="x")
+        _above(axes, kept, f"kept: epoch {kept:g}", "left" if early else "right", KEPT)
+        axes.set_xlabel("epoch of RL (0 is the policy before RL)")
+        axes.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True))
+        axes.grid(axis="x")
         figure.legend(loc="outside upper center", ncols=2)
 
     return _draw("audits", (6.3, 3.7), paint)
