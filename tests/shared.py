@@ -2,8 +2,11 @@
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,6 +73,35 @@ def stage_command(stage: str, config: Mapping[str, Any], inputs: Mapping[str, st
 def python_path(*folders: Path) -> str:
     """PYTHONPATH of a process that finds modules in these folders first."""
     return os.pathsep.join(filter(None, [*map(str, folders), os.environ.get("PYTHONPATH")]))
+
+
+def start(folder: Path, config: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "firm.cli", "run", str(config), "--set", f"store={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(folder: Path, config: Path) -> str:
+    process = start(folder, config)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output + (folder / "small" / "run.log").read_text()[-3000:]
+    return output
+
+
+def events(folder: Path) -> list[dict[str, object]]:
+    path = folder / "small" / "progress.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def kill_in(folder: Path, config: Path, stage: str, done: int) -> None:
+    """Start a run and kill -9 the command, and nothing else, once a stage has done so much."""
+    process = start(folder, config)
+    deadline = time.monotonic() + 200
+    while not any(e["stage"] == stage and int(str(e.get("done", 0))) >= done for e in events(folder)):
+        assert process.poll() is None and time.monotonic() < deadline, f"never got to {stage} {done}"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
 
 
 # ---- judges and chats ------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ def no_kept_policy(where: str) -> UserError:
 class Generated:
     """Samples of a generator; a share of them is paired with another prompt on purpose."""
 
-    def __init__(self, config: GeneratedSource, prompts: PromptsConfig, seed: int, kept: Path | None) -> None:
+    def __init__(self, config: GeneratedSource, prompts: PromptsConfig, seed: int, kept: Path | None = None) -> None:
         from firm.policies.policy import Policy, load_policy
 
         self.config = config

@@ -5,8 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from shared import gate, generated, rendered, small_run
-from test_run import events, finish, kill_in
+from shared import events, finish, gate, generated, rendered, small_run
 
 from firm.records import Manifest
 
@@ -27,16 +26,15 @@ further_rounds:
     sources:
       - {{kind: generated, name: kept, policy: kept, num_images: 64, num_inference_steps: 2}}
   sft: {{max_steps: 2}}
+  bench: {{gate: {{rules: [{{metric: coverage, at_least: 0.9}}]}}}}
 """
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was killed in the second round's RL and resumed."""
     path = tmp_path_factory.mktemp("rounds")
     config = path / "rounds.yaml"
     config.write_text(ROUNDS)
-    kill_in(path, config, "rl", 1, number=2)
     finish(path, config)
     return path
 

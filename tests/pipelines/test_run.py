@@ -1,15 +1,11 @@
 """The whole pipeline as a user runs it: through the command line and KFP's local runner, killed and resumed."""
 
-import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from shared import gate, generated, rendered, small_run
+from shared import events, finish, gate, generated, kill_in, rendered, small_run
 
 from firm.config import STAGES
 from firm.config.loading import load_config
@@ -30,37 +26,6 @@ evaluate: {{num_images: 32, batch_size: 16, num_inference_steps: 4, num_bootstra
 """
 # Where each kill strikes: in the middle of the stages that take long.
 KILLS = [("curation", 150), ("sft", 12), ("bench", 32), ("rl", 3), ("evaluate", 16)]
-
-
-def start(folder: Path, config: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "firm.cli", "run", str(config), "--set", f"store={folder}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(folder: Path, config: Path) -> str:
-    process = start(folder, config)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output + (folder / "small" / "run.log").read_text()[-3000:]
-    return output
-
-
-def events(folder: Path) -> list[dict[str, object]]:
-    path = folder / "small" / "progress.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def kill_in(folder: Path, config: Path, stage: str, done: int, number: int = 1) -> None:
-    """Start a run and kill -9 the command, and nothing else, once a stage of a round has done so much."""
-    process = start(folder, config)
-    deadline = time.monotonic() + 200
-    while not any(
-        (e["stage"], e["round"]) == (stage, number) and int(str(e.get("done", 0))) >= done for e in events(folder)
-    ):
-        assert process.poll() is None and time.monotonic() < deadline, f"never got to {stage} {done}"
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
 
 
 def manifests(folder: Path) -> dict[str, Manifest]:

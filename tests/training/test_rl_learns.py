@@ -283,6 +283,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     save_file(
         {k: t.contiguous() for k, t in all_tensors(trainer).items()}, out.folder / f"rank{ranks.rank}.safetensors"
     )
+    dist.barrier()  # the first rank hands over what there is
     if ranks.is_main:
         (out.folder / "stats.json").write_text(json.dumps(stats))
 
