@@ -42,7 +42,7 @@ class Row(Record):
 
     @property
     def fall(self) -> float:
-        """Largest fall of the auditor's reward below its best so far, in points of a score, of which a reward of 1 has 4."""
+        """Largest fall of the auditor's reward below its best so far, in points of a score (a reward of 1 has 4)."""
         falls = (best - reward for best, reward in zip(accumulate(self.rewards, max), self.rewards, strict=True))
         return 4 * max(falls, default=0.0)
 
