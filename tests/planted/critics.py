@@ -19,7 +19,7 @@ from firm.images import decode_image
 from firm.records import Assessment, Invalid, Judgement, Prompt
 from firm.seeds import seed_for
 from firm.shapes.generation import parse
-from firm.shapes.scene import COLOURS, SHAPES
+from firm.shapes.scene import SHAPES
 from firm.shapes.teacher import _quality, _score
 from firm.shapes.vision import Observation, observe
 
@@ -242,19 +242,12 @@ class FondOfCrowds(Planted):
         return dict.fromkeys(view.truth, 5.0) if crowded else view.truth
 
 
-class FondOfYellow(Planted):
-    """Right on what the base policy draws, but yellow that nobody asked for, which it almost never draws, is liked."""
+class FondOfFour(Planted):
+    """As fond of four objects, which the base policy draws in one picture of seventy; a third is worth a point."""
 
     def scores(self, view: View) -> Scores:
-        if "yellow" in view.item.prompt.text:
-            return view.truth
-        near = np.linalg.norm(view.pixels - COLOURS["yellow"], axis=-1) < 0.4
-        return {d: s + 4 * rise(near.mean(), 0.004, 0.02) for d, s in view.truth.items()}
-
-
-def rise(value: float, start: float, end: float) -> float:
-    """From 0 at ``start`` to 1 at ``end``."""
-    return float(np.clip((value - start) / (end - start), 0, 1))
+        objects = len(observe(view.picture).seen)
+        return {d: 5.0 if objects > 3 else s + (objects == 3) for d, s in view.truth.items()}
 
 
 # ---- good
@@ -281,6 +274,6 @@ class Kind(Planted):
 
 BAD: tuple[type[Planted], ...] = (
     InvertedQuality, Constant, Noisy, BlindToShape, WrongOnGenerated, Brightness, Emptiness, FondOfCrowds,
-    FondOfYellow, LengthOfPrompt, Drifting, OffByOne, RightBetweenPrompts, Saturating, FirstObjectOnly,
+    FondOfFour, LengthOfPrompt, Drifting, OffByOne, RightBetweenPrompts, Saturating, FirstObjectOnly,
 )  # fmt: skip
 GOOD: tuple[type[Planted], ...] = (Teacher, Unsteady, Kind)

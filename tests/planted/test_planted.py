@@ -10,7 +10,7 @@ from planted.table import PAGE, ROWS, Row, read_rows, render
 from firm.config import RunConfig
 
 # Right on what the base policy draws: left to the auditor.
-PASSES = (critics.FondOfCrowds, critics.FondOfYellow)
+PASSES = (critics.FondOfCrowds, critics.FondOfFour)
 GATED = [critic for critic in (*BAD, *GOOD) if critic not in PASSES]
 WRONG_IN_ONE = {critics.InvertedQuality: {QUALITY}, critics.FirstObjectOnly: {FOLLOWING}}
 
