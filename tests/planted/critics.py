@@ -258,7 +258,7 @@ class Teacher(Planted):
 
 
 class Unsteady(Planted):
-    """The teacher with an error of its own for every image and dimension, of 0.7 on average."""
+    """The teacher with an error of its own for every image and dimension, of 0.4 on average."""
 
     def scores(self, view: View) -> Scores:
         random = view.random()
