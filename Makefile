@@ -7,6 +7,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 pytho
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STAGES := curation sft bench rl
+ROUNDS := two three
 # With REGISTRY=host/path the compiled pipelines take the images from there.
 REGISTERED = $(if $(REGISTRY),sed -i 's#image: firm/#image: $(REGISTRY)/firm/#' $@)
 
@@ -21,7 +22,7 @@ help: ## Show this help
 demo: $(INSTALLED) ## Run the whole pipeline on this machine with tiny models
 	$(BIN)/firm run gen-shapes
 
-pipelines: build/pipelines/full.yaml $(STAGES:%=build/pipelines/%.yaml) ## Compile the pipelines for Kubeflow to build/pipelines
+pipelines: build/pipelines/full.yaml $(ROUNDS:%=build/pipelines/%.yaml) $(STAGES:%=build/pipelines/%.yaml) ## Compile the pipelines for Kubeflow to build/pipelines
 	@ls build/pipelines/*.yaml
 
 ##@ Kubernetes (charts/kind/settings.sh has the settings, such as KFP=0)
@@ -95,6 +96,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 build/pipelines/full.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
 	@mkdir -p $(@D)
 	$(BIN)/kfp dsl compile --py pipelines/full.py --output $@
+	$(REGISTERED)
+
+$(ROUNDS:%=build/pipelines/%.yaml): build/pipelines/%.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
+	@mkdir -p $(@D)
+	$(BIN)/kfp dsl compile --py pipelines/rounds.py --function $* --output $@
 	$(REGISTERED)
 
 build/pipelines/%.yaml: $(INSTALLED) $(wildcard pipelines/*.py)

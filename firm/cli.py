@@ -41,6 +41,7 @@ def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer
 
     config = load_config(source, overrides)
     preflight.check(config)
+    preflight.ask_critic(config)
     try:
         with RunFolder.open(config) as run:
             from pipelines.local import run_locally

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from PIL import Image
+
 from firm.chat.client import open_chat
+from firm.chat.messages import RequestFailed, user_message
 from firm.config import (
     EndpointChat,
     FilesSource,
@@ -13,10 +16,16 @@ from firm.config import (
     RunConfig,
     ScoresSource,
 )
-from firm.critics.rubrics import check_rubrics
+from firm.config.loading import of_round
+from firm.critics.judge import question
+from firm.critics.rubrics import check_rubrics, load_rubric
+from firm.images import encode_image
 from firm.locate import kind_of_model, load_object
 from firm.prompts import Splits, load_prompts
-from firm.records import SPLITS
+from firm.records import SPLITS, Prompt, UserError
+
+FIRST_ANSWER_S = 60.0
+"""A server that gives no answer for so long before a run is not waited for any longer."""
 
 
 def check(config: RunConfig) -> None:
@@ -25,12 +34,17 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: With exit code 2, naming the key.
     """
+    for number in range(1, min(config.rounds, 2) + 1):  # all further rounds have the same configuration
+        _check_round(of_round(config, number), number)
+
+
+def _check_round(config: RunConfig, number: int) -> None:
     for split in SPLITS:
         load_prompts(config.prompts, split)
     _check_policy(config.policy, "policy")
     if config.critic.kind == "trained":
         kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
-    _check_sources(config)
+    _check_sources(config, number)
     for key, section in config.walk(""):
         if isinstance(section, EndpointChat):
             open_chat(section)
@@ -38,6 +52,35 @@ def check(config: RunConfig) -> None:
             load_object(section.target, f"{key}.target")
     _check_names(config)
     check_rubrics(config)
+
+
+def ask_critic(config: RunConfig) -> None:
+    """Ask a served critic for the first tokens of one answer, where only logprobs can give the run's soft scores.
+
+    Raises:
+        UserError: It cannot be asked, or its answer has no logprobs.
+    """
+    critic = config.critic
+    if critic.kind != "endpoint" or critic.endpoint is None:
+        return
+    if critic.num_samples > 1 or not config.wants_distributions:
+        return
+    rubric = load_rubric(next(iter(critic.rubrics.values())))
+    images = [encode_image(Image.new("RGB", (256, 256), "gray"))] * rubric.images
+    message = user_message(question(rubric, Prompt(text="a gray square")), images)
+    chat = open_chat(critic.endpoint.model_copy(update={"deadline_s": min(critic.endpoint.deadline_s, FIRST_ANSWER_S)}))
+    try:
+        reply = chat.complete([message], max_tokens=8, temperature=0.0, seed=0)
+    except RequestFailed as error:
+        what = f"the critic's endpoint does not answer a question with logprobs: {error.detail}"
+    else:
+        if any(token.top for token in reply.tokens):
+            return
+        what = "the critic's endpoint answers without top_logprobs, so its scores have no distribution"
+    fix = "let the server give them (vLLM: --max-logprobs 20), or set critic.num_samples above 1, or reward.soft to "
+    raise UserError(
+        what, f"critic.endpoint: {critic.endpoint.base_url}", f"{fix}false and bench.point_estimate to score"
+    )
 
 
 def _check_names(config: RunConfig) -> None:
@@ -48,14 +91,17 @@ def _check_names(config: RunConfig) -> None:
     find_suite(config.evaluate.suite)
 
 
-def _check_sources(config: RunConfig) -> None:
+def _check_sources(config: RunConfig, number: int) -> None:
     from firm.bench.scores import ScoreFile  # imports scipy
-    from firm.curation.sources import Files, count, no_candidates  # imports torch
+    from firm.curation.sources import Files, count, no_candidates, no_kept_policy  # imports torch
 
     for i, source in enumerate(config.curation.sources):
         key = f"curation.sources.{i}"
         if isinstance(source, GeneratedSource):
-            _check_policy(source.policy, f"{key}.policy")
+            if source.policy != "kept":
+                _check_policy(source.policy, f"{key}.policy")
+            elif number == 1:
+                raise no_kept_policy(f"{key}.policy")
         elif isinstance(source, FunctionSource):
             load_object(source.function, f"{key}.function")
         elif isinstance(source, FilesSource):

@@ -14,15 +14,16 @@ from contextlib import suppress
 from typing import Any
 
 PROGRESS_FILE = "FIRM_PROGRESS_FILE"
+ROUND = "FIRM_ROUND"
 LINE_EVERY_S = 10.0
 EVENT_EVERY_S = 0.5
 
 
 def emit(**event: Any) -> None:
-    """Append one event to the run's progress file, if there is one. One write per line: lines never interleave."""
+    """Append one event of this round to the run's progress file, if there is one; lines never interleave."""
     if path := os.environ.get(PROGRESS_FILE):
         with suppress(OSError), open(path, "a") as file:  # a full disk is reported by the code that needs it
-            file.write(json.dumps({"time": time.time(), **event}) + "\n")
+            file.write(json.dumps({"time": time.time(), "round": int(os.environ.get(ROUND, "1")), **event}) + "\n")
 
 
 class Task:

@@ -1,7 +1,6 @@
 """Records that travel between stages, and the one error class meant for people.
 
-Everything here is plain data: pydantic models without behaviour beyond validation. This module imports
-neither firm nor torch nor pyarrow, so every layer may use it.
+Plain data: pydantic models without behaviour beyond validation. This module imports neither firm nor torch.
 """
 
 from __future__ import annotations
@@ -59,6 +58,7 @@ class Judgement(Record):
         distribution: Probabilities of the scores 1..5 where the judge exposes them (sums to 1).
         rationale: The judge's explanation.
         parts: Sub-scores, where the rubric asks for several; the lowest is the score.
+        invalid_samples: How many of several samples of the question failed and were left out.
     """
 
     kind: Literal["judgement"] = "judgement"
@@ -66,6 +66,7 @@ class Judgement(Record):
     distribution: tuple[float, float, float, float, float] | None = None
     rationale: str = ""
     parts: tuple[int, ...] = ()
+    invalid_samples: int = 0
 
     @model_validator(mode="after")
     def _distribution_sums_to_one(self) -> Judgement:
@@ -187,15 +188,6 @@ class Example(Record):
     images: list[bytes]
 
 
-Whose = Literal["people", "teacher"]
-SCORES_OF = {
-    "people": "people's scores",
-    "teacher": "the teacher's scores",
-    "both": "people's and the teacher's scores",
-}
-"""Whose scores a judge is compared with, in words."""
-
-
 SampledPolicy = Literal["base", "final", "guided"]
 """The base and the final policy under the same settings; the base with guidance, as users sample it."""
 
@@ -254,12 +246,14 @@ class Stage(Record):
         sections: Keys of the configuration; ``critic.rubrics`` is a part of a section.
         reads: Input -> start of the paths that it reads, where that is not all of them.
         worker: Module that torchrun starts, of a stage that launches a job.
+        compares: Whether it is the same in all rounds, seeds included.
     """
 
     name: str
     sections: tuple[str, ...]
     reads: dict[str, str] = {}
     worker: str | None = None
+    compares: bool = False
 
 
 # ---- artifacts --------------------------------------------------------------------------------------------------

@@ -10,22 +10,23 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from functools import reduce
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from firm import __version__, lifeline
 from firm.config import RunConfig, fingerprint
 from firm.config.launch import for_pod
-from firm.config.loading import parse_config
+from firm.config.loading import of_round, parse_config
 from firm.config.section import NamedFile, Section
 from firm.critics.rubrics import check_rubrics, load_rubric
 from firm.locate import model_path
-from firm.progress import emit
+from firm.progress import ROUND, emit
 from firm.records import ArtifactRef, Stage, Summary, UserError
 from firm.storage.artifacts import TIMING, WORK, Output
 from firm.storage.digests import content_hash
@@ -48,38 +49,39 @@ class Run(Protocol):
 def execute(
     stage: str,
     config: Mapping[str, Any],
-    inputs: Mapping[str, str],
+    inputs: Mapping[str, str | None],
     output: str,
     log_metric: Callable[[str, float], None] | None = None,
     copies: Mapping[str, str] | None = None,
     log_matrix: Callable[[list[str], list[list[int]]], None] | None = None,
     pod: Mapping[str, Any] | None = None,
+    number: int = 1,
 ) -> None:
     """Run ``firm.<stage>.run`` unless its artifact exists already. Body of every pipeline component.
 
     Args:
         stage: Package of the stage, such as "curation".
         config: The run's configuration as plain JSON.
-        inputs: Name -> pointer file of each input artifact.
+        inputs: Name -> pointer file of each input artifact, None for one that there is not.
         output: Where to write the pointer file of this stage's artifact.
         log_metric: Called with each headline number, for the KFP UI.
         copies: File of the artifact -> path to copy it to, for the KFP UI.
         log_matrix: Called with the categories and counts of the stage's confusion matrix, for the KFP UI.
         pod: Resources and scheduling requested of KFP, for the pods of the stage's job (`kfp.dsl.TaskConfig`).
+        number: The round, counted from 1.
 
     Raises:
         SystemExit: With code 1 or 2 after a message for people; nothing already written is lost.
     """
     lifeline.exit_with_parent()
+    os.environ[ROUND] = str(number)
     emit(stage=stage, state="started")
     try:
-        run = parse_config(config)
-        check_rubrics(run)
-        run = run.model_copy(update={"launch": for_pod(run.launch, pod or {})})
-        folder, state = _execute(stage, run, inputs, Path(output))
+        run = _config(stage, config, number, pod or {})
+        folder, state = _execute(_module(stage), run, inputs, Path(output))
         summary = read_summary(folder)
         for name, path in (copies or {}).items():
-            Path(path).write_bytes((folder / name).read_bytes())
+            shutil.copyfile(folder / name, path)
     except (UserError, OSError) as problem:
         error = disk_error(problem, problem.filename or output) if isinstance(problem, OSError) else problem
         emit(stage=stage, state="failed", message=str(error), exit_code=error.exit_code)
@@ -88,25 +90,40 @@ def execute(
     except Exception:
         emit(stage=stage, state="failed", message=traceback.format_exc(limit=-3), exit_code=1)
         raise
-    for name, value in summary.metrics.items():
-        if log_metric:
+    if log_metric:
+        for name, value in summary.metrics.items():
             log_metric(name, value)
     if log_matrix and summary.confusion:
         log_matrix(summary.confusion.categories, summary.confusion.counts)
     emit(stage=stage, state=state, metrics=summary.metrics)
 
 
-def _execute(name: str, config: RunConfig, inputs: Mapping[str, str], output: Path) -> tuple[Path, str]:
-    """Make or find the artifact; returns its local folder and "finished" or "reused"."""
-    module: Run = importlib.import_module(f"firm.{name}.run")
+def _module(stage: str) -> Run:
+    module: Run = importlib.import_module(f"firm.{stage}.run")
+    return module
+
+
+def _config(stage: str, plain: Mapping[str, Any], number: int, pod: Mapping[str, Any]) -> RunConfig:
+    """The configuration of a stage in a round, with what was requested of KFP for the pods of a job."""
+    config = parse_config(plain)
+    if not _module(stage).STAGE.compares:
+        config = of_round(config, number)
+    check_rubrics(config)
+    return config.model_copy(update={"launch": for_pod(config.launch, pod)})
+
+
+def _execute(
+    module: Run, config: RunConfig, inputs: Mapping[str, str | None], output: Path
+) -> tuple[Path, Literal["finished", "reused"]]:
+    """Make or find the artifact of a stage; returns its local folder and which of the two it was."""
     stage = module.STAGE
     launches = stage.worker is not None
-    refs = {source: read_ref(Path(path)) for source, path in inputs.items()}
+    refs = {name: read_ref(Path(path)) for name, path in inputs.items() if path}
     key = stage_key(stage, config, refs)
     if "KFP_POD_NAME" in os.environ and "://" not in config.store:
         fix = "set it to s3://bucket/prefix, as the preset gen-shapes-kind does"
         raise UserError("steps on a cluster do not share a folder", f"store: {config.store}", fix, usage=True)
-    uri = f"{config.store.rstrip('/')}/{config.name}/{name}-{key[:12]}"
+    uri = f"{config.store.rstrip('/')}/{config.name}/{stage.name}-{key[:12]}"
     out = Output.open(uri, small_only=launches)
     if out.manifest() is not None:
         out.discard(WORK)
@@ -117,7 +134,7 @@ def _execute(name: str, config: RunConfig, inputs: Mapping[str, str], output: Pa
     with atomic_write(out.folder / SUMMARY) as file:
         file.write(summary.model_dump_json(indent=1).encode())
     hashes = {source: ref.sha256 for source, ref in refs.items()}
-    ref = out.commit(name, key, hashes, {"version": __version__}, out.files())
+    ref = out.commit(stage.name, key, hashes, {"version": __version__}, out.files())
     seconds = round(time.monotonic() - start, 1)
     open_store(uri).put(TIMING, json.dumps({"seconds": seconds}).encode())
     out.discard(WORK)

@@ -11,10 +11,9 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
 from scipy.stats import rankdata
 
-from firm.bootstrap import Floats, arrays_of, interval, labels_of, mean_ci, ratio
+from firm.intervals import Floats, arrays_of, interval, labels_of, mean_ci, ratio
 
 
 def nearest_score(predicted: ArrayLike) -> NDArray[np.int64]:
@@ -171,28 +170,6 @@ def skill_ci(
         return 1 - ratio(weights @ e, _constant_errors(weights, r).min(axis=-1))
 
     return interval(skill, (e, r), num_resamples, seed, 0.95, clusters)
-
-
-def paired_interval(differences: ArrayLike, clusters: Sequence[Hashable], error: float) -> tuple[float, float] | None:
-    """Student's interval of the mean of paired differences, which holds far out in the tails, where resampling cannot.
-
-    Args:
-        differences: After minus before [N]; NaN where either failed, which leaves the pair out.
-        clusters: What each pair belongs to, such as its prompt (N): differences are averaged within it first.
-        error: Chance that the mean lies below the lower end, and that it lies above the upper one, in (0, 0.5).
-
-    Returns:
-        The lower and upper end. None with so few clusters that this could not be told even if all had the same sign.
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    labels = labels_of(clusters, values.size)
-    valid = np.isfinite(values)
-    counts = np.bincount(labels[valid])
-    means = np.bincount(labels[valid], values[valid])[counts > 0] / counts[counts > 0]
-    if means.size < 2 or 0.5**means.size > error:
-        return None
-    half = float(-stdtrit(means.size - 1, error) * means.std(ddof=1) / np.sqrt(means.size))
-    return float(means.mean()) - half, float(means.mean()) + half
 
 
 def pairwise_ci(

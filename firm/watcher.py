@@ -41,11 +41,18 @@ class StageState:
 class Watcher:
     """Follows a progress file in a thread and shows the run on ``stream``."""
 
-    def __init__(self, path: Path, stages: Sequence[str], expected_s: Mapping[str, float], stream: TextIO) -> None:
-        """Watch ``path`` (created empty) for events of ``stages``."""
+    def __init__(
+        self, path: Path, stages: Sequence[str], expected_s: Mapping[str, float], stream: TextIO, rounds: int = 1
+    ) -> None:
+        """Watch ``path`` (created empty) for events of ``stages``, which run ``rounds`` times."""
         self.path = path
         self.stream = stream
-        self.stages = {name: StageState(expected_s.get(name)) for name in stages}
+        self.rounds = rounds
+        self.stages = {
+            self._name(name, number): StageState(expected_s.get(name))
+            for number in range(1, rounds + 1)
+            for name in stages
+        }
         self.failure: dict[str, Any] | None = None
         self._stop = threading.Event()
         self._offset = 0
@@ -67,6 +74,9 @@ class Watcher:
         """Seconds left of the whole run; None when a stage's time is unknown."""
         known = [state.left_s for state in self.stages.values()]
         return None if None in known else sum(s for s in known if s is not None)
+
+    def _name(self, stage: str, number: int) -> str:
+        return stage if self.rounds == 1 else f"{stage} {number}"
 
     def _follow(self) -> None:
         if self.stream.isatty():
@@ -90,6 +100,7 @@ class Watcher:
         self._offset += len(complete.encode())
         events = [json.loads(line) for line in complete.splitlines()]
         for event in events:
+            event["stage"] = self._name(event["stage"], event.get("round", 1))
             self._apply(event)
         return events
 
@@ -126,7 +137,14 @@ class Watcher:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False)
-        for column, width in (("stage", 9), ("", 1), ("progress", 20), ("time", 6), ("left", 6), ("", None)):
+        for column, width in (
+            ("stage", 9 if self.rounds == 1 else 11),
+            ("", 1),
+            ("progress", 20),
+            ("time", 6),
+            ("left", 6),
+            ("", None),
+        ):
             table.add_column(column, overflow="ellipsis", no_wrap=True, min_width=width)
         marks = {"waiting": "·", "started": "▶", "finished": "✔", "reused": "✔", "failed": "✘"}
         for name, state in self.stages.items():

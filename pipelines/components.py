@@ -1,7 +1,7 @@
 """One component per stage: an import and one call.
 
 Every artifact that travels is a small pointer file (docs/decisions/0002); ``metrics`` and ``page`` are what the KFP UI
-shows.
+shows. ``round`` counts from 1; further rounds are given what the last one has left.
 """
 
 from kfp import dsl
@@ -25,10 +25,17 @@ launches = dsl.component(
 
 
 @runs_model
-def curation(config: dict, data: dsl.Output[dsl.Dataset], metrics: dsl.Output[dsl.Metrics]) -> None:  # noqa: D103
+def curation(  # noqa: D103
+    config: dict,
+    data: dsl.Output[dsl.Dataset],
+    metrics: dsl.Output[dsl.Metrics],
+    round: int = 1,
+    last_policy: dsl.Input[dsl.Model] | None = None,
+) -> None:
     from firm.stage import execute
 
-    execute("curation", config, {}, data.path, metrics.log_metric)
+    inputs = {"last_policy": last_policy and last_policy.path}
+    execute("curation", config, inputs, data.path, metrics.log_metric, number=round)
 
 
 @launches
@@ -38,10 +45,13 @@ def sft(  # noqa: D103
     critic: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     task_config: dsl.TaskConfig,
+    round: int = 1,
+    last_critic: dsl.Input[dsl.Model] | None = None,
 ) -> None:
     from firm.stage import execute
 
-    execute("sft", config, {"data": data.path}, critic.path, metrics.log_metric, pod=vars(task_config))
+    inputs = {"data": data.path, "last_critic": last_critic and last_critic.path}
+    execute("sft", config, inputs, critic.path, metrics.log_metric, pod=vars(task_config), number=round)
 
 
 @runs_model
@@ -52,18 +62,23 @@ def bench(  # noqa: D103
     agreement: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
+    round: int = 1,
+    last_policy: dsl.Input[dsl.Model] | None = None,
 ) -> None:
     from firm.stage import execute
 
-    inputs = {"data": data.path, "critic": critic.path}
-    execute("bench", config, inputs, agreement.path, metrics.log_metric, log_matrix=confusion.log_confusion_matrix)
+    inputs = {"data": data.path, "critic": critic.path, "last_policy": last_policy and last_policy.path}
+    matrix = confusion.log_confusion_matrix
+    execute("bench", config, inputs, agreement.path, metrics.log_metric, log_matrix=matrix, number=round)
 
 
 @runs_numbers
-def gate(config: dict, agreement: dsl.Input[dsl.Artifact], verdict: dsl.Output[dsl.Artifact]) -> None:  # noqa: D103
+def gate(  # noqa: D103
+    config: dict, agreement: dsl.Input[dsl.Artifact], verdict: dsl.Output[dsl.Artifact], round: int = 1
+) -> None:
     from firm.stage import execute
 
-    execute("gate", config, {"bench": agreement.path}, verdict.path)
+    execute("gate", config, {"bench": agreement.path}, verdict.path, number=round)
 
 
 @launches
@@ -74,11 +89,13 @@ def rl(  # noqa: D103
     policy: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     task_config: dsl.TaskConfig,
+    round: int = 1,
+    last_policy: dsl.Input[dsl.Model] | None = None,
 ) -> None:
     from firm.stage import execute
 
-    inputs = {"critic": critic.path, "verdict": verdict.path}
-    execute("rl", config, inputs, policy.path, metrics.log_metric, pod=vars(task_config))
+    inputs = {"critic": critic.path, "verdict": verdict.path, "last_policy": last_policy and last_policy.path}
+    execute("rl", config, inputs, policy.path, metrics.log_metric, pod=vars(task_config), number=round)
 
 
 @runs_model
@@ -88,10 +105,12 @@ def evaluate(  # noqa: D103
     policy: dsl.Input[dsl.Model],
     samples: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
+    round: int = 1,
 ) -> None:
     from firm.stage import execute
 
-    execute("evaluate", config, {"critic": critic.path, "policy": policy.path}, samples.path, metrics.log_metric)
+    inputs = {"critic": critic.path, "policy": policy.path}
+    execute("evaluate", config, inputs, samples.path, metrics.log_metric, number=round)
 
 
 @runs_numbers
@@ -105,6 +124,8 @@ def report(  # noqa: D103
     samples: dsl.Input[dsl.Dataset],
     summary: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
+    round: int = 1,
+    last_report: dsl.Input[dsl.Artifact] | None = None,
 ) -> None:
     from firm.stage import execute
 
@@ -115,5 +136,6 @@ def report(  # noqa: D103
         "verdict": verdict.path,
         "policy": policy.path,
         "samples": samples.path,
+        "last_report": last_report and last_report.path,
     }
-    execute("report", config, inputs, summary.path, copies={"report.html": page.path})
+    execute("report", config, inputs, summary.path, copies={"report.html": page.path}, number=round)

@@ -3,22 +3,27 @@
     kfp dsl compile --py pipelines/full.py --output full.yaml
     kfp run create -e firm -f full.yaml config="$(firm config show gen-sd35 --json)"
 
-On a laptop: ``firm run gen-shapes``.
+On a laptop: ``firm run gen-shapes``. Pipelines of several rounds are in `pipelines.rounds`.
 """
 
+from typing import Any
+
 from kfp import dsl
+from kfp.dsl.base_component import BaseComponent
 
 from pipelines import components
 from pipelines.cluster import model_step, small_step, step
 
+Round = dict[str, Any]
+"""What a round leaves to the next one: outputs by the name of the component's input, and its last task."""
 
-@dsl.pipeline(name="firm", description="FIRM: curate, train a critic, prove it, let it steer RL, evaluate, report")
-def full(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
-    """Run FIRM as one configuration (preset plus overrides) describes it.
+
+def one_round(config: dict, gpus: str, memory: str, number: int, last: Round) -> Round:
+    """The stages of one round.
 
     1. curation    prompts and images become scored examples (paper section 3.2)
     2. sft         a critic learns to judge from them (section 4)
-    3. bench       it is measured on held-out scores, the teacher's (section 3.3 has human ones)
+    3. bench       it is measured on held-out scores, the teacher's or people's (section 3.3)
     4. gate        only a trusted critic passes
     5. rl          DiffusionNFT with the base-and-bonus reward (section 3.4), watched by the auditor
     6. evaluate    held-out prompts before and after, with the same seeds (section 5)
@@ -27,28 +32,64 @@ def full(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
     Args:
         config: The run, as JSON.
         gpus: GPUs of each step that runs a model itself (curation, bench, evaluate); jobs have `config.launch.gpus`.
-            Text (on the command line: gpus='"1"'), because KFP 2.17's driver silently ignores numbers.
         memory: Memory of each of these steps.
+        number: The round, counted from 1.
+        last: What the last round has left; empty in the first.
     """
-    curated = model_step(components.curation(config=config), "curation", gpus, memory, cached=True)
+
+    def given(*names: str) -> dict:
+        return {"config": config, "round": number} | {name: last[name] for name in names if name in last}
+
+    curated = model_step(components.curation(**given("last_policy")), "curation", gpus, memory, cached=True)
+    if last:
+        curated.after(last["end"])  # a round ends with its measurement
     data = curated.outputs["data"]
 
-    trained = step(components.sft(config=config, data=data), "sft")
+    trained = step(components.sft(data=data, **given("last_critic")), "sft")
     critic = trained.outputs["critic"]
 
-    measured = model_step(components.bench(config=config, data=data, critic=critic), "bench", gpus, memory, cached=True)
-    agreement = measured.outputs["agreement"]
+    measured = components.bench(data=data, critic=critic, **given("last_policy"))
+    agreement = model_step(measured, "bench", gpus, memory, cached=True).outputs["agreement"]
 
-    trusted = small_step(components.gate(config=config, agreement=agreement), "gate", retries=0)
+    trusted = small_step(components.gate(agreement=agreement, **given()), "gate", retries=0)
     verdict = trusted.outputs["verdict"]
 
-    steered = step(components.rl(config=config, critic=critic, verdict=verdict), "rl")
+    steered = step(components.rl(critic=critic, verdict=verdict, **given("last_policy")), "rl")
     policy = steered.outputs["policy"]
 
-    evaluated = components.evaluate(config=config, critic=critic, policy=policy)
+    evaluated = components.evaluate(critic=critic, policy=policy, **given())
     samples = model_step(evaluated, "evaluate", gpus, memory).outputs["samples"]
 
     page = components.report(
-        config=config, data=data, critic=critic, agreement=agreement, verdict=verdict, policy=policy, samples=samples
+        data=data, critic=critic, agreement=agreement, verdict=verdict, policy=policy, samples=samples,
+        **given("last_report"),
+    )  # fmt: skip
+    end = small_step(page, "report")
+    return {"last_policy": policy, "last_critic": critic, "last_report": end.outputs["summary"], "end": end}
+
+
+def pipeline_of(rounds: int) -> BaseComponent:
+    """The pipeline of a run with so many rounds, each the same stages from the last one's policy and critic."""
+
+    @dsl.pipeline(
+        name="firm" if rounds == 1 else f"firm-{rounds}-rounds",
+        description="FIRM: curate, train a critic, prove it, let it steer RL, evaluate, report",
     )
-    small_step(page, "report")
+    def firm(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
+        """Run FIRM as one configuration (preset plus overrides) describes it.
+
+        Args:
+            config: The run, as JSON.
+            gpus: GPUs of each step that runs a model itself (curation, bench, evaluate); jobs have
+                `config.launch.gpus`. Text (on the command line: gpus='"1"'), because KFP 2.17's driver silently
+                ignores numbers.
+            memory: Memory of each of these steps.
+        """
+        last: Round = {}
+        for number in range(1, rounds + 1):
+            last = one_round(config, gpus, memory, number, last)
+
+    return firm
+
+
+full = pipeline_of(1)

@@ -29,7 +29,7 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
     """
     from kfp import local
 
-    from pipelines.full import full
+    from pipelines.full import pipeline_of
 
     log = folder / "run.log"
     kfp_root = folder / "kfp"
@@ -40,17 +40,17 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
     warnings.filterwarnings("ignore", module="kfp")
-    watcher = Watcher(
-        folder / "progress.jsonl", STAGES, {str(stage): s for stage, s in config.expected_s.items()}, sys.stdout
-    )
+    expected = {str(stage): s for stage, s in config.expected_s.items()}
+    watcher = Watcher(folder / "progress.jsonl", STAGES, expected, sys.stdout, config.rounds)
     failed = ""
     try:
         with watcher, _output_to(log):
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(kfp_root))
-            for task in full.pipeline_spec.root.dag.tasks.values():
+            pipeline = pipeline_of(config.rounds)
+            for task in pipeline.pipeline_spec.root.dag.tasks.values():
                 # Retries are for lost pods; here a failure is shown immediately and the user resumes.
                 task.ClearField("retry_policy")
-            full(config=config.model_dump(mode="json", exclude_none=True))  # KFP has no null
+            pipeline(config=config.model_dump(mode="json", exclude_none=True))  # KFP has no null
     except RuntimeError as error:
         failed = str(error)
     except OSError as error:  # the log is on the disk that the stages have filled
@@ -58,7 +58,7 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
             raise disk_error(error, error.filename or folder) from error
     if failed or watcher.failure:
         raise _failure(watcher, failed, log)
-    newest = max(kfp_root.glob("firm-*/report/page"), key=lambda p: p.stat().st_mtime)
+    newest = max(kfp_root.glob("firm-*/report*/page"), key=lambda p: p.stat().st_mtime)
     page = folder / "report.html"
     page.write_bytes(newest.read_bytes())
     return page

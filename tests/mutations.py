@@ -21,7 +21,9 @@ RL = ("tests/unit/rl", "tests/property/test_nft.py")
 TRAINER = (*RL, "tests/training/test_rl_learns.py::test_the_old_policy_follows_after_the_epoch", AUDITED, FRESH)
 PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one",)
 POLICIES = ("tests/unit/policies",)
-CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py")
+CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
+SERVED = ("tests/integration/test_critic_server.py",)
+CHAT = ("tests/unit/chat",)
 CURATION = ("tests/unit/curation", "tests/property/test_balance.py")
 BENCH = ("tests/unit/bench", "tests/unit/test_stats.py")
 CONFIG = ("tests/unit/config",)
@@ -63,17 +65,20 @@ FAULTS = [
     Fault("firm/rl/auditor.py", 'candidates[epoch], "report"', 'candidates[epoch], "choice"', RL),
     Fault("firm/rl/train.py", '0: "reference"}', '0: "ema"}', TRAINER),
     Fault("firm/rl/audit.py", "interval[1] >= 0", "interval[0] >= 0", RL),
-    Fault("firm/rl/audit.py", "(looks * len(earlier) * len(measures))", "1", RL),
+    Fault("firm/rl/audit.py", "(whole * looks * len(earlier) * len(measures))", "1", RL),
     Fault("firm/rl/audit.py", '"critic", measure)) <= ', '"critic", measure)) >= ', RL),
     Fault("firm/rl/audit.py", '"auditor", REWARD)) <= 0:', '"auditor", REWARD)) <= 9:', RL),
     Fault("firm/rl/audit.py", "(REWARD, *config.reward.dimensions)", "(REWARD,)", RL),
     Fault("firm/rl/audit.py", '[audit], "auditor", REWARD)) > 0', '[audit], "critic", REWARD)) > 0', RL),
     Fault("firm/rl/run.py", 'a.sample == "report"', 'a.sample == "choice"', RL),
-    Fault("firm/stats.py", "labels = _labels(clusters, values.size)", "labels = _labels(None, values.size)", BENCH),
+    Fault("firm/intervals.py", "labels_of(clusters, values.size)", "labels_of(None, values.size)", BENCH),
     Fault(
-        "firm/stats.py", "valid = np.isfinite(values)", "valid = np.isfinite(values := np.nan_to_num(values))", BENCH
+        "firm/intervals.py",
+        "valid = np.isfinite(values)",
+        "valid = np.isfinite(values := np.nan_to_num(values))",
+        BENCH,
     ),
-    Fault("firm/stats.py", " or 0.5**means.size > error", "", BENCH),
+    Fault("firm/intervals.py", " or 0.5**means.size > error", "", BENCH),
     Fault(
         "firm/rl/nft.py",
         "old_error - move), _self_normalised(old_error + move)",
@@ -112,7 +117,34 @@ FAULTS = [
         (*CRITICS, "tests/training/test_sft_learns.py"),
     ),
     Fault("firm/critics/local.py", "return rows[0][:length], ids", "return rows[0][:length], ids[::-1]", CRITICS),
-    Fault("firm/critics/local.py", "at_least[1:]", "at_least[:-1]", CRITICS),
+    Fault("firm/critics/local.py", "scores / self._temperature", "scores", CRITICS),
+    Fault("firm/critics/local.py", "logprobs = scores.log_softmax", "logprobs = chosen.log_softmax", CRITICS),
+    Fault("firm/critics/local.py", "question_seed(sample, text", "question_seed(0, text", CRITICS),
+    Fault("firm/critics/local.py", 'seed_for(seed, "answer", text, *digests)', "seed", CRITICS),
+    Fault("firm/critics/soft.py", "at_least[1:]", "at_least[:-1]", CRITICS),
+    Fault("firm/critics/soft.py", 'whole.rfind("</think>") + 1', "0", CRITICS),
+    Fault("firm/critics/soft.py", "tuple(int(text[at]) for at in verdict) !=", "() ==", CRITICS),
+    Fault("firm/critics/soft.py", "MIN_MASS <= total", "0 < total", CRITICS),
+    Fault("firm/critics/soft.py", "<= 1.01", "< math.inf", CRITICS),
+    Fault("firm/critics/soft.py", "m / total for m in", "m for m in", CRITICS),
+    Fault("firm/critics/soft.py", "mass[score] += ", "mass[score] = ", CRITICS),
+    Fault("firm/critics/soft.py", "len(failed) > len(valid)", "not valid", CRITICS),
+    Fault(
+        "firm/critics/soft.py", "sum(column) / len(valid) for column", "sum(column) / len(samples) for column", CRITICS
+    ),
+    Fault("firm/critics/soft.py", "(-counts[s], abs(s - mean), s)", "(-counts[s], s)", CRITICS),
+    Fault("firm/critics/judge.py", "attempt * self._num_samples + sample", "attempt", CRITICS),
+    Fault("firm/critics/judge.py", "attempt * self._num_samples + sample", "attempt + sample", CRITICS),
+    Fault("firm/critics/load.py", '"temperature": config.temperature', '"temperature": 0.0', SERVED),
+    Fault("firm/critics/serve.py", "zip(SCORES, probabilities", "zip(SCORES[::-1], probabilities", SERVED),
+    Fault("firm/chat/client.py", "if self._config.logprobs:", "if False:", SERVED),
+    Fault(
+        "firm/chat/journal.py",
+        "t if any(map(str.isdigit, t.text)) else (t.text, t.logprob)",
+        "(t.text, t.logprob)",
+        CHAT,
+    ),
+    Fault("firm/config/run.py", "self.wants_distributions and not self.critic.gives_distributions", "False", CONFIG),
     Fault("firm/critics/answers.py", "for position in reversed(digits)", "for position in digits", CRITICS),
     Fault("firm/critics/answers.py", "_RATING_LINE if truncated else _RATING", "_RATING", CRITICS),
     Fault(
@@ -137,12 +169,52 @@ FAULTS = [
         "question(template, judged.prompt) + str(judged.material)",
         CURATION,
     ),
-    Fault("firm/bench/agreement.py", "max(row.example.human - 1, 5 - row.example.human)", "0", BENCH),
-    Fault("firm/bench/gate.py", "value <= rule.at_most", "value >= rule.at_most", BENCH),
-    Fault("firm/stats.py", "counts[:, labels]", "counts[:, labels * 0]", BENCH),
+    Fault("firm/critics/agreement.py", "max(reference - 1, 5 - reference)", "0", BENCH),
+    Fault(
+        "firm/critics/agreement.py",
+        "soft, reference, prompts, num_bootstrap",
+        "soft, predicted, prompts, num_bootstrap",
+        BENCH,
+    ),
+    Fault("firm/config/bench.py", "value <= self.at_most", "value >= self.at_most", BENCH),
+    Fault("firm/bench/gate.py", "if rule.dimension else dimensions", "if rule.dimension else dimensions[:1]", BENCH),
+    Fault("firm/bench/items.py", "if isinstance(o, Judgement)", "", BENCH),
+    Fault("firm/bench/run.py", "indices)[done:]", "indices)", BENCH),
+    Fault("firm/bench/run.py", 'load_prompts(config.prompts, "test")', 'load_prompts(config.prompts, "train")', BENCH),
+    Fault("firm/bench/scores.py", "(total - score) / (len(scores) - 1)", "total / len(scores)", BENCH),
+    Fault("firm/bench/scores.py", "clusters.append((rater, prompt))", "clusters.append((0, prompt))", BENCH),
+    Fault("firm/intervals.py", "counts[:, labels]", "counts[:, labels * 0]", BENCH),
+    Fault(
+        "firm/stats.py", "_constant_errors(weights, r).min(axis=-1)", "_constant_errors(weights, r).max(axis=-1)", BENCH
+    ),
+    Fault("firm/stats.py", "alike.sum() / 4 + pairs / 2", "np.maximum(alike, 0).sum() / 2", BENCH),
+    Fault("firm/config/bench.py", "self.at_least > 0.5", "self.at_least >= 0", CONFIG),
+    Fault("firm/config/bench.py", "if rule.source in self.policy_sources", "", CONFIG),
+    Fault("firm/config/bench.py", "self.dimension not in (None, dimension)", "False", CONFIG),
+    Fault("firm/config/run.py", "if gap not in accepted", "if False", CONFIG),
     Fault("firm/rewards.py", "base * bracket", "bracket", ("tests/unit/test_rewards.py",)),
     Fault("firm/rewards.py", "(score - 1) / 4", "score / 5", ("tests/unit/test_rewards.py",)),
     Fault("firm/evaluate/held_out.py", "f - b for b, f in pairs", "b - f for b, f in pairs", ("tests/unit/evaluate",)),
+    Fault("firm/evaluate/held_out.py", "source=sample.policy", 'source="final"', ("tests/unit/evaluate",)),
+    Fault("firm/report/headlines.py", "not rule.holds(row[rule.metric])", "not row", ("tests/unit/report",)),
+    Fault("firm/config/bench.py", "value >= self.at_least", "value <= self.at_least", BENCH),
+    # rounds
+    Fault("firm/config/loading.py", '"seed": seed, ', "", CONFIG),
+    Fault("firm/stage.py", "if not _module(stage).STAGE.compares", "if True", ("tests/unit/test_stage_key.py",)),
+    Fault(
+        "firm/rl/train.py",
+        'start / "policy" if start else None',
+        "None",
+        ("tests/training/test_rl_learns.py::test_a_further_round_starts_from_the_kept_policy",),
+    ),
+    Fault(
+        "firm/sft/train.py",
+        'last / "critic" if last else None',
+        "None",
+        ("tests/training/test_sft_learns.py::test_a_further_round_goes_on_from_the_last_critic",),
+    ),
+    Fault("firm/bench/run.py", 'load_policy(last / "policy", device) if last else ', "", BENCH),
+    Fault("firm/policies/policy.py", "            self._load(start)", "            pass", POLICIES),
     # planted critics
     Fault("tests/planted/critics.py", "[low + 1 - value, value - low]", "[value - low, low + 1 - value]", PLANTED),
     Fault("tests/planted/table.py", "accumulate(self.rewards, max)", "accumulate(self.rewards, min)", PLANTED),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from firm.bench.agreement import Agreement, Group
 from firm.config import Gate, Rule
-from firm.records import SCORES_OF, Check, Verdict
+from firm.config.bench import SCORES_OF
+from firm.critics.agreement import Agreement, Group
+from firm.records import Check, Verdict
 
 
 def judge_gate(gate: Gate, agreement: Agreement, dimensions: Sequence[str]) -> Verdict:
@@ -29,12 +30,7 @@ def _check(rule: Rule, dimension: str, agreement: Agreement) -> Check:
     value = group.metrics[rule.metric] if group else None
     if value is not None and not math.isfinite(value):
         value = None
-    passed = value is not None
-    # Written so that a bound that is not a number fails, too.
-    if value is not None and rule.at_least is not None:
-        passed = passed and value >= rule.at_least
-    if value is not None and rule.at_most is not None:
-        passed = passed and value <= rule.at_most
+    passed = rule.holds(value)
     bound = _bound(rule, value)
     message = _sentence(rule, dimension, value, bound, passed, group, agreement)
     return Check(

@@ -7,11 +7,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from firm.bench.agreement import Expected, Prediction
 from firm.config import CurationConfig
+from firm.config.bench import Whose
+from firm.critics.agreement import Expected, Prediction
 from firm.critics.judge import JudgeInput
 from firm.critics.labeller import find_labeller
-from firm.records import Assessment, Example, JudgedCandidate, Judgement, Prompt, Whose
+from firm.records import Assessment, Example, JudgedCandidate, Judgement, Prompt
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter
 
-from firm.bench.agreement import Agreement, Prediction, agreement
 from firm.bench.gate import judge_gate
 from firm.bench.items import Item, asked, of_examples, of_judged
 from firm.bench.scores import ScoreFile
 from firm.chat.client import open_chat
 from firm.chat.journal import Journal
 from firm.config import PolicySource, RunConfig
+from firm.critics.agreement import Agreement, Prediction, agreement
 from firm.critics.judge import Judge
 from firm.critics.labeller import open_labeller
 from firm.critics.load import load_critic, open_judge
@@ -25,7 +27,7 @@ from firm.policies.generate import draw, equally_often
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
 from firm.prompts import Splits, load_prompts
-from firm.records import Candidate, Example, JudgedCandidate, Stage, Summary
+from firm.records import Assessment, Candidate, Example, Invalid, JudgedCandidate, Record, Stage, Summary
 from firm.storage.artifacts import WORK, Output
 from firm.storage.shards import ShardWriter, iter_shards
 
@@ -41,6 +43,13 @@ JUDGED = "judged"
 VERDICT = "verdict.json"
 BATCH = 256
 _LINE = TypeAdapter(list[Prediction])
+R = TypeVar("R", bound=Record)
+
+
+class Assessed(Record):
+    """A `JudgedCandidate` without its image."""
+
+    assessment: Assessment
 
 
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
@@ -48,8 +57,8 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
     Args:
         config: The run.
-        inputs: ``critic``; ``data``, whose test examples are the first sources; ``policy``, if RL starts from a
-            trained one instead of ``config.policy``.
+        inputs: ``critic``; ``data``, whose test examples are the first sources; ``last_policy``, if RL starts from the
+            one that the last round kept.
         out: Gets ``critic.jsonl`` and ``auditor.jsonl``, a prediction a line, ``verdict.json``, and in ``judged`` the
             policy's images with the teacher's scores.
     """
@@ -61,8 +70,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
     def items() -> Iterator[Item]:
         yield from of_examples(iter_shards(inputs["data"] / "test", Example))
-        if any(source.kind == "policy" for source in bench.sources):
-            yield from of_judged(iter_shards(out.folder / JUDGED, JudgedCandidate), config.curation)
+        yield from of_judged(_judged(config, out, JudgedCandidate), config.curation)
         for file in files:
             yield from file.items()
 
@@ -75,6 +83,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     verdict = judge_gate(bench.gate, result, config.reward.dimensions)
     (out.folder / VERDICT).write_text(verdict.model_dump_json(indent=1))
     tables = {name: rows + audited.tables()[name] for name, rows in result.tables().items()}
+    tables["invalid"] += _failures(_judged(config, out, Assessed))
     return Summary(
         stage="bench",
         metrics={"trusted": float(verdict.trusted), **result.headline()},
@@ -98,7 +107,8 @@ def _judge_policy(config: RunConfig, inputs: Mapping[str, Path], out: Output, de
     if done == total:
         return
     task = Task("bench", "judging the policy's images", total, "images", done)
-    policy = load_policy(inputs["policy"] / "policy", device) if "policy" in inputs else Policy(config.policy, device)
+    last = inputs.get("last_policy")
+    policy = load_policy(last / "policy", device) if last else Policy(config.policy, device)
     with open_labeller(config.curation, out.folder / WORK) as labeller:
         for source in sources:
             for start in range(0, source.num_images, size):
@@ -112,6 +122,19 @@ def _judge_policy(config: RunConfig, inputs: Mapping[str, Path], out: Output, de
                 out.publish(*(f"{JUDGED}/{name}" for name in writer.write(labeller.label(candidates))))
                 task.advance(len(candidates))
     writer.close()
+
+
+def _judged(config: RunConfig, out: Output, model: type[R]) -> Iterator[R]:
+    """The policy's images, if a source asks for them."""
+    if any(source.kind == "policy" for source in config.bench.sources):
+        yield from iter_shards(out.folder / JUDGED, model)
+
+
+def _failures(judged: Iterable[Assessed]) -> list[dict[str, Any]]:
+    """Rows of how often the teacher failed on the policy's images, and why."""
+    outcomes = ((d, o) for j in judged for d, o in j.assessment.items())
+    failed = Counter((d, o.reason) for d, o in outcomes if isinstance(o, Invalid))
+    return [{"judge": "teacher", "dimension": d, "reason": why, "count": n} for (d, why), n in sorted(failed.items())]
 
 
 def _candidates(config: RunConfig, policy: Policy, source: PolicySource, indices: range) -> list[Candidate]:

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import httpx
 import tenacity
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from firm.chat.messages import Chat, ChatMessage, Reply, RequestFailed
+from firm.chat.messages import MAX_TOP_LOGPROBS, Chat, ChatMessage, Reply, RequestFailed, Token
 from firm.config import EndpointChat, PythonChat
 from firm.records import UserError
 
@@ -133,6 +134,8 @@ class EndpointClient:
         body |= {"max_tokens": max_tokens, "temperature": temperature}
         if seed is not None:
             body["seed"] = seed
+        if self._config.logprobs:
+            body |= {"logprobs": True, "top_logprobs": MAX_TOP_LOGPROBS}
         try:
             reply = _read_reply(self._send_until_deadline(json.dumps(body).encode()))
         except RequestFailed as error:
@@ -256,4 +259,28 @@ def _read_reply(content: bytes) -> Reply:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         detail = f"the answer is not a chat completion ({error!r}): {_excerpt(content)}"
         raise RequestFailed(detail, retryable=True) from error
-    return Reply(text or "", choice.get("finish_reason") == "length")
+    return Reply(text or "", choice.get("finish_reason") == "length", _read_tokens(choice.get("logprobs")))
+
+
+class _Likely(BaseModel):
+    """A token with its logprob; rounding may lift that of a certain one above 0."""
+
+    model_config = ConfigDict(strict=True)
+    token: str
+    logprob: Annotated[float, Field(le=1e-3, allow_inf_nan=False)]
+
+
+class _Written(_Likely):
+    top_logprobs: list[_Likely]
+
+
+_CONTENT = TypeAdapter(list[_Written])
+
+
+def _read_tokens(logprobs: Any) -> tuple[Token, ...]:
+    """Tokens of a choice's ``logprobs``; none where it is missing or any part of it is not of the protocol."""
+    try:
+        content = _CONTENT.validate_python(logprobs["content"])
+    except (ValidationError, LookupError, TypeError):
+        return ()
+    return tuple(Token(t.token, t.logprob, tuple((o.token, o.logprob) for o in t.top_logprobs)) for t in content)

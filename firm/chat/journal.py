@@ -9,19 +9,25 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from firm.chat.messages import Chat, ChatMessage, Reply
+from pydantic import TypeAdapter
+
+from firm.chat.messages import Chat, ChatMessage, Reply, Token
 from firm.records import UserError
 from firm.storage.files import disk_error
+
+_TOKENS = TypeAdapter(tuple[Token, ...])
 
 
 class Journal:
     """Wraps a `Chat` with an append-only JSONL file of answers.
 
-    A line holds the SHA-256 of a request (judge, messages and options), the answer and whether it was truncated; only
-    hashes and file offsets are kept in memory. Failed requests are not recorded. Each line reaches the operating system
-    before the answer is returned, so that ``kill -9`` loses at most requests in flight; a torn last line is dropped.
+    A line holds the SHA-256 of a request (judge, messages and options), the answer, whether it was truncated and its
+    tokens, if there are any; only hashes and file offsets are kept in memory. What might have stood in the place of a
+    token is kept for digits only: nobody reads the rest, which would make lines a hundred times longer. Failed requests
+    are not recorded. Each line reaches the operating system before the answer is returned, so that ``kill -9`` loses at
+    most requests in flight; a torn last line is dropped.
 
     Args:
         chat: Asked when the journal has no answer.
@@ -92,7 +98,9 @@ class Journal:
         return entry[1] if entry and entry[0] == key else None
 
     def _record(self, key: bytes, reply: Reply) -> Reply:
-        entry = {"request": key.hex(), "text": reply.text, "truncated": reply.truncated}
+        entry: dict[str, Any] = {"request": key.hex(), "text": reply.text, "truncated": reply.truncated}
+        if reply.tokens:
+            entry["tokens"] = [t if any(map(str.isdigit, t.text)) else (t.text, t.logprob) for t in reply.tokens]
         line = json.dumps(entry).encode() + b"\n"
         with self._lock:
             written = 0
@@ -110,8 +118,8 @@ def _parse(line: bytes) -> tuple[bytes, Reply] | None:
     """A line's request hash and reply; None if it is damaged, in which case the request is sent again."""
     try:
         entry = json.loads(line)
-        reply = Reply(entry["text"], entry["truncated"])
+        reply = Reply(entry["text"], entry["truncated"], _TOKENS.validate_python(entry.get("tokens", ())))
         key = bytes.fromhex(entry["request"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
     return (key, reply) if isinstance(reply.text, str) and isinstance(reply.truncated, bool) else None

@@ -5,20 +5,43 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 ChatMessage = Mapping[str, Any]
 IMAGE_MARK = "<image>"
 """Where an image stands in a text; a text without marks has its images in front."""
+MAX_TOP_LOGPROBS = 20
+"""How many tokens may be asked for in the place of each token of an answer: the protocol's limit, and vLLM's."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+class Token(NamedTuple):
+    """A token of an answer, and what else its author thought of writing in its place.
+
+    Attributes:
+        text: What it adds to the answer; empty for all but the last token of a character that takes several.
+        logprob: Natural logarithm of its probability, at most 0.
+        top: Text and logprob of the likeliest tokens in its place, itself included.
+    """
+
+    text: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
 class Reply:
-    """A judge's answer. ``truncated``: it ran out of tokens."""
+    """A judge's answer.
+
+    Attributes:
+        text: The answer.
+        truncated: It ran out of tokens.
+        tokens: Its tokens, where they were asked for; those of thoughts or of its end may be among them.
+    """
 
     text: str
     truncated: bool = False
+    tokens: tuple[Token, ...] = ()
 
 
 class RequestFailed(Exception):
@@ -31,7 +54,11 @@ class RequestFailed(Exception):
 
 
 class Chat(Protocol):
-    """Anything that answers chat messages. Implementations must allow concurrent calls from several threads."""
+    """Anything that answers chat messages. Implementations must allow concurrent calls from several threads.
+
+    One whose replies can have tokens says so by an attribute ``gives_logprobs = True``: `firm.chat.server` then calls
+    it with ``top_logprobs`` (0..20) where a request asks for logprobs.
+    """
 
     name: str
 

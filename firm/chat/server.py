@@ -27,7 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from firm.chat.messages import Chat, Reply, RequestFailed
+from firm.chat.messages import MAX_TOP_LOGPROBS, Chat, Reply, RequestFailed, Token
 from firm.records import UserError
 
 MAX_BODY_BYTES = 20 * 2**20
@@ -172,6 +172,8 @@ class ChatServer:
 
     def _answer(self, body: bytes) -> dict[str, Any]:
         messages, options = _parse(body, self._chat.name)
+        if "top_logprobs" in options and not getattr(self._chat, "gives_logprobs", False):
+            raise HTTPException(400, f"logprobs are not supported by the model {self._chat.name!r}")
         try:
             return _completion(self._chat.name, messages, self._chat.complete(messages, **options))
         except RequestFailed as error:
@@ -219,22 +221,50 @@ def _parse(body: bytes, model: str) -> tuple[list[dict[str, Any]], dict[str, Any
     messages = request.get("messages")
     if not isinstance(messages, list) or not messages:
         raise HTTPException(400, "messages must be a list of at least one message")
-    return messages, {"max_tokens": limit, "temperature": temperature, "seed": request.get("seed")}
+    seed = request.get("seed")
+    if type(seed) not in (int, type(None)):
+        raise HTTPException(400, f"seed must be a whole number, got {seed!r}")
+    return messages, {"max_tokens": limit, "temperature": temperature, "seed": seed, **_parse_logprobs(request)}
+
+
+def _parse_logprobs(request: dict[str, Any]) -> dict[str, int]:
+    """The option ``top_logprobs``, if the request asks for logprobs."""
+    wanted, top = request.get("logprobs"), request.get("top_logprobs")
+    if type(wanted) not in (bool, type(None)):
+        raise HTTPException(400, f"logprobs must be true or false, got {wanted!r}")
+    if top is not None and not wanted:
+        raise HTTPException(400, "top_logprobs may be set only where logprobs is true")
+    if top is not None and (type(top) is not int or not 0 <= top <= MAX_TOP_LOGPROBS):
+        raise HTTPException(400, f"top_logprobs must be a whole number from 0 to {MAX_TOP_LOGPROBS}, got {top!r}")
+    return {"top_logprobs": top or 0} if wanted else {}
 
 
 def _completion(model: str, messages: list[dict[str, Any]], reply: Reply) -> dict[str, Any]:
     # Roughly, at four characters a token: not every chat has a tokenizer, but clients budget by these numbers.
     asked = sum(len(str(part.get("text", ""))) for message in messages for part in _parts(message)) // 4
     answered = len(reply.text) // 4
-    message = {"role": "assistant", "content": reply.text}
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": reply.text},
+        "logprobs": {"content": [_token(token) for token in reply.tokens]} if reply.tokens else None,
+        "finish_reason": "length" if reply.truncated else "stop",
+    }
     return {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "object": "chat.completion",
         "created": int(time.time()),
         "model": model,
-        "choices": [{"index": 0, "message": message, "finish_reason": "length" if reply.truncated else "stop"}],
+        "choices": [choice],
         "usage": {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered},
     }
+
+
+def _token(token: Token) -> dict[str, Any]:
+    return {**_likely(token.text, token.logprob), "top_logprobs": [_likely(*likely) for likely in token.top]}
+
+
+def _likely(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode("utf-8", "surrogatepass"))}
 
 
 def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:

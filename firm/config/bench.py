@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from firm.config.section import NamedFile, Positive, Section
-from firm.records import SCORES, Whose
+from firm.records import SCORES
 
 METRICS = (
-    "n", "num_valid", "coverage", "mae", "mae_low", "mae_high", "mae_penalised", "macro_mae",
+    "n", "num_valid", "soft_share", "coverage", "mae", "mae_low", "mae_high", "mae_penalised", "macro_mae",
     "skill", "skill_low", "skill_high", "spearman", "spearman_low", "spearman_high",
     "pairwise", "pairwise_low", "pairwise_high", "num_pairs", "qwk", "exact", "within_1", "bias",
     "constant_score", "constant_mae", *(f"constant_{s}_mae" for s in SCORES),
 )  # fmt: skip
 """Names of the metrics of agreement, which the gate's rules use."""
+
+Whose = Literal["people", "teacher", "auditor"]
+SCORES_OF = {
+    "people": "people's scores",
+    "teacher": "the teacher's scores",
+    "auditor": "the auditor's scores",
+    "both": "people's and the teacher's scores",
+}
+"""Whose scores a judge is compared with, in words."""
 
 
 class PolicySource(Section):
@@ -77,6 +87,13 @@ class Rule(Section):
         if self.at_most is None and self.at_least is None:
             raise ValueError("a rule needs at_most or at_least")
         return self
+
+    def holds(self, value: float | None) -> bool:
+        """Whether a value of the metric keeps the rule; an undefined one does not."""
+        if value is None or not math.isfinite(value):
+            return False
+        # Written so that a bound that is not a number is not kept, either.
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
 
     def covers(self, what: str, dimension: str) -> bool:
         """Whether it demands skill (better than any constant) or pairwise accuracy (better than chance)."""

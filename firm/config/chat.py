@@ -28,6 +28,7 @@ class EndpointChat(Section):
     timeout_s: Positive = 120.0
     deadline_s: Positive = 600.0  # for one judgement, retries included
     concurrency: PositiveInt = 8
+    logprobs: bool = False  # ask for the likeliest tokens: a judge's scores have distributions then
 
 
 ChatConfig = Annotated[PythonChat | EndpointChat, Field(discriminator="kind")]

@@ -8,7 +8,13 @@ from typing import Literal
 from pydantic import PositiveInt, model_validator
 
 from firm.config.chat import EndpointChat
-from firm.config.section import NamedFile, NamedRubric, Section
+from firm.config.section import NamedFile, NamedRubric, Positive, Section
+
+
+class CriticEndpoint(EndpointChat):
+    """A served critic: unlike other judges it is asked for logprobs, as its scores become rewards."""
+
+    logprobs: bool = True
 
 
 class CriticConfig(Section):
@@ -20,12 +26,14 @@ class CriticConfig(Section):
     kind: Literal["trained", "endpoint"] = "trained"
     model: str = ""
     from_scratch: bool = False  # random weights from the model's config (tiny models only)
-    endpoint: EndpointChat | None = None
+    endpoint: CriticEndpoint | None = None
     answer_style: Literal["score_first", "reason_first"] = "reason_first"
     rubrics: dict[str, str]  # template names in firm/critics/templates
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_new_tokens: PositiveInt = 1024
     batch_size: PositiveInt = 8
+    num_samples: PositiveInt = 1  # answers to each question; several give a distribution by themselves
+    temperature: Positive = 1.0  # of several samples
 
     @model_validator(mode="after")
     def _kind_has_its_fields(self) -> CriticConfig:
@@ -33,7 +41,15 @@ class CriticConfig(Section):
             raise ValueError("a trained critic needs `model`")
         if self.kind == "endpoint" and self.endpoint is None:
             raise ValueError("an endpoint critic needs `endpoint`")
+        if self.num_samples > 1 and self.answer_style == "score_first":
+            raise ValueError("a score_first critic gives its whole distribution at once: set num_samples to 1")
         return self
+
+    @property
+    def gives_distributions(self) -> bool:
+        """Whether its judgements can be more than whole scores."""
+        logprobs = self.endpoint is not None and self.endpoint.logprobs
+        return self.kind == "trained" or logprobs or self.num_samples > 1
 
     def named_files(self) -> Iterator[NamedFile]:
         """The model that training starts from."""

@@ -17,7 +17,7 @@ class GeneratedSource(Section):
 
     kind: Literal["generated"] = "generated"
     name: str
-    policy: PolicyConfig
+    policy: PolicyConfig | Literal["kept"]  # kept: the policy of the last round
     num_images: PositiveInt
     num_inference_steps: PositiveInt
     guidance_scale: Positive = 1.0

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from firm.config.run import RunConfig
 from firm.records import UserError
+from firm.seeds import seed_for
 
 _ALTERNATIVES = {"path": ("function",), "function": ("path",)}  # mutually exclusive keys of a section
 
@@ -114,6 +115,29 @@ def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
 
 def parse_config(data: Mapping[str, Any], where: str = "config") -> RunConfig:
     """Validate a mapping; all mistakes are reported together, each with the path of its key."""
+    config = _validated(data, where)
+    if config.rounds > 1:
+        of_round(config, 2)
+    return config
+
+
+def of_round(config: RunConfig, number: int) -> RunConfig:
+    """The configuration of a round, counted from 1: further rounds have other draws, and what ``further_rounds`` says.
+
+    Raises:
+        UserError: The run has no such round, or ``further_rounds`` does not fit the other sections.
+    """
+    if number == 1:
+        return config
+    if number > config.rounds:
+        fix = "set rounds, or use the pipeline of that number of rounds"
+        raise UserError(f"there is no round {number}: the run has {config.rounds}", "rounds", fix, usage=True)
+    data = _merge(config.model_dump(mode="json"), {str(key): value for key, value in config.further_rounds.items()})
+    seed = seed_for(config.seed, "round", number) % 2**31
+    return _validated({**data, "seed": seed, "rounds": 1, "further_rounds": {}}, "further_rounds")
+
+
+def _validated(data: Mapping[str, Any], where: str) -> RunConfig:
     try:
         return RunConfig.model_validate(data)
     except ValidationError as error:

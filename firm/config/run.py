@@ -24,6 +24,8 @@ from firm.config.sft import SFTConfig
 StageName = Literal["curation", "sft", "bench", "gate", "rl", "evaluate", "report"]
 STAGES: tuple[StageName, ...] = get_args(StageName)
 """All stages, left to right: each a package of firm and a component of the pipeline."""
+ChangingSection = Literal["curation", "sft", "bench", "rl"]
+"""Sections that a further round may change; with the others alike, rounds can be compared."""
 
 
 class RunConfig(Section):
@@ -43,6 +45,8 @@ class RunConfig(Section):
     auditor: AuditorConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     launch: LaunchConfig = LocalLaunch()
+    rounds: int = Field(default=1, ge=1, le=9)  # how often the stages run, each time from the last policy and critic
+    further_rounds: dict[ChangingSection, dict[str, Any]] = {}  # what is different in every round after the first
     expected_s: dict[StageName, Positive] = {}  # stage -> seconds on two cores, for the first estimate of the time left
 
     @model_validator(mode="before")
@@ -57,8 +61,10 @@ class RunConfig(Section):
             raise ValueError(f"reward needs {missing}, for which critic.rubrics has no rubric")
         if missing := sorted(needed - set(self.auditor.rubrics)):
             raise ValueError(f"auditor.rubrics has no rubric for {missing}, of which the reward is made")
-        if self.critic.kind == "endpoint" and self.reward.soft:
-            raise ValueError("an endpoint critic gives whole scores and no distribution: set reward.soft to false")
+        if self.wants_distributions and not self.critic.gives_distributions:
+            fix = "set critic.endpoint.logprobs to true, or critic.num_samples above 1, or"
+            instead = "reward.soft to false and bench.point_estimate to score"
+            raise ValueError(f"the critic gives whole scores and no distribution: {fix} {instead}")
         if self.critic.kind == "trained" and not needed <= set(self.curation.dimensions):
             raise ValueError("reward uses a dimension that curation.dimensions does not have")
         return self
@@ -90,6 +96,11 @@ class RunConfig(Section):
                 "at_least: 0.6} (or another bound above 0.5); or accept the gap by its name in bench.gate.accept_gaps"
             )
         return self
+
+    @property
+    def wants_distributions(self) -> bool:
+        """Whether the critic's scores are to be more than whole numbers."""
+        return self.reward.soft or self.bench.point_estimate != "score"
 
 
 def in_one_order(data: Any) -> Any:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from firm.chat.messages import IMAGE_MARK, Chat, ChatMessage, Reply, RequestFailed, user_message
-from firm.critics.answers import AnswerStyle, parse_answer, parse_score_first
+from firm.critics.answers import AnswerStyle
 from firm.critics.rubrics import Rubric, load_rubric
+from firm.critics.soft import pool, read_reply
 from firm.records import Assessment, Invalid, Judgement, Prompt, Reason, UserError
 
 RETRY_TEMPERATURE = 0.7
@@ -41,23 +42,27 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Answered:
-    """An outcome with the raw answer that it was read from (empty if the request failed)."""
+    """An outcome with the raw answer that it was read from (empty if the request failed): the last of several."""
 
     outcome: Judgement | Invalid
     text: str
 
 
 class ChatJudge:
-    """Judges by asking a chat, one request per item and dimension (paper section 3.2: the evaluator).
+    """Judges by asking a chat, one request per item, dimension and sample (paper section 3.2: the evaluator).
+
+    Samples are requests of their own, not the protocol's ``n``: each is retried and journalled by itself, and servers
+    without ``n`` will do.
 
     Args:
         chat: The chat to ask.
         rubrics: Name of the template for each dimension.
         attempts: Tries for an answer that does not parse, with another seed and temperature > 0 after the first.
         concurrency: Requests in flight.
-        temperature: Temperature of the first try.
+        temperature: Temperature of the first try; with several samples it must be above 0.
         max_tokens: Limit of an answer.
         answer_style: ``score_first`` for critics trained to answer ``Score: N`` first; otherwise the rubric's format.
+        num_samples: Answers to each question, with seeds of their own, that make one judgement: see `soft.pool`.
 
     Raises:
         UserError: An unknown rubric, or one that does not ask for a score.
@@ -73,6 +78,7 @@ class ChatJudge:
         temperature: float = 0.0,
         max_tokens: int = 4096,
         answer_style: AnswerStyle = "reason_first",
+        num_samples: int = 1,
     ) -> None:
         self.chat = chat
         self.rubrics: dict[str, Rubric] = {dimension: load_rubric(name) for dimension, name in rubrics.items()}
@@ -81,6 +87,7 @@ class ChatJudge:
         self._temperature = temperature
         self._max_tokens = max_tokens
         self._style = answer_style
+        self._num_samples = num_samples
         for rubric in self.rubrics.values():
             if rubric.answer == "checklist":
                 raise UserError("the rubric asks for a plan, not for a score", rubric.name, "", usage=True)
@@ -123,10 +130,15 @@ class ChatJudge:
             known = ", ".join(self.rubrics)
             raise UserError(f"no rubric for the dimension {dimension!r}", "", f"use one of {known}", usage=True)
         messages = [self._message(rubric, item)]
+        samples = [self._ask(messages, rubric, sample) for sample in range(self._num_samples)]
+        return Answered(pool([sample.outcome for sample in samples]), samples[-1].text)
+
+    def _ask(self, messages: Sequence[ChatMessage], rubric: Rubric, sample: int) -> Answered:
+        """One answer, after as many attempts as are allowed."""
         answered = Answered(Invalid(reason="request_failed", detail="not asked"), "")
         for attempt in range(self._attempts):
             try:
-                reply = self._request(messages, attempt)
+                reply = self._request(messages, sample, attempt)
             except RequestFailed as error:
                 answered = Answered(Invalid(reason="request_failed", detail=error.detail), "")
                 if not error.retryable:
@@ -143,15 +155,14 @@ class ChatJudge:
             raise UserError(what, rubric.name, "choose another rubric for this dimension", usage=True)
         return user_message(question(rubric, item.prompt, item.material), item.images)
 
-    def _request(self, messages: Sequence[ChatMessage], attempt: int) -> Reply:
+    def _request(self, messages: Sequence[ChatMessage], sample: int, attempt: int) -> Reply:
         # At temperature 0 the same question would get the same unreadable answer.
         temperature = self._temperature if attempt == 0 else max(self._temperature, RETRY_TEMPERATURE)
-        return self.chat.complete(messages, max_tokens=self._max_tokens, temperature=temperature, seed=attempt)
+        seed = attempt * self._num_samples + sample
+        return self.chat.complete(messages, max_tokens=self._max_tokens, temperature=temperature, seed=seed)
 
     def _read(self, reply: Reply, rubric: Rubric) -> Judgement | Invalid:
-        if self._style == "score_first":
-            return parse_score_first(reply.text, reply.truncated)
-        return parse_answer(reply.text, "json" if rubric.answer == "json" else "boxed", reply.truncated)
+        return read_reply(reply, "json" if rubric.answer == "json" else "boxed", self._style)
 
 
 def question(rubric: Rubric, prompt: Prompt, material: Mapping[str, Sequence[str]] | None = None) -> str:

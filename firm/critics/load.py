@@ -23,7 +23,10 @@ def load_critic(folder: Path, config: CriticConfig, device: torch.device) -> Jud
 
         return LocalCritic(folder, config, device)
     assert config.endpoint is not None, "validated by CriticConfig"
-    return open_judge(config.endpoint, config.rubrics, answer_style=config.answer_style)
+    endpoint = config.endpoint
+    if config.num_samples > 1:
+        endpoint = endpoint.model_copy(update={"temperature": config.temperature})
+    return open_judge(endpoint, config.rubrics, answer_style=config.answer_style, num_samples=config.num_samples)
 
 
 def open_judge(
@@ -33,6 +36,7 @@ def open_judge(
     chat: Chat | None = None,
     attempts: int = 3,
     answer_style: AnswerStyle = "reason_first",
+    num_samples: int = 1,
 ) -> ChatJudge:
     """The judge that a configuration names, with an endpoint's own limits.
 
@@ -42,6 +46,7 @@ def open_judge(
         chat: The chat to ask instead of a new connection, such as a journal around one.
         attempts: Tries for an answer that does not parse.
         answer_style: How the judge answers.
+        num_samples: Answers to each question that make one judgement, at an endpoint.
     """
     chat = open_chat(config) if chat is None else chat  # an empty journal is false
     if isinstance(config, PythonChat):
@@ -54,4 +59,5 @@ def open_judge(
         temperature=config.temperature,
         max_tokens=config.max_tokens,
         answer_style=answer_style,
+        num_samples=num_samples,
     )

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from firm.chat.messages import IMAGE_MARK
+from firm.chat.messages import IMAGE_MARK, MAX_TOP_LOGPROBS, Reply, Token
 from firm.config import CriticConfig
-from firm.critics.answers import SCORE_PREFIX, parse_answer, verdict_positions
+from firm.critics.answers import SCORE_PREFIX
 from firm.critics.judge import JudgeInput, question
 from firm.critics.rubrics import Rubric, load_rubric
+from firm.critics.soft import pool, read_reply
 from firm.images import decode_image
 from firm.locate import model_path
 from firm.records import SCORES, Assessment, Invalid, Judgement, UserError
@@ -73,6 +76,7 @@ class Encoder:
         self.pad = self.tokenizer.pad_token_id
         added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
         self._control = [token for token in added if len(token) > 1]
+        self.text_of: Callable[[int], str] = cache(lambda token: self.read([token]))
 
     def questions(self, texts: Sequence[str], images: Sequence[Sequence[bytes]], first: int = 0) -> Batch:
         """Encode user messages; each ``<image>`` in a text stands for the next of its PNG images.
@@ -110,9 +114,22 @@ class Encoder:
         ids: list[list[int]] = self.tokenizer([t.strip() for t in texts], add_special_tokens=False)["input_ids"]
         return [[*row, self.tokenizer.eos_token_id] for row in ids]
 
-    def read(self, tokens: Sequence[int]) -> tuple[str, bool]:
-        """Text of an answer, and whether it was cut off before its end."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True), self.tokenizer.eos_token_id not in tokens
+    def read(self, tokens: Sequence[int]) -> str:
+        """Text of an answer."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """What each token adds to the text of an answer; a character of several tokens is added by its last."""
+        pieces = []
+        start = end = 0  # of the tokens last added: what follows is read behind them, as spaces depend on it
+        for position in range(1, len(tokens) + 1):
+            before, after = self.read(tokens[start:end]), self.read(tokens[start:position])
+            incomplete = after.endswith("\ufffd")
+            pieces.append("" if incomplete else after[len(before) :])
+            if not incomplete:
+                start, end = end, position
+        return pieces
 
     def append(self, batch: Batch, rows: Sequence[Sequence[int]]) -> Batch:
         """Append token rows (padded on the right) to encoded questions; sets ``labels`` on the appended part only."""
@@ -162,24 +179,28 @@ class LocalCritic:
             for start in range(0, len(items), self.config.batch_size):
                 batch = items[start : start + self.config.batch_size]
                 texts = [question(rubric, item.prompt) for item in batch]
-                inputs = self.encoder.questions(texts, [item.images for item in batch], start)
-                for i, outcome in enumerate(answer(inputs, rubric), start):
+                images = [item.images for item in batch]
+                inputs = self.encoder.questions(texts, images, start)
+                for i, outcome in enumerate(answer(inputs, rubric, texts, images), start):
                     outcomes[i][dimension] = outcome
         return outcomes
 
-    def _score_first(self, inputs: Batch, rubric: Rubric) -> Iterator[Judgement | Invalid]:
+    def _score_first(self, inputs: Batch, *_: object) -> Iterator[Judgement | Invalid]:
         for row in self.score(inputs):
             yield _judgement(row, "")
 
-    def _reason_first(self, inputs: Batch, rubric: Rubric) -> Iterator[Judgement | Invalid]:
-        tokens, logits = self.write(inputs, self.config.max_new_tokens, output_logits=True)
-        for i, row in enumerate(tokens):
-            text, truncated = self.encoder.read(row)
-            form: Literal["boxed", "json"] = "json" if rubric.answer == "json" else "boxed"
-            outcome = parse_answer(text, form, truncated)
-            if isinstance(outcome, Judgement):
-                outcome = self._with_distribution(outcome, row, [step[i] for step in logits], form)
-            yield outcome
+    def _reason_first(
+        self, inputs: Batch, rubric: Rubric, texts: Sequence[str], images: Sequence[Sequence[bytes]]
+    ) -> Iterator[Judgement | Invalid]:
+        temperature = self.config.temperature if self.config.num_samples > 1 else 0.0
+        samples = []
+        for sample in range(self.config.num_samples):
+            seeds = [question_seed(sample, text, pngs) for text, pngs in zip(texts, images, strict=True)]
+            replies = self.write(inputs, self.config.max_new_tokens, MAX_TOP_LOGPROBS, temperature, seeds)
+            samples.append(
+                [read_reply(r, "json" if rubric.answer == "json" else "boxed", "reason_first") for r in replies]
+            )
+        yield from map(pool, zip(*samples, strict=True))
 
     @torch.inference_mode()
     def score(self, inputs: Batch) -> list[list[float]]:
@@ -191,27 +212,45 @@ class LocalCritic:
         return rows
 
     @torch.inference_mode()
-    def write(self, inputs: Batch, limit: int, **options: Any) -> tuple[list[list[int]], Sequence[Tensor]]:
-        """Tokens of an answer to each question, at most ``limit``, greedy unless ``options`` of generate say otherwise.
+    def write(
+        self,
+        inputs: Batch,
+        limit: int,
+        top_logprobs: int | None = None,
+        temperature: float = 0.0,
+        seeds: Sequence[int] = (),
+    ) -> list[Reply]:
+        """Write an answer to each question.
 
-        The second value holds the logits of every step, if ``output_logits`` is set.
+        Args:
+            inputs: The questions.
+            limit: Most tokens of an answer.
+            top_logprobs: Tokens to name in the place of each token, likeliest first; None: replies have no tokens.
+            temperature: 0 writes what is likeliest; above, answers are drawn.
+            seeds: One for each question, to draw by.
         """
+        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds] if temperature else []
+        pen = _Pen(top_logprobs, temperature, generators)
         output = self.model.generate(
-            **self._to_device(inputs), **{"do_sample": False, **options}, max_new_tokens=limit,
-            return_dict_in_generate=True, pad_token_id=self.encoder.pad,
+            **self._to_device(inputs), do_sample=False, max_new_tokens=limit, pad_token_id=self.encoder.pad,
+            logits_processor=[pen],
         )  # fmt: skip
-        return output.sequences[:, inputs["input_ids"].shape[1] :].tolist(), output.logits or ()
+        rows: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self._reply(row, steps) for row, steps in zip(rows, pen.steps(len(rows)), strict=True)]
 
-    def _with_distribution(
-        self, outcome: Judgement, row: Sequence[int], logits: Sequence[Tensor], answer: Literal["boxed", "json"]
-    ) -> Judgement:
-        """Attach the probabilities where the verdict was first written; none where that is not what the text says."""
-        digits = [i for i, token in enumerate(row[: len(logits)]) if token in self._scores]
-        at = verdict_positions(digits, lambda i: self.encoder.read(row[:i])[0], answer)
-        if [row[i] for i in at] != [self._scores[s - 1] for s in (outcome.parts or (outcome.score,))]:
-            return outcome
-        probabilities = torch.stack([logits[i][self._scores].double().softmax(-1) for i in at])
-        return outcome.model_copy(update={"distribution": tuple(_of_the_lowest(probabilities).tolist())})
+    def _reply(self, row: list[int], steps: Sequence[_Step]) -> Reply:
+        """The answer of a row of tokens up to its end, with a step for each token or none at all."""
+        end = self.encoder.tokenizer.eos_token_id
+        truncated = end not in row
+        row = row if truncated else row[: row.index(end)]
+        text = self.encoder.read(row)
+        if not steps:
+            return Reply(text, truncated)
+        tokens = []
+        for token, piece, (logprob, logprobs, ids) in zip(row, self.encoder.pieces(row), steps, strict=False):
+            texts = (piece if i == token else self.encoder.text_of(i) for i in ids)
+            tokens.append(Token(piece, logprob, tuple(zip(texts, logprobs, strict=True))))
+        return Reply(text, truncated, tuple(tokens))
 
     def _to_device(self, inputs: Batch) -> Batch:
         dtype = self.model.dtype
@@ -220,10 +259,45 @@ class LocalCritic:
         }
 
 
-def _of_the_lowest(probabilities: Tensor) -> Tensor:
-    """Distribution [5] of the lowest of independent scores with distributions [n, 5]."""
-    at_least = probabilities.flip(-1).cumsum(-1).flip(-1).prod(0)  # P(all >= s)
-    return at_least - torch.cat([at_least[1:], at_least.new_zeros(1)])
+_Step = tuple[float, list[float], list[int]]
+"""Logprob of a token, then logprobs and ids of the likeliest tokens in its place."""
+
+
+class _Pen(LogitsProcessor):
+    """Chooses the tokens of answers and notes how likely each was.
+
+    Every row is drawn with a generator of its own (by the Gumbel-max trick: the largest of logits plus Gumbel noise is
+    a draw from their softmax), so an answer depends on its seed and not on the rest of its batch.
+    """
+
+    def __init__(self, top: int | None, temperature: float, generators: Sequence[torch.Generator]) -> None:
+        self._top = top
+        self._temperature = temperature
+        self._generators = generators
+        self._noted: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits [N, vocabulary] whose largest is the token to write, in place of the model's ``scores``."""
+        chosen = scores
+        if self._generators:
+            waits = [torch.empty_like(scores[0]).exponential_(generator=g) for g in self._generators]
+            chosen = scores / self._temperature - torch.stack(waits).log()
+        if self._top is not None:
+            logprobs = scores.log_softmax(-1)
+            here = logprobs.gather(1, chosen.argmax(-1, keepdim=True))[:, 0]
+            self._noted.append((here, *logprobs.topk(min(self._top, logprobs.shape[1]))))
+        return chosen
+
+    def steps(self, rows: int) -> list[list[_Step]]:
+        """The notes of each row, a step for each of its tokens; nothing where none were to be made."""
+        noted = [(here.tolist(), top.tolist(), ids.tolist()) for here, top, ids in self._noted]
+        return [[(here[i], top[i], ids[i]) for here, top, ids in noted] for i in range(rows)]
+
+
+def question_seed(seed: int, text: str, images: Sequence[bytes]) -> int:
+    """Seed of the answer to one question, in [0, 2**63): the same in any batch, and after a restart."""
+    digests = (hashlib.sha256(png).hexdigest() for png in images)
+    return seed_for(seed, "answer", text, *digests)
 
 
 def _judgement(probabilities: Sequence[float], rationale: str) -> Judgement | Invalid:

@@ -10,6 +10,7 @@ import binascii
 import math
 import os
 import queue
+import secrets
 import signal
 import sys
 import threading
@@ -24,11 +25,11 @@ from typing import Literal
 import torch
 from pydantic import ValidationError
 
-from firm.chat.messages import IMAGE_MARK, ChatMessage, Reply, RequestFailed
+from firm.chat.messages import IMAGE_MARK, ChatMessage, Reply, RequestFailed, Token
 from firm.chat.server import ChatServer
 from firm.config import CriticConfig
 from firm.critics.answers import SCORE_PREFIX, AnswerStyle
-from firm.critics.local import LocalCritic
+from firm.critics.local import LocalCritic, question_seed
 from firm.images import decode_image
 from firm.locate import model_path
 from firm.records import SCORES, ArtifactRef, UserError
@@ -62,12 +63,14 @@ def model_folder(model: str) -> str:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question that waits for its answer."""
+    """A question that waits for its answer; ``top_logprobs`` is None where no tokens are asked for."""
 
     text: str
     images: Sequence[bytes]
     max_tokens: int
     temperature: float
+    seed: int
+    top_logprobs: int | None
     reply: Future[Reply] = field(default_factory=Future)
 
 
@@ -80,6 +83,8 @@ class BatchingChat:
         patience_s: How long a batch waits for more questions after its first.
     """
 
+    gives_logprobs = True
+
     def __init__(self, name: str, critic: LocalCritic, patience_s: float = 0.005) -> None:
         self.name = name
         self.batches = 0
@@ -89,15 +94,22 @@ class BatchingChat:
         threading.Thread(target=self._work, name="critic", daemon=True).start()
 
     def complete(
-        self, messages: Sequence[ChatMessage], *, max_tokens: int, temperature: float, seed: int | None
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int | None,
+        top_logprobs: int | None = None,
     ) -> Reply:
-        """Answer the messages; sampling is not seeded, as it would depend on the other questions of the batch.
+        """Answer the messages; with a seed always in the same way, whatever else is in the batch.
 
         Raises:
             RequestFailed: The messages are not a question with images that a critic understands.
         """
         text, images = read_question(messages)
-        asked = Asked(text, images, max_tokens, temperature)
+        seed = question_seed(secrets.randbits(63) if seed is None else seed, text, images)
+        asked = Asked(text, images, max_tokens, temperature, seed, top_logprobs)
         self._waiting.put(asked)
         return asked.reply.result()
 
@@ -107,13 +119,13 @@ class BatchingChat:
 
     def _work(self) -> None:
         while True:
-            groups: dict[tuple[int, float], list[Asked]] = defaultdict(list)
+            groups: dict[tuple[int, float, int | None], list[Asked]] = defaultdict(list)
             for asked in self._collect():
-                groups[asked.max_tokens, asked.temperature].append(asked)
-            for (max_tokens, temperature), group in groups.items():
+                groups[asked.max_tokens, asked.temperature, asked.top_logprobs].append(asked)
+            for (max_tokens, temperature, top_logprobs), group in groups.items():
                 self.batches += 1
                 try:
-                    replies = self._answer(group, max_tokens, temperature)
+                    replies = self._answer(group, max_tokens, temperature, top_logprobs)
                 except Exception as error:  # the callers get the error; the thread continues for others
                     for asked in group:
                         asked.reply.set_exception(error)
@@ -131,20 +143,32 @@ class BatchingChat:
                 break
         return batch
 
-    def _answer(self, batch: Sequence[Asked], max_tokens: int, temperature: float) -> list[Reply]:
+    def _answer(
+        self, batch: Sequence[Asked], max_tokens: int, temperature: float, top_logprobs: int | None
+    ) -> list[Reply]:
         config = self._critic.config
         encoder = self._critic.encoder
         inputs = encoder.questions([asked.text for asked in batch], [asked.images for asked in batch])
         if config.answer_style == "score_first":
-            return [Reply(f"{SCORE_PREFIX} {_best(row)}") for row in self._critic.score(inputs)]
-        sampling = {"do_sample": True, "temperature": temperature} if temperature else {}
-        tokens, _ = self._critic.write(inputs, min(max_tokens, config.max_new_tokens), **sampling)
-        return [Reply(*encoder.read(row)) for row in tokens]
+            return [_score_first(row, top_logprobs) for row in self._critic.score(inputs)]
+        seeds = [asked.seed for asked in batch]
+        return self._critic.write(inputs, min(max_tokens, config.max_new_tokens), top_logprobs, temperature, seeds)
 
 
-def _best(probabilities: Sequence[float]) -> int | str:
-    """The likeliest score; a critic whose numbers have become NaN must not seem to have one."""
-    return max(SCORES, key=lambda s: probabilities[s - 1]) if all(map(math.isfinite, probabilities)) else "nan"
+def _score_first(probabilities: Sequence[float], top_logprobs: int | None) -> Reply:
+    """The likeliest score; a critic whose numbers have become NaN must not seem to have one.
+
+    Its tokens are the forced prefix and the score, with the five scores for all that might stand in its place.
+    """
+    if not all(map(math.isfinite, probabilities)):
+        return Reply(f"{SCORE_PREFIX} nan")
+    logprobs = [(f" {s}", math.log(p) if p else -9999.0) for s, p in zip(SCORES, probabilities, strict=True)]
+    likely = sorted(logprobs, key=lambda token: -token[1])
+    best, logprob = likely[0]
+    if top_logprobs is None:
+        return Reply(SCORE_PREFIX + best)
+    prefix = Token(SCORE_PREFIX, 0.0, ((SCORE_PREFIX, 0.0),)[:top_logprobs])
+    return Reply(SCORE_PREFIX + best, tokens=(prefix, Token(best, logprob, tuple(likely[:top_logprobs]))))
 
 
 def read_question(messages: Sequence[ChatMessage]) -> tuple[str, list[bytes]]:

@@ -42,15 +42,19 @@ class Batch(NamedTuple):
 
 
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
-    """Judge every candidate and write balanced examples; finished shards and answered requests are never repeated."""
-    _judge_all(config, out)
+    """Judge every candidate and write balanced examples; finished shards and answered requests are never repeated.
+
+    ``inputs["last_policy"]`` is the policy that the last round kept, where there was one.
+    """
+    last = inputs.get("last_policy")
+    _judge_all(config, last / "policy" if last else None, out)
     scores = _Scores.read(config, out)
     for split in SPLITS:
         _write_examples(config, out, scores, split)
     return scores.summary(config)
 
 
-def _judge_all(config: RunConfig, out: Output) -> None:
+def _judge_all(config: RunConfig, kept: Path | None, out: Output) -> None:
     batches = list(_batches(config))
     writer = ShardWriter(out.folder / "judged", JudgedCandidate, config.curation.shard_size)
     done = writer.rows_done
@@ -58,7 +62,7 @@ def _judge_all(config: RunConfig, out: Output) -> None:
     task = Task("curation", "judging candidates", total, "images", done)
     if done < total:
         with open_labeller(config.curation, out.folder / WORK) as labeller:
-            for candidates in _ahead(_candidates(config, batches, done)):
+            for candidates in _ahead(_candidates(config, kept, batches, done)):
                 out.publish(*(f"judged/{name}" for name in writer.write(labeller.label(candidates))))
                 task.advance(len(candidates), candidates[0].source)
     writer.close()
@@ -82,7 +86,7 @@ def _batches(config: RunConfig) -> Iterator[Batch]:
                 yield Batch(source, split, range(start, min(start + size, number)))
 
 
-def _candidates(config: RunConfig, batches: list[Batch], done: int) -> Iterator[list[Candidate]]:
+def _candidates(config: RunConfig, kept: Path | None, batches: list[Batch], done: int) -> Iterator[list[Candidate]]:
     """Candidates of all batches after the first ``done`` rows.
 
     Batches are always made whole: what a generator samples may differ in the last bit with the size of its batch.
@@ -94,7 +98,7 @@ def _candidates(config: RunConfig, batches: list[Batch], done: int) -> Iterator[
             done -= len(batch.indices)
             continue
         if source is None or opened != batch.source.name:
-            source = open_source(batch.source, config.prompts, config.seed)
+            source = open_source(batch.source, config.prompts, config.seed, kept)
             opened = batch.source.name
         yield source.make(batch.split, batch.indices)[done:]
         done = 0

@@ -28,10 +28,10 @@ class Source(Protocol):
         """The candidates with these indices."""
 
 
-def open_source(config: CandidateSource, prompts: PromptsConfig, seed: int) -> Source:
-    """Open a source; generators are loaded here and freed with the source."""
+def open_source(config: CandidateSource, prompts: PromptsConfig, seed: int, kept: Path | None = None) -> Source:
+    """Open a source; generators are loaded here and freed with the source. ``kept``: the last round's policy."""
     if isinstance(config, GeneratedSource):
-        return Generated(config, prompts, seed)
+        return Generated(config, prompts, seed, kept)
     splits = Splits(prompts)
     return Function(config, splits, seed) if isinstance(config, FunctionSource) else Files(config, splits)
 
@@ -50,16 +50,27 @@ def no_candidates(split: Split) -> UserError:
     return UserError(f"there are no candidates in the {split} split", "curation.test_share", fix, usage=True)
 
 
+def no_kept_policy(where: str) -> UserError:
+    """The error when the first round asks for the policy of the last."""
+    fix = "name a policy here; `kept` is for further_rounds.curation"
+    return UserError("no policy was kept before the second round", where, fix, usage=True)
+
+
 class Generated:
     """Samples of a generator; a share of them is paired with another prompt on purpose."""
 
-    def __init__(self, config: GeneratedSource, prompts: PromptsConfig, seed: int) -> None:
-        from firm.policies.policy import Policy
+    def __init__(self, config: GeneratedSource, prompts: PromptsConfig, seed: int, kept: Path | None) -> None:
+        from firm.policies.policy import Policy, load_policy
 
         self.config = config
         self.seed = seed
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.policy = Policy(config.policy, device)
+        if config.policy != "kept":
+            self.policy = Policy(config.policy, device)
+        elif kept is not None:
+            self.policy = load_policy(kept, device)
+        else:
+            raise no_kept_policy(f"curation.sources, {config.name}")
         self.prompts = {split: load_prompts(prompts, split) for split in SPLITS}
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from pydantic import TypeAdapter
 
-from firm.bootstrap import mean_ci
 from firm.config import RunConfig
+from firm.critics.agreement import Prediction, agreement
 from firm.critics.judge import JudgeInput, soft_scores
 from firm.critics.load import load_critic, open_judge
 from firm.evaluate.suite import Scores
+from firm.intervals import mean_ci
 from firm.policies.generate import equally_often
 from firm.prompts import load_prompts
 from firm.records import Assessment, Prompt, Sample, SampledPolicy, Summary
 
 _ASSESSMENT: TypeAdapter[Assessment] = TypeAdapter(Assessment)
+KEPT = ("mae", "constant_mae", "pairwise")
+"""Metrics of the critic's agreement that are headline numbers."""
 
 
 class HeldOut:
@@ -49,7 +52,8 @@ class HeldOut:
     def summary(self, samples: Sequence[Sample]) -> Summary:
         """Mean scores before and after RL (and of the guided base) and their paired differences, with intervals.
 
-        The table ``invalid`` counts the failed judgements of every judge, also of one that gave no valid pair.
+        The table ``invalid`` counts the failed judgements of every judge, also of one that gave no valid pair;
+        ``agreement`` says how well the critic still agrees with the auditor, also on what RL made of the policy.
         """
         by = {which: [s for s in samples if s.policy == which] for which in get_args(SampledPolicy)}
         by = {which: mine for which, mine in by.items() if mine}
@@ -76,7 +80,34 @@ class HeldOut:
                 if name in by:
                     full = sum(value >= 4.5 for value, _ in valid)
                     metrics[f"{judge}_{dimension}_full_marks_{name}"] = full / len(valid)
-        return Summary(stage="evaluate", metrics=metrics, tables={"scores": rows, "invalid": failed})
+        agreed = self._agreement(samples)
+        for row in agreed:
+            for name in KEPT if row["num_valid"] else ():
+                if row[name] is not None:
+                    metrics[f"critic_{row['dimension']}_{name}_{row['policy']}"] = row[name]
+        return Summary(
+            stage="evaluate", metrics=metrics, tables={"scores": rows, "invalid": failed, "agreement": agreed}
+        )
+
+    def _agreement(self, samples: Sequence[Sample]) -> list[dict[str, Any]]:
+        """The critic's agreement with the auditor by dimension of the reward and policy, as the bench measures it."""
+        predictions = [
+            Prediction(
+                id=f"{sample.policy}-{sample.index}", dimension=dimension, prompt=sample.prompt, difficulty="",
+                source=sample.policy, whose="auditor", reference=reference, outcome=outcome,
+            )
+            for dimension in self.config.reward.dimensions
+            for sample in samples
+            if (outcome := _assessment(sample, "critic").get(dimension))
+            and (reference := soft_scores([_assessment(sample, "auditor")], dimension)[0]) is not None
+        ]  # fmt: skip
+        estimate = self.config.bench.point_estimate
+        found = agreement(predictions, estimate, self.config.evaluate.num_bootstrap, self.config.seed)
+        return [
+            {"dimension": group.dimension, "policy": group.value, **group.metrics}
+            for group in found.groups
+            if group.by == "source"
+        ]
 
     def _interval(self, valid: Sequence[tuple[float, Prompt]]) -> tuple[float, float, float]:
         """Mean and 95% interval, clustered by prompt: images of one prompt are no independent witnesses."""

@@ -17,7 +17,11 @@ from firm.seeds import seed_for
 from firm.storage.artifacts import Output
 from firm.storage.shards import ShardWriter, iter_shards
 
-STAGE = Stage(name="evaluate", sections=("seed", "prompts", "policy", "critic", "reward", "auditor", "evaluate"))
+STAGE = Stage(
+    name="evaluate",
+    sections=("seed", "prompts", "policy", "critic", "bench.point_estimate", "reward", "auditor", "evaluate"),
+    compares=True,
+)
 
 
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:

@@ -126,9 +126,27 @@ class Policy:
         """Shape of one sample's latents."""
         return self.family.latent_shape
 
-    def train(self, lora: LoraConfig | None, copies: tuple[str, ...], seed: int) -> ParameterSets:
-        """Make the denoiser trainable, whole or through a LoRA, and start the named copies."""
+    def train(
+        self, lora: LoraConfig | None, copies: tuple[str, ...], seed: int, start: Path | None = None
+    ) -> ParameterSets:
+        """Make the denoiser trainable, whole or through a LoRA, and start the named copies.
+
+        Args:
+            lora: The LoRA, None for the whole denoiser.
+            copies: Names of the copies.
+            seed: Draws the values that the LoRA starts from.
+            start: Folder of a policy trained from this one, from whose values all start.
+
+        Raises:
+            UserError: The folder holds no policy of this base and LoRA.
+        """
         self._make_trainable(lora, seed)
+        if start is not None:
+            base, trained = _card(start)
+            if (base, trained) != (self.config, lora):
+                fix = "rounds go on with the policy and the rl.lora of the first"
+                raise UserError("the policy to start from has another base or LoRA", str(start), fix, usage=True)
+            self._load(start)
         self.parameters = ParameterSets(self.family.denoiser, copies)
         return self.parameters
 
@@ -145,6 +163,12 @@ class Policy:
         with torch.random.fork_rng():  # peft draws from the global generator
             torch.manual_seed(seed_for(seed, "lora"))
             inject_adapter_in_model(adapter, self.family.denoiser)
+
+    def _load(self, folder: Path) -> None:
+        try:
+            self.family.load(folder)
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"cannot load a trained policy: {error}", str(folder), "was the base replaced?") from error
 
     def using(self, name: str) -> AbstractContextManager[None]:
         """Evaluate under "policy" or a named copy."""
@@ -184,14 +208,17 @@ def load_policy(folder: Path, device: torch.device) -> Policy:
     Raises:
         UserError: The folder holds no policy, or one whose parameters do not fit its base.
     """
+    base, lora = _card(folder)
+    policy = Policy(base, device)
+    policy._make_trainable(lora, seed=0)
+    policy._load(folder)
+    policy.family.denoiser.requires_grad_(False)
+    return policy
+
+
+def _card(folder: Path) -> tuple[PolicyConfig, LoraConfig | None]:
+    """Base and LoRA of the trained policy in a folder."""
     if not (folder / CARD).is_file():
         raise UserError("this folder holds no trained policy", str(folder), f"it should contain {CARD}")
     card = json.loads((folder / CARD).read_text())
-    policy = Policy(PolicyConfig.model_validate(card["base"]), device)
-    policy._make_trainable(LoraConfig.model_validate(card["lora"]) if card["lora"] else None, seed=0)
-    try:
-        policy.family.load(folder)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot load a trained policy: {error}", str(folder), "was the base replaced?") from error
-    policy.family.denoiser.requires_grad_(False)
-    return policy
+    return PolicyConfig.model_validate(card["base"]), LoraConfig.model_validate(card["lora"]) if card["lora"] else None

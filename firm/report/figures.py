@@ -163,26 +163,26 @@ def _plain(label: str) -> str:
 
 
 def confusion(dimension: str, rows: Rows) -> str:
-    """The teacher's scores against the critic's on one dimension; shades are shares of a row.
+    """The reference scores against the critic's on one dimension; shades are shares of a row.
 
     Args:
         dimension: The dimension, for the name of the figure.
-        rows: One row for each ``human`` score with counts ``predicted_1``..``predicted_5``.
+        rows: One row for each (rounded) ``reference`` score with counts ``predicted_1``..``predicted_5``.
     """
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
         counts = [[int(row[f"predicted_{s}"]) for s in SCORES] for row in rows]
         shares = [[count / max(sum(line), 1) for count in line] for line in counts]
-        teacher = [row["human"] for row in rows]
+        reference = [row["reference"] for row in rows]
         colours = matplotlib.colormaps["Blues"]
         # Vectors instead of imshow: an image inside an SVG would carry its own metadata.
-        axes.pcolormesh(SCORES, teacher, shares, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=2)
-        for y, line, row_shares in zip(teacher, counts, shares, strict=True):
+        axes.pcolormesh(SCORES, reference, shares, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=2)
+        for y, line, row_shares in zip(reference, counts, shares, strict=True):
             for x, count, share in zip(SCORES, line, row_shares, strict=True):
                 colour = "white" if share > 0.5 else TEXT
                 axes.text(x, y, f"{count:,}", ha="center", va="center", color=colour, fontsize=10)
-        axes.set(xticks=SCORES, yticks=teacher, xlabel="critic's score", ylabel="teacher's score", aspect="equal")
+        axes.set(xticks=SCORES, yticks=reference, xlabel="critic's score", ylabel="reference score", aspect="equal")
         axes.spines[:].set_visible(False)
 
     return _draw(f"confusion-{dimension}", (4.2, 3.9), paint)
@@ -205,11 +205,12 @@ def errors(dimension: str, rows: Rows) -> str:
             else:
                 axes.barh(y - 0.16, row["mae"], height=0.32, color=CRITIC, alpha=0.85)
                 _whisker(axes, row["mae_low"], row["mae_high"], y - 0.16, TEXT)
-            for score in SCORES:
+            constants = {score: row[f"constant_{score}_mae"] for score in SCORES}
+            for score, error in {**constants, row["constant_score"]: row["constant_mae"]}.items():
                 best = score == row["constant_score"]
                 look = {"boxstyle": "circle,pad=0.18", "fc": "#3E4C59" if best else "white", "ec": BASE, "lw": 0.8}
                 axes.text(
-                    row[f"constant_{score}_mae"], y + 0.2, str(score), ha="center", va="center", fontsize=9,
+                    error, y + 0.2, f"{score:.3g}", ha="center", va="center", fontsize=9,
                     color="white" if best else "#52606D", bbox=look, zorder=4 if best else 3,
                 )  # fmt: skip
         axes.set_yticks(range(len(rows)), names)

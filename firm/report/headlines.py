@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from firm.config import RunConfig
+from firm.config.bench import SCORES_OF
 from firm.records import Summary
 
 Headline = dict[str, str]
@@ -31,41 +32,46 @@ def words(name: str) -> str:
 
 
 def headlines(config: RunConfig, summaries: Mapping[str, Summary]) -> list[Headline]:
-    """Whether the critic is trusted, what RL gained, and whether it went too far."""
+    """Whether the critic is trusted, what RL gained, what is left of the trust, and whether RL went too far."""
     return [
         _trust(config, summaries["bench"]),
         _gain(config.reward.base, summaries["samples"]),
+        _trust_after(config, summaries["samples"]),
         _stop(summaries["policy"]),
     ]
 
 
+def trust_rows(config: RunConfig, bench: Summary) -> dict[str, dict[str, Any]]:
+    """The critic's agreement by dimension of the reward: on the policy's own images where the bench has them."""
+    rows = [row for row in bench.tables.get("agreement", []) if row["judge"] == "critic"]
+    whole = {row["dimension"]: row for row in rows if row["by"] == "all"}
+    sources = config.bench.policy_sources
+    own = {row["dimension"]: row for row in rows if row["by"] == "source" and row["value"] in sources}
+    return {d: row for d in config.reward.dimensions if (row := own.get(d, whole.get(d)))}
+
+
 def _trust(config: RunConfig, bench: Summary) -> Headline:
-    metrics = bench.metrics
-    base = config.reward.base
-    trusted = bool(metrics.get("trusted"))
+    trusted = bool(bench.metrics.get("trusted"))
     head = "The critic is trusted" if trusted else "The critic is not trusted"
-    mae = metrics.get(f"{base}_mae")
-    constant = metrics.get(f"{base}_constant_mae")
-    if mae is None or constant is None:
-        text = f"Its error on {words(base)} is not known: there are no such judgements."
+    rows = {d: row for d, row in trust_rows(config, bench).items() if row["mae"] is not None}
+    gaps = config.bench.gate.accept_gaps
+    accepted = f" No rule of the gate looks at {', '.join(gaps)}: the configuration accepts that." if gaps else ""
+    if not rows:
+        text = f"Its error on {words(config.reward.base)} is not known: there are no such judgements.{accepted}"
         return {"tone": "note", "title": f"{head}.", "text": text}
-    n = metrics[f"{base}_n"]
-    score = metrics[f"{base}_constant_score"]
-    text = (
-        f"On {n:,.0f} test examples, from prompts that it was not trained on, its scores for "
-        f"{words(base)} are off the teacher's by {mae:.2f} points on average, on a scale from 1 to 5. "
-        f"Always answering {score:.0f} would be off by {constant:.2f}."
-    )
-    better = mae < constant
-    for bonus in config.reward.dimensions[1:]:
-        # The gate may have no rule for these, and the reward is made of them, too.
-        mine = metrics.get(f"{bonus}_mae")
-        other = metrics.get(f"{bonus}_constant_mae")
-        if mine is not None and other is not None:
-            text += f" For {words(bonus)}: {mine:.2f} against {other:.2f}."
-            better = better and mine < other
-    title = f"{head}: MAE {mae:.2f} against {constant:.2f} for the best constant."
-    return {"tone": ("good" if better else "note") if trusted else "bad", "title": title, "text": text}
+    own = all(row["by"] == "source" for row in rows.values())
+    whose = " and ".join(dict.fromkeys(SCORES_OF[row["whose"]] for row in rows.values()))
+    errors = [f"{row['mae']:.2f} for {words(d)} (best constant {row['constant_mae']:.2f})" for d, row in rows.items()]
+    where = "the policy's own images" if own else "test examples"
+    title = f"{head}: on {where} its error against {whose} is {' and '.join(errors)}."
+    images = "images of the policy that RL started from, of held-out prompts" if own else "test examples"
+    number_of = max(row["n"] for row in rows.values())
+    text = f"Measured on {number_of:,.0f} {images}, in points on a scale from 1 to 5."
+    if pairs := [f"{row['pairwise']:.0%} for {words(d)}" for d, row in rows.items() if row["pairwise"] is not None]:
+        text += f" Of two images of one prompt it ranks rightly: {', '.join(pairs)} (chance: 50%)."
+    better = all(row["mae"] < row["constant_mae"] for row in rows.values())
+    tone = ("good" if better and not gaps else "note") if trusted else "bad"
+    return {"tone": tone, "title": title, "text": text + accepted}
 
 
 def _gain(dimension: str, evaluation: Summary) -> Headline:
@@ -100,6 +106,44 @@ def _gain(dimension: str, evaluation: Summary) -> Headline:
     if guided := rows.get("guided"):
         text += f" The policy before RL, but sampled with guidance as users do, has {guided['mean']:.2f}."
     return {"tone": tone, "title": title, "text": text}
+
+
+def _trust_after(config: RunConfig, evaluation: Summary) -> Headline:
+    """Whether the critic would still keep the gate's rules for the policy's own images on those of the final policy."""
+    rows = {(row["policy"], row["dimension"]): row for row in evaluation.tables.get("agreement", [])}
+    before, after = (
+        {d: row for d in config.reward.dimensions if (row := rows.get((which, d))) and row["pairwise"] is not None}
+        for which in ("base", "final")
+    )
+    if not after or not before:
+        title = "What RL has left of the critic's accuracy is not known."
+        return {"tone": "note", "title": title, "text": "Critic and auditor have too few valid judgements in common."}
+    broken = [
+        f"{rule.metric} for {words(d)} ({number(row[rule.metric])})"
+        for rule in config.bench.gate.rules
+        if rule.source in config.bench.policy_sources
+        for d, row in after.items()
+        if rule.dimension in (None, d) and not rule.holds(row[rule.metric])
+    ]
+    pairs = [
+        f"{row['pairwise']:.0%} for {words(d)} (before RL: {before[d]['pairwise']:.0%})"
+        for d, row in after.items()
+        if d in before
+    ]
+    ranks = f"of two images of one prompt it ranks like the auditor {' and '.join(pairs)}"
+    text = (
+        "RL uses up what the critic cannot see. This measures it again, against the auditor's scores, on the held-out "
+        "images from before and after RL."
+    )
+    if not broken:
+        return {
+            "tone": "good",
+            "title": f"On the final policy's images the critic is still right: {ranks}.",
+            "text": text,
+        }
+    title = f"On the final policy's images the critic is no longer trusted: {ranks}."
+    text += f" There it would break the gate's rules on {', '.join(broken)}: another round trains it on such images."
+    return {"tone": "note", "title": title, "text": text}
 
 
 def _stop(rl: Summary) -> Headline:

@@ -17,11 +17,12 @@ FINAL = "samples"
 """The artifact that all others lead to."""
 
 
-def trace(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
+def trace(inputs: Mapping[str, Path], last_report: Path | None = None) -> list[dict[str, Any]]:
     """Follow the chain from the evaluated samples back to the curated data; one row for each artifact.
 
     Args:
         inputs: Name -> folder of each artifact. A stage's inputs have the same names in its manifest.
+        last_report: Folder of the last round's report, from whose artifacts this round went on.
 
     Returns:
         Rows with ``name``, ``stage``, ``key``, ``sha256`` (of the manifest), ``inputs`` (name -> SHA-256) and
@@ -32,9 +33,10 @@ def trace(inputs: Mapping[str, Path]) -> list[dict[str, Any]]:
     """
     manifests = {name: _manifest(folder) for name, folder in inputs.items()}
     hashes = {name: sha256_file(folder / MANIFEST) for name, folder in inputs.items()}
+    known = hashes | _of_the_last_round(last_report)
     for name, manifest in manifests.items():
         for source, expected in manifest.inputs.items():
-            _check(name, source, expected, hashes.get(source, ""), inputs[name])
+            _check(name, source, expected, known.get(source, ""), inputs[name])
     order = _walk(manifests)
     if loose := sorted(set(inputs) - set(order)):
         what = f"the chain of artifacts is broken: nothing that leads to the {FINAL} was made from {', '.join(loose)}"
@@ -63,13 +65,18 @@ def _check(name: str, source: str, expected: str, found: str, folder: Path) -> N
     raise UserError(what, str(folder / MANIFEST), _FIX)
 
 
+def _of_the_last_round(report: Path | None) -> dict[str, str]:
+    """Hashes of the artifacts that a report was made from, by the names that they have in the next round."""
+    return {f"last_{name}": sha for name, sha in _manifest(report).inputs.items()} if report else {}
+
+
 def _walk(manifests: Mapping[str, Manifest]) -> list[str]:
     """Every artifact that leads to the samples, each before those that it was made from."""
     done: list[str] = []
 
     def visit(name: str) -> None:
         if name not in done:
-            for source in sorted(manifests[name].inputs):
+            for source in sorted(manifests.keys() & manifests[name].inputs.keys()):
                 visit(source)
             done.append(name)
 

@@ -13,22 +13,24 @@ from jinja2 import Environment, StrictUndefined
 from pydantic import ValidationError
 
 from firm.config import RunConfig
+from firm.config.bench import SCORES_OF
 from firm.records import Stage, Summary, UserError
 from firm.report import figures
-from firm.report.headlines import headlines, number, signed, words
+from firm.report.headlines import headlines, number, signed, trust_rows, words
 from firm.report.lineage import trace
 from firm.report.pairs import choose, pictures
+from firm.report.rounds import DATA, earlier_rounds, this_round
 from firm.storage.artifacts import TIMING, Output
 from firm.storage.files import atomic_write
 
 PAGE = "report.html"
-DATA = "data.json"
 SUMMARY = "summary.json"
 ARTIFACTS = ("data", "critic", "bench", "verdict", "policy", "samples")
 STAGE = Stage(
     name="report",
     sections=tuple(name for name in RunConfig.model_fields if name != "store"),
-    reads={name: SUMMARY for name in ARTIFACTS if name != "samples"},
+    reads={name: SUMMARY for name in ARTIFACTS if name != "samples"} | {"last_report": DATA},
+    compares=True,
 )
 NUM_PAIRS = 12
 Rows = list[dict[str, Any]]
@@ -39,16 +41,18 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
     Args:
         config: The run.
-        inputs: Folders of the artifacts named in `ARTIFACTS`.
+        inputs: Folders of the artifacts named in `ARTIFACTS`, and of the last round's ``last_report``, if any.
         out: Where ``report.html`` and ``data.json`` go.
 
     Raises:
         UserError: An artifact is not complete, or was not made from the others.
     """
     summaries = {name: _summary(inputs[name]) for name in ARTIFACTS}
-    lineage = trace({name: inputs[name] for name in ARTIFACTS})
+    last = inputs.get("last_report")
+    lineage = trace({name: inputs[name] for name in ARTIFACTS}, last)
     pairs = choose(inputs["samples"] / "samples", config.reward.base, NUM_PAIRS)
     data = _data(config, summaries, pairs, lineage)
+    data["rounds"] = [*earlier_rounds(last), this_round(summaries, config, lineage)]
     with atomic_write(out.folder / DATA) as file:
         file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     page = (
@@ -87,6 +91,7 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
     curation, sft, bench, rl, evaluation = (summaries[n] for n in ("data", "critic", "bench", "policy", "samples"))
     loss = next((c for c in sft.curves if c.name == "loss" and c.x), None)
     agreement = _ordered(bench, "agreement", config)
+    critic = [row for row in agreement if row["judge"] == "critic"]
     return {
         "run": config.name,
         "headlines": headlines(config, summaries),
@@ -98,9 +103,11 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
         "audits": rl.tables.get("audits", []),
         "rl": rl.metrics,
         "gate": bench.tables.get("gate", []),
-        "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in agreement)),
-        "agreement": agreement,
-        "confusion": _ordered(bench, "confusion", config),
+        "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in critic)),
+        "agreement": critic,
+        "auditor_agreement": [row for row in agreement if row["judge"] == "auditor"],
+        "raters": bench.tables.get("raters", []),
+        "confusion": [row for row in _ordered(bench, "confusion", config) if row["judge"] == "critic"],
         "curation": curation.metrics,
         "histogram": _ordered(curation, "histogram", config),
         "loss": loss.model_dump(mode="json") if loss else None,
@@ -130,10 +137,12 @@ def _invalid(summaries: Mapping[str, Summary]) -> Rows:
         rows.append(_failed("curation", what, r["count"], curation.metrics["candidates"]))
     failures = bench.tables.get("invalid", [])
     for whole in (r for r in bench.tables.get("agreement", []) if r["by"] == "all"):
-        mine = [r for r in failures if r["dimension"] == whole["dimension"]]
+        mine = [r for r in failures if (r["judge"], r["dimension"]) == (whole["judge"], whole["dimension"])]
         reasons = "".join(f", {r['reason']}: {r['count']}" for r in mine)
         count = sum(r["count"] for r in mine)
-        rows.append(_failed("bench", f"critic, {whole['dimension']}{reasons}", count, whole["n"]))
+        rows.append(_failed("bench", f"{whole['judge']}, {whole['dimension']}{reasons}", count, whole["n"]))
+    for r in (r for r in failures if r["judge"] == "teacher"):
+        rows.append(_failed("bench", f"teacher, {r['dimension']}: {r['reason']}", r["count"], None))
     rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
     audits = rl.tables.get("audits", [])
     rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))
@@ -177,6 +186,7 @@ def _environment() -> Environment:
         "num": number,
         "signed": signed,
         "words": words,
+        "scores_of": SCORES_OF.__getitem__,
         "bytes": _bytes,
         "duration": _duration,
     }
@@ -204,10 +214,10 @@ def _own_summary(config: RunConfig, data: Mapping[str, Any], summaries: Mapping[
     """The headlines and their numbers."""
     bench, rl, evaluation = (summaries[name].metrics for name in ("bench", "policy", "samples"))
     base = config.reward.base
+    measured = trust_rows(config, summaries["bench"])
     candidates = {
         "trusted": bench.get("trusted"),
-        "critic_mae": bench.get(f"{base}_mae"),
-        "constant_mae": bench.get(f"{base}_constant_mae"),
+        **{f"{d}_{name}": row[name] for d, row in measured.items() for name in ("mae", "constant_mae", "pairwise")},
         **{f"auditor_{which}": evaluation.get(f"auditor_{base}_{which}") for which in ("base", "final", "gain")},
         "stopped_by_auditor": rl["stopped_by_auditor"],
         "kept_epoch": rl["kept_epoch"],

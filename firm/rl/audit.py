@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 
 from firm.config import RunConfig
+from firm.intervals import Floats, paired_interval
 from firm.records import Record
-from firm.stats import Floats, paired_interval
 
 REWARD = "reward"
 Who = Literal["critic", "auditor"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
 from firm.config import RewardConfig, RLConfig
 from firm.critics.judge import Judge, JudgeInput
+from firm.critics.soft import soft_share
 from firm.dist import BatchPlan, Ranks, gather, generator
 from firm.policies.generate import Generated, generate, to_images
 from firm.policies.policy import Conditions, Policy
@@ -116,21 +118,26 @@ def sample_groups(
     return Groups(asked, generated, to_images(policy, generated.latents, rl.batch_size), indices.start)
 
 
-def score(critic: Judge, groups: Groups, formula: RewardConfig) -> tuple[Tensor, Tensor]:
-    """Rewards [N] in [0, 1] of this rank's samples and a mask [N], see :func:`rewards_of`."""
+def score(critic: Judge, groups: Groups, formula: RewardConfig) -> tuple[Tensor, Tensor, list[float | None]]:
+    """Rewards [N] in [0, 1] of this rank's samples, a mask [N], see :func:`rewards_of`, and their `soft_share` (N)."""
     items = [JudgeInput(prompt, [png]) for prompt, png in zip(groups.prompts, groups.images, strict=True)]
-    return rewards_of(critic.judge(items), formula)
+    assessments = critic.judge(items)
+    shares = [soft_share(a[d] for d in formula.dimensions) for a in assessments]
+    return *rewards_of(assessments, formula), shares
 
 
-def with_advantages(groups: Groups, rewards: Tensor, valid: Tensor, rl: RLConfig, ranks: Ranks) -> Rollout:
+def with_advantages(
+    groups: Groups, rewards: Tensor, valid: Tensor, shares: Sequence[float | None], rl: RLConfig, ranks: Ranks
+) -> Rollout:
     """What an update trains on: groups with the advantages of their rewards [N], where ``valid`` [N], over all ranks.
 
-    All ranks take part.
+    ``shares`` (N) are for the statistics only. All ranks take part.
     """
-    pairs = gather(list(zip(rewards.tolist(), valid.tolist(), strict=True)), ranks)
+    scored = gather(list(zip(rewards.tolist(), valid.tolist(), shares, strict=True)), ranks)
     shape = (rl.prompts_per_epoch, rl.group_size)
-    all_rewards = torch.tensor([r for r, _ in pairs]).view(shape)
-    all_valid = torch.tensor([v for _, v in pairs]).view(shape)
+    all_rewards = torch.tensor([r for r, _, _ in scored]).view(shape)
+    all_valid = torch.tensor([v for _, v, _ in scored]).view(shape)
+    all_shares = [share for _, _, share in scored if share is not None]
     advantage, mask = advantages(all_rewards, all_valid, rl.std)
     latents = groups.generated.latents
     return Rollout(
@@ -140,7 +147,7 @@ def with_advantages(groups: Groups, rewards: Tensor, valid: Tensor, rl: RLConfig
         advantage=advantage.flatten()[groups.first : groups.first + len(latents)].to(latents.device),
         first=groups.first,
         trained=mask.flatten(),
-        stats=_stats(all_rewards, all_valid, mask),
+        stats={**_stats(all_rewards, all_valid, mask), "soft_share": fmean(all_shares) if all_shares else None},
     )
 
 

@@ -23,7 +23,10 @@ ERROR = 0.05  # of the interval of the gain that the report sample shows
 
 
 def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
-    """Train the policy with the critic in ``inputs["critic"]``; ``inputs["verdict"]`` is the gate's permission."""
+    """Train the policy with the critic in ``inputs["critic"]``; ``inputs["verdict"]`` is the gate's permission.
+
+    A further round starts from the policy in ``inputs["last_policy"]``.
+    """
     request = {"config": config.model_dump(mode="json")}
     launch(TrainingJob(config.name, "rl", WORKER, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / "metrics.jsonl")

@@ -34,13 +34,13 @@ AUDITS = "audits.jsonl"
 class RLTrainer:
     """All state of RL that a resume needs, and one epoch of work."""
 
-    def __init__(self, config: RunConfig, critic_folder: Path, ranks: Ranks) -> None:
-        """Load policy and critic; everything starts at the base."""
+    def __init__(self, config: RunConfig, critic_folder: Path, ranks: Ranks, start: Path | None = None) -> None:
+        """Load policy and critic; everything starts at the base, or at the trained policy in the folder ``start``."""
         rl: RLConfig = config.rl
         self.config = config
         self.ranks = ranks
         self.policy = Policy(config.policy, ranks.device)
-        self.sets = self.policy.train(rl.lora, ("old", "ema", "best", "reference"), config.seed)
+        self.sets = self.policy.train(rl.lora, ("old", "ema", "best", "reference"), config.seed, start)
         self.critic = load_critic(critic_folder, config.critic, ranks.device)
         self.prompts = load_prompts(config.prompts, "train")
         self.auditor = Auditor(self.policy, self.critic, self.prompts, config) if ranks.is_main else None
@@ -54,8 +54,7 @@ class RLTrainer:
         """Rollout, update, refresh of the old policy."""
         c = self.config
         groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks)
-        rewards, valid = score(self.critic, groups, c.reward)
-        rollout = with_advantages(groups, rewards, valid, c.rl, self.ranks)
+        rollout = with_advantages(groups, *score(self.critic, groups, c.reward), c.rl, self.ranks)
         stats = self.updater.epoch(rollout, self.epoch)
         self.sets.update_average("old", old_decay(c.rl.decay, self.updater.steps))
         self.epoch += 1
@@ -104,7 +103,8 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     config = RunConfig.model_validate(request["config"])
     ranks = dist.start()
     checkpoints = Checkpoints(out)
-    trainer = RLTrainer(config, inputs["critic"] / "critic", ranks)
+    start = inputs.get("last_policy")
+    trainer = RLTrainer(config, inputs["critic"] / "critic", ranks, start / "policy" if start else None)
     saved = checkpoints.last()
     if saved is not None:
         trainer.restore(*load_state(saved))

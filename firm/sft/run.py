@@ -17,7 +17,10 @@ METRICS = "metrics.jsonl"
 
 
 def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
-    """Train the critic on ``inputs["data"]``; an endpoint critic needs no training."""
+    """Train the critic on ``inputs["data"]``, from the last round's in ``inputs["last_critic"]`` where there is one.
+
+    An endpoint critic needs no training.
+    """
     if config.critic.kind == "endpoint":
         return Summary(stage="sft", notes=["The critic is served at an endpoint: nothing was trained."])
     request = {

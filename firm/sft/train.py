@@ -111,9 +111,12 @@ def load_examples(folder: Path, cache: Path) -> Dataset:
     return data.select_columns(["messages", "images"])
 
 
-def prepare(critic: CriticConfig, sft: SFTConfig, seed: int) -> PreTrainedModel:
-    """The model to train: whole, or frozen under a LoRA."""
-    model = load_model(critic, critic.model, seed if critic.from_scratch else None)
+def prepare(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None = None) -> PreTrainedModel:
+    """The model to train, whole or frozen under a LoRA: a trained critic in the folder ``start``, or the critic's."""
+    if start is not None:
+        model = load_model(critic, str(start))
+    else:
+        model = load_model(critic, critic.model, seed if critic.from_scratch else None)
     if sft.lora is None:
         return model
     from peft import LoraConfig, get_peft_model
@@ -161,7 +164,8 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     sft = SFTConfig.model_validate(request["sft"])
     encoder = Encoder(load_processor(critic.model))
     checkpoints = Checkpoints(out)
-    model = prepare(critic, sft, request["seed"])
+    last = inputs.get("last_critic")
+    model = prepare(critic, sft, request["seed"], last / "critic" if last else None)
     trainer = PlainTrainer(
         model=model,
         args=arguments(critic, sft, request["seed"], checkpoints.folder),

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import re
+from functools import lru_cache
 from itertools import permutations
 from typing import Any
 
@@ -58,19 +59,19 @@ class PixelTeacher:
         Raises:
             ValueError: for missing markers, a prompt that `parse` refuses, or an image that cannot be read.
         """
-        text, image = _read(messages)
-        if image is not None and "technical quality" in text.lower():
-            observation = observe(image)
+        text, url = _read(messages)
+        observation = None if url is None else _observe(url)
+        if observation is not None and "technical quality" in text.lower():
             return json.dumps({"reasoning": caption(observation), "score": list(_quality(observation))})
         prompt = _between(text, "PROMPT")
         if prompt is None:
             raise ValueError("the text has no lines <START OF PROMPT> and <END OF PROMPT> around a prompt")
         wanted = parse(prompt)
-        if image is None:
+        if observation is None:
             sections = (f"## {head}\n" + "".join(f"- {q}\n" for q in qs) for head, qs in _checklist(wanted).items())
             return "\n".join(sections).strip()
         listed = re.findall(r"^\s*[-*]\s+(?:\[.\]\s*)?(.+?)\s*$", _between(text, "PLAN") or "", re.MULTILINE)
-        return _evaluate(wanted, observe(image), listed or plan(prompt))
+        return _evaluate(wanted, observation, listed or plan(prompt))
 
 
 def _match(wanted: Wanted, observation: Observation) -> tuple[float, list[tuple[Seen | None, float]]]:
@@ -161,8 +162,8 @@ def _between(text: str, name: str) -> str | None:
     return match.group(1).strip() if match else None
 
 
-def _read(messages: list[dict[str, Any]]) -> tuple[str, Image.Image | None]:
-    """Returns the text of all messages except the assistant's, and the image if there is one."""
+def _read(messages: list[dict[str, Any]]) -> tuple[str, str | None]:
+    """Returns the text of all messages except the assistant's, and the URL of the image if there is one."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError("messages must be a list of objects with 'role' and 'content'")
     texts: list[str] = []
@@ -182,7 +183,13 @@ def _read(messages: list[dict[str, Any]]) -> tuple[str, Image.Image | None]:
                     raise ValueError(f"a content part must be a text or an image_url, not {str(part)[:80]!r}")
     if len(urls) > 1:
         raise ValueError(f"the teacher of the shapes world judges one image, not {len(urls)}")
-    return "\n".join(texts), _decode(urls[0]) if urls else None
+    return "\n".join(texts), urls[0] if urls else None
+
+
+@lru_cache(maxsize=256)
+def _observe(url: str) -> Observation:
+    """What is seen in an image, remembered because it is judged on several dimensions, one after the other."""
+    return observe(_decode(url))
 
 
 def _decode(url: str) -> Image.Image:

@@ -395,7 +395,7 @@ def test_a_critic_that_answers_nonsense_does_not_pass_the_gate(folder: Path) -> 
         result = stages(
             folder, "curation sft bench gate", "critic.kind=endpoint", endpoint, rubrics, "reward.soft=false"
         )
-    complains(result, 1, "the critic is not trusted", "coverage is 0.00", "at least 0.90")
+    complains(result, 1, "the critic is not trusted", "coverage against the teacher's scores is 0.00", "at least 0.90")
     assert (folder / "bench").exists() and not (folder / "gate").exists()
 
 

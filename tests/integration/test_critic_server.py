@@ -18,17 +18,19 @@ from urllib.parse import urlsplit
 
 import pytest
 from PIL import Image
-from shared import CPU
+from shared import CPU, serving
 
+from firm import preflight
 from firm.chat.messages import Reply, RequestFailed, user_message
 from firm.chat.server import ChatServer
-from firm.config import CriticConfig, EndpointChat
-from firm.critics.judge import JudgeInput
-from firm.critics.load import open_judge
+from firm.config import CriticConfig, RunConfig
+from firm.config.loading import load_config
+from firm.critics.judge import Judge, JudgeInput
+from firm.critics.load import load_critic
 from firm.critics.local import LocalCritic, load_model
 from firm.critics.serve import BatchingChat, model_folder, serve
 from firm.images import encode_image
-from firm.records import Assessment, Invalid, Prompt, UserError
+from firm.records import Judgement, Prompt, UserError
 from firm.shapes.generation import candidate
 from firm.shapes.models import WEIGHTS, build_critic
 from firm.storage.artifacts import Output
@@ -85,19 +87,131 @@ def ask(text: str, image: bytes = PNG, model: str = "tiny") -> dict[str, Any]:
     return {"model": model, "messages": [user_message(text, [image])]}
 
 
-def outcomes(rows: list[Assessment]) -> list[list[object]]:
-    """All but the distribution, which the protocol does not carry."""
-    return [[o if isinstance(o, Invalid) else (o.score, o.rationale) for o in row.values()] for row in rows]
+def spelling(critic: LocalCritic) -> LocalCritic:
+    """A critic with random weights that writes "score : N" and ends; which N, it believes by itself."""
+    token = critic.encoder.tokenizer.convert_tokens_to_ids
+    digits = list("12345")
+    grammar = {"score": [":"], ":": digits, **{digit: ["<|im_end|>"] for digit in digits}}
+    after = {token(word): token(words) for word, words in grammar.items()}
+
+    def spell(_module: object, _arguments: object, options: dict[str, Any], output: Any) -> None:
+        for row, last in zip(output.logits[:, -1], options["input_ids"][:, -1].tolist(), strict=True):
+            allowed = after.get(last, [token("score")])
+            beliefs = 8 * row[allowed]
+            row.fill_(-50)[allowed] = beliefs - beliefs.max()
+
+    critic.model.register_forward_hook(spell, with_kwargs=True)
+    return critic
 
 
-@pytest.mark.parametrize("style", ["score_first", "reason_first"])
-def test_the_endpoint_judges_as_the_critic_in_this_process(artifact: Path, items: list[JudgeInput], style: Any) -> None:
-    critic = LocalCritic(artifact / "critic", config(answer_style=style), CPU)
+def served(url: str, critic: CriticConfig) -> Judge:
+    """The judge of a run whose critic is served."""
+    endpoint = {"base_url": url, "model": "tiny", "concurrency": 3, "max_tokens": 8}
+    return load_critic(Path(), config(**critic.model_dump() | {"kind": "endpoint", "endpoint": endpoint}), CPU)
+
+
+@pytest.mark.parametrize("changes", [{}, {"answer_style": "reason_first"},
+                                     {"answer_style": "reason_first", "num_samples": 5, "temperature": 3}])  # fmt: skip
+def test_the_endpoint_gives_the_soft_scores_of_the_critic_in_this_process(
+    artifact: Path, items: list[JudgeInput], changes: dict[str, Any]
+) -> None:
+    critic = LocalCritic(artifact / "critic", config(**changes), CPU)
+    if critic.config.answer_style == "reason_first":
+        spelling(critic)
+    expected = critic.judge(items)
     with ChatServer(BatchingChat("tiny", critic)).running() as url:
-        endpoint = EndpointChat(base_url=url, model="tiny", concurrency=3, max_tokens=8)
-        served = open_judge(endpoint, critic.config.rubrics, attempts=1, answer_style=style).judge(items)
-    assert outcomes(served) == outcomes(critic.judge(items))
-    assert {type(o) for row in served for o in row.values()} != {Invalid} or style == "reason_first"
+        found = served(url, critic.config).judge(items)
+    beliefs = set()
+    for here, there in zip(expected, found, strict=True):
+        for dimension in RUBRICS:
+            mine, theirs = here[dimension], there[dimension]
+            assert isinstance(mine, Judgement) and isinstance(theirs, Judgement) and mine.distribution
+            assert theirs.distribution == pytest.approx(mine.distribution, abs=1e-4)
+            assert theirs.model_copy(update={"distribution": None}) == mine.model_copy(update={"distribution": None})
+            beliefs.add(round(mine.soft_score, 3))
+    assert len(beliefs) > 6  # they say something about the images
+
+
+def test_logprobs_have_the_fields_of_the_protocol(url: str) -> None:
+    asked = {**ask("quality"), "logprobs": True, "top_logprobs": 3}
+    [prefix, score] = post(url, asked)[1]["choices"][0]["logprobs"]["content"]
+    assert prefix["token"] == "Score:" and score["token"] in {f" {s}" for s in range(1, 6)}
+    assert score["bytes"] == list(score["token"].encode())
+    first, second, third = score["top_logprobs"]
+    assert first == {name: score[name] for name in ("token", "logprob", "bytes")}
+    assert 0 > first["logprob"] >= second["logprob"] >= third["logprob"]
+    alone = post(url, {**ask("quality"), "logprobs": True})[1]["choices"][0]
+    assert [token["top_logprobs"] for token in alone["logprobs"]["content"]] == [[], []]
+    assert alone["message"]["content"] == prefix["token"] + score["token"]
+    for silent in (False, None):
+        assert post(url, {**ask("quality"), "logprobs": silent})[1]["choices"][0]["logprobs"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"logprobs": 5}, "logprobs must be true or false, got 5"),
+        ({"top_logprobs": 5}, "top_logprobs may be set only where logprobs is true"),
+        ({"logprobs": False, "top_logprobs": 5}, "only where logprobs is true"),
+        *(({"logprobs": True, "top_logprobs": top}, "a whole number from 0 to 20") for top in (21, -1, 2.0, True, "5")),
+        ({"n": 2}, "n=2 is not supported"),
+        ({"seed": "one"}, "seed must be a whole number"),
+    ],
+)
+def test_wrong_options_are_refused(url: str, options: dict[str, Any], complaint: str) -> None:
+    status, answer = post(url, {**ask("quality"), **options})
+    assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+    assert complaint in answer["error"]["message"]
+
+
+def test_a_seed_makes_an_answer_and_none_leaves_it_to_chance(artifact: Path) -> None:
+    critic = LocalCritic(artifact / "critic", config(answer_style="reason_first", max_new_tokens=20), CPU)
+    with ChatServer(BatchingChat("tiny", critic)).running() as url:
+
+        def answer(**options: object) -> str:
+            asked = {**ask("quality"), "temperature": 2, **options}
+            text: str = post(url, asked)[1]["choices"][0]["message"]["content"]
+            return text
+
+        assert answer(seed=1) == answer(seed=1) != answer(seed=2)
+        assert answer() != answer()
+
+
+def run_with(url: str, *assignments: str) -> RunConfig:
+    """The shapes run with a served critic."""
+    endpoint = f"critic.endpoint={{base_url: '{url}', model: tiny, deadline_s: 1}}"
+    rubrics = "critic.rubrics={instruction_following: short_instruction_following, quality: short_quality}"
+    return load_config("gen-shapes", ["critic.kind=endpoint", endpoint, rubrics, *assignments])
+
+
+def test_a_run_with_soft_rewards_starts_only_with_a_critic_that_gives_distributions(url: str) -> None:
+    preflight.ask_critic(run_with(url))
+    preflight.ask_critic(load_config("gen-shapes"))
+
+    class Bare:
+        name = "tiny"
+
+        def complete(self, *_: object, **__: object) -> Reply:
+            return Reply("Score: 4")
+
+    with ChatServer(Bare()).running() as bare:
+        with pytest.raises(UserError, match="logprobs are not supported by the model 'tiny'") as error:
+            preflight.ask_critic(run_with(bare))
+        assert "reward.soft to false" in error.value.fix and bare in error.value.where
+        preflight.ask_critic(run_with(bare, "reward.soft=false", "bench.point_estimate=score"))
+        preflight.ask_critic(run_with(bare, "critic.num_samples=3", "critic.answer_style=reason_first"))
+
+
+def test_logprobs_without_alternatives_are_not_enough() -> None:
+    content = [
+        {"token": "Score:", "logprob": 0, "top_logprobs": []},
+        {"token": " 4", "logprob": -1, "top_logprobs": []},
+    ]
+    answer = json.dumps({"choices": [{"message": {"content": "Score: 4"}, "logprobs": {"content": content}}]})
+    with serving(lambda request: request.reply(200, answer.encode())) as url:
+        run = run_with(f"{url}/v1")
+        with pytest.raises(UserError, match="answers without top_logprobs"):
+            preflight.ask_critic(run)
 
 
 class Slow:

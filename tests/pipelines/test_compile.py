@@ -10,10 +10,14 @@ import yaml
 from kfp import compiler
 
 from firm import __version__
-from pipelines import stages
+from pipelines import rounds, stages
 from pipelines.full import full
 
-PIPELINES = {"full": full, **{name: getattr(stages, name) for name in ("curation", "sft", "bench", "rl")}}
+PIPELINES = {
+    "full": full,
+    "two": rounds.two,
+    **{name: getattr(stages, name) for name in ("curation", "sft", "bench", "rl")},
+}
 
 
 def compiled(name: str, folder: Path) -> str:

@@ -50,11 +50,13 @@ def events(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def kill_in(folder: Path, config: Path, stage: str, done: int) -> None:
-    """Start a run and kill -9 the command, and nothing else, once a stage has done so much."""
+def kill_in(folder: Path, config: Path, stage: str, done: int, number: int = 1) -> None:
+    """Start a run and kill -9 the command, and nothing else, once a stage of a round has done so much."""
     process = start(folder, config)
     deadline = time.monotonic() + 200
-    while not any(e["stage"] == stage and int(str(e.get("done", 0))) >= done for e in events(folder)):
+    while not any(
+        (e["stage"], e["round"]) == (stage, number) and int(str(e.get("done", 0))) >= done for e in events(folder)
+    ):
         assert process.poll() is None and time.monotonic() < deadline, f"never got to {stage} {done}"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)

@@ -6,7 +6,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from firm.bench.agreement import Prediction
+from firm.critics.agreement import Prediction
 from firm.records import Candidate, Invalid, JudgedCandidate, Judgement, Prompt, Provenance, UserError
 from firm.storage.shards import ShardWriter, iter_shards, read_shard, write_shard
 

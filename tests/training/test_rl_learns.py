@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from shared import ALONE, Redness, python_path
+from shared import ALONE, CPU, Redness, python_path
 from torch import Tensor
 
 from firm import dist
-from firm.config import RewardConfig, RLConfig, RunConfig
+from firm.config import Gate, RewardConfig, RLConfig, Rule, RunConfig
 from firm.config.launch import LocalLaunch
 from firm.config.loading import load_config
 from firm.critics.judge import JudgeInput
 from firm.dist import Ranks
 from firm.launch.job import TrainingJob, worker_main
 from firm.launch.launcher import launch
+from firm.policies.policy import load_policy, save_policy
 from firm.records import Assessment, Invalid
 from firm.rl import auditor as rl_auditor
 from firm.rl import train as rl_train
@@ -29,6 +30,7 @@ from firm.storage.artifacts import Output
 from firm.storage.checkpoint import load_state, save_state
 
 EPOCHS = 14
+GAPS = ["instruction_following.skill_low", "instruction_following.pairwise"]
 RUBRICS = {"instruction_following": "short_instruction_following"}
 
 
@@ -48,8 +50,10 @@ def settings(**changes: Any) -> RunConfig:
         "adv_clip_max": 1, "solver": "euler",
     }  # fmt: skip
     critic = config.critic.model_copy(update={"rubrics": RUBRICS})
+    gate = Gate(rules=[Rule(metric="coverage", at_least=0)], accept_gaps=GAPS)
+    bench = config.bench.model_copy(update={"gate": gate})
     auditor = config.auditor.model_copy(update={"num_images": 4})
-    update = {"rl": RLConfig(**{**few, **changes}), "critic": critic, "auditor": auditor}
+    update = {"rl": RLConfig(**{**few, **changes}), "critic": critic, "bench": bench, "auditor": auditor}
     return config.model_copy(
         update={**update, "reward": RewardConfig(formula="base_only", base="instruction_following")}
     )
@@ -199,6 +203,23 @@ def test_a_policy_that_only_the_critic_likes_is_stopped_and_not_kept() -> None:
     _, audits = trainer.choose()
     kept, last = audits[-1], trainer.history[-1]
     assert kept.epoch < last.epoch and kept.mean("auditor", "reward") > last.mean("auditor", "reward")
+
+
+def test_a_further_round_starts_from_the_kept_policy(tmp_path: Path) -> None:
+    config = settings(group_size=3, max_epochs=1, learning_rate=1e-12)
+    first = make(config)
+    with torch.no_grad():
+        for tensor in first.sets.trainable:
+            tensor.mul_(1.05)
+    save_policy(tmp_path / "last" / "policy", first.policy)
+    out = Output.open(str(tmp_path / "out"))
+    with patch.object(rl_train, "load_critic", lambda *_: Redness()):
+        rl_train.train(
+            {"config": config.model_dump(mode="json")}, {"critic": Path(), "last_policy": tmp_path / "last"}, out
+        )
+    kept = dict(load_policy(out.folder / "policy", CPU).family.denoiser.named_parameters())
+    for name, tensor in zip(first.sets.names, first.sets.trainable, strict=True):
+        torch.testing.assert_close(kept[name], tensor.detach(), atol=1e-6, rtol=0)
 
 
 # ---- processes

@@ -74,8 +74,9 @@ def request(**changes: Any) -> dict[str, Any]:
     return {**plain, "seed": 0}
 
 
-def train(data: Path, out: Path, **changes: Any) -> None:
-    worker.train(request(**changes), {"data": data}, Output.open(str(out)))
+def train(data: Path, out: Path, last_critic: Path | None = None, **changes: Any) -> None:
+    inputs = {"data": data} | ({"last_critic": last_critic} if last_critic else {})
+    worker.train(request(**changes), inputs, Output.open(str(out)))
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -106,6 +107,15 @@ def test_without_a_learning_rate_nothing_is_learnt(data: Path, tmp_path: Path) -
     train(data, tmp_path / "out", max_steps=20, learning_rate=1e-12)
     found = losses(tmp_path / "out")
     assert found[-1] == pytest.approx(found[0], rel=0.02)
+
+
+def test_a_further_round_goes_on_from_the_last_critic(data: Path, tmp_path: Path) -> None:
+    train(data, tmp_path / "first", max_steps=3)
+    train(data, tmp_path / "second", tmp_path / "first", max_steps=1, learning_rate=1e-12)
+    train(data, tmp_path / "other", max_steps=1, learning_rate=1e-12)
+    first, second, other = (weights(tmp_path / name) for name in ("first", "second", "other"))
+    assert all(torch.allclose(t, second[k], atol=1e-6) for k, t in first.items())
+    assert not all(torch.allclose(t, other[k], atol=1e-4) for k, t in first.items())
 
 
 def test_only_answers_are_in_the_loss(data: Path) -> None:

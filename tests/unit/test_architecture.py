@@ -10,6 +10,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from mutations import FAULTS
 
 from firm.config import STAGES
 
@@ -215,3 +216,11 @@ def test_tracked_files_are_not_ignored_outputs() -> None:
     outputs = {"runs", "build", "dist", "local_outputs", "__pycache__"}
     assert not [name(p) for p in checkout() if outputs & set(p.relative_to(ROOT).parts[:1])]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_every_fault_of_the_mutations_can_be_planted() -> None:
+    for fault in FAULTS:
+        assert (ROOT / fault.file).read_text().count(fault.old) == 1, f"{fault.file}: {fault.old!r}"
+        for test in fault.tests:
+            path, *names = test.split("::")
+            assert (ROOT / path).exists() and all(f"def {n.split('[')[0]}(" in (ROOT / path).read_text() for n in names)

@@ -9,7 +9,7 @@ import pytest
 
 from firm import progress
 from firm.metrics import MetricsLog, read_metrics
-from firm.progress import Task, duration, emit, relay
+from firm.progress import ROUND, Task, duration, emit, relay
 from firm.watcher import StageState, Watcher
 
 
@@ -105,6 +105,17 @@ def test_a_watcher_draws_a_picture_on_a_terminal(file: Path) -> None:
         emit(stage="curation", task="judging", done=1, total=4, unit="images", note="", left_s=9.0)
         emit(stage="unforeseen", state="started")
     assert "judging 1/4 images" in stream.getvalue() and "unforeseen" in stream.getvalue()
+
+
+def test_a_watcher_tells_rounds_apart(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    with Watcher(file, ["rl"], {"rl": 20}, stream, rounds=2) as watcher:
+        for number in ("1", "2"):
+            monkeypatch.setenv(ROUND, number)
+            emit(stage="rl", state="started")
+            emit(stage="rl", state="finished")
+    assert [line.split("]")[0] for line in stream.getvalue().splitlines()] == ["[rl 1", "[rl 1", "[rl 2", "[rl 2"]
+    assert list(watcher.stages) == ["rl 1", "rl 2"] and watcher.left_s == 0
 
 
 def test_estimates_of_a_stage() -> None:

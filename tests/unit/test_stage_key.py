@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from firm import stage
-from firm.config import RunConfig
+from firm.config import STAGES, RunConfig
 from firm.config.loading import load_config
 from firm.critics.rubrics import load_rubric, parse_rubric
 from firm.curation.run import STAGE as CURATION
@@ -185,3 +185,9 @@ def test_names_of_files_in_a_folder_count(folder: Path) -> None:
     first = content_hash(folder / "policy")
     (folder / "policy" / "weights" / "model.safetensors").rename(folder / "policy" / "weights" / "other.safetensors")
     assert content_hash(folder / "policy") != first
+
+
+def test_evaluation_and_report_are_the_same_in_all_rounds(config: RunConfig) -> None:
+    plain = config.model_copy(update={"rounds": 2}).model_dump(mode="json")
+    seeds = {name: stage._config(name, plain, 2, {}).seed for name in STAGES}
+    assert {name for name, seed in seeds.items() if seed == config.seed} == {"evaluate", "report"}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from firm import bootstrap, stats
+from firm import intervals, stats
 
 P, H = [1, 2, 3, 5, 4, 5], [1, 1, 3, 3, 5, 5]
 
@@ -82,27 +82,27 @@ def test_kappa_of_perfect_constant_and_opposite_answers() -> None:
 
 def test_mean_ci_is_close_to_theory_and_deterministic() -> None:
     values = np.random.default_rng(1).normal(3, 1, 2000)
-    mean, low, high = bootstrap.mean_ci(values, 2000, seed=3)
+    mean, low, high = intervals.mean_ci(values, 2000, seed=3)
     assert mean == pytest.approx(values.mean())
     half = 1.96 * values.std() / 2000**0.5
     assert (low, high) == (pytest.approx(mean - half, abs=0.006), pytest.approx(mean + half, abs=0.006))
-    assert bootstrap.mean_ci(values, 2000, seed=3) == (mean, low, high) != bootstrap.mean_ci(values, 2000, seed=4)
+    assert intervals.mean_ci(values, 2000, seed=3) == (mean, low, high) != intervals.mean_ci(values, 2000, seed=4)
 
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     generator = np.random.default_rng(0)
     covered = 0
     for seed in range(200):
-        _, low, high = bootstrap.mean_ci(generator.normal(0, 1, 60), 300, seed, level=0.9)
+        _, low, high = intervals.mean_ci(generator.normal(0, 1, 60), 300, seed, level=0.9)
         covered += low <= 0 <= high
     assert 0.83 <= covered / 200 <= 0.96
 
 
 def test_vectorised_and_looped_statistics_agree() -> None:
     p, h = random_scores(60)
-    looped = bootstrap.bootstrap_ci((p, h), stats.spearman, 50, 0)
+    looped = intervals.bootstrap_ci((p, h), stats.spearman, 50, 0)
     assert looped == pytest.approx(stats.spearman_ci(p, h, 50, 0))
-    assert stats.mae_ci(p, h, 50, 0) == pytest.approx(bootstrap.bootstrap_ci((p, h), stats.mae, 50, 0))
+    assert stats.mae_ci(p, h, 50, 0) == pytest.approx(intervals.bootstrap_ci((p, h), stats.mae, 50, 0))
 
 
 def test_an_interval_by_clusters_is_as_wide_as_that_of_the_means_of_clusters() -> None:
@@ -110,9 +110,9 @@ def test_an_interval_by_clusters_is_as_wide_as_that_of_the_means_of_clusters() -
     means = np.random.default_rng(2).normal(3, 1, 40)
     values, prompts = np.repeat(means, 8), np.repeat(np.arange(40), 8).tolist()
     naive, honest, truth = (
-        bootstrap.mean_ci(values, seed=1),
-        bootstrap.mean_ci(values, seed=1, clusters=prompts),
-        bootstrap.mean_ci(means, seed=1),
+        intervals.mean_ci(values, seed=1),
+        intervals.mean_ci(values, seed=1, clusters=prompts),
+        intervals.mean_ci(means, seed=1),
     )
     assert honest == pytest.approx(truth)
     assert (honest[2] - honest[1]) / (naive[2] - naive[1]) == pytest.approx(8**0.5, rel=0.15)
@@ -125,7 +125,7 @@ def test_a_paired_interval_is_students_of_the_means_of_clusters() -> None:
     prompts = [i // 3 for i in range(120)]
     means = np.nanmean(differences.reshape(40, 3), axis=1)
     expected = scipy.stats.t.interval(0.98, 39, means.mean(), scipy.stats.sem(means))
-    assert stats.paired_interval(differences, prompts, 0.01) == pytest.approx(expected)
+    assert intervals.paired_interval(differences, prompts, 0.01) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("error", [0.05, 0.005])
@@ -134,7 +134,7 @@ def test_a_paired_interval_misses_as_rarely_as_it_says(error: float) -> None:
     generator = np.random.default_rng(1)
     upper = 0
     for _ in range(4000):
-        found = stats.paired_interval(
+        found = intervals.paired_interval(
             generator.choice([-2, -1, 0, 1, 2], 200, p=[0.05, 0.1, 0.7, 0.1, 0.05]), range(200), error
         )
         upper += found is not None and found[1] < 0
@@ -142,11 +142,11 @@ def test_a_paired_interval_misses_as_rarely_as_it_says(error: float) -> None:
 
 
 def test_a_paired_interval_of_few_clusters_is_unknown() -> None:
-    assert stats.paired_interval([-1.0] * 6, range(6), 0.02) == (-1, -1)
-    assert stats.paired_interval([-1.0] * 6, range(6), 0.01) is None  # as likely as six heads
-    assert stats.paired_interval([-1.0] * 60, [i % 5 for i in range(60)], 0.02) is None
-    assert stats.paired_interval([-1.0] * 5 + [np.nan] * 55, range(60), 0.02) is None
-    assert stats.paired_interval([np.nan], ["a"], 0.4) is None
+    assert intervals.paired_interval([-1.0] * 6, range(6), 0.02) == (-1, -1)
+    assert intervals.paired_interval([-1.0] * 6, range(6), 0.01) is None  # as likely as six heads
+    assert intervals.paired_interval([-1.0] * 60, [i % 5 for i in range(60)], 0.02) is None
+    assert intervals.paired_interval([-1.0] * 5 + [np.nan] * 55, range(60), 0.02) is None
+    assert intervals.paired_interval([np.nan], ["a"], 0.4) is None
 
 
 def test_clusters_of_one_change_nothing_and_unequal_ones_weigh_what_they_hold() -> None:
@@ -154,17 +154,17 @@ def test_clusters_of_one_change_nothing_and_unequal_ones_weigh_what_they_hold() 
     names = [f"prompt {i}" for i in range(60)]
     assert stats.spearman_ci(p, h, 50, 0, clusters=names) == stats.spearman_ci(p, h, 50, 0)
     labels = ["a"] * 30 + ["b"] * 20 + ["c"] * 10
-    looped = bootstrap.bootstrap_ci((p, h), stats.spearman, 50, 0, clusters=labels)
+    looped = intervals.bootstrap_ci((p, h), stats.spearman, 50, 0, clusters=labels)
     assert looped == pytest.approx(stats.spearman_ci(p, h, 50, 0, clusters=labels))
-    assert bootstrap.mean_ci([1.0] * 30 + [0.0] * 10, 500, clusters=["a"] * 30 + ["b"] * 10)[1:] == (0, 1)
+    assert intervals.mean_ci([1.0] * 30 + [0.0] * 10, 500, clusters=["a"] * 30 + ["b"] * 10)[1:] == (0, 1)
     with pytest.raises(ValueError, match="a cluster for each of 3"):
-        bootstrap.mean_ci([1.0, 2.0, 3.0], clusters=["a"])
+        intervals.mean_ci([1.0, 2.0, 3.0], clusters=["a"])
 
 
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     p, h = random_scores(50)
     whole = stats.spearman_ci(p, h, 40, 0)
-    monkeypatch.setattr(bootstrap, "_CHUNK", 120)
+    monkeypatch.setattr(intervals, "_CHUNK", 120)
     assert stats.spearman_ci(p, h, 40, 0) == whole
 
 
@@ -184,9 +184,9 @@ def test_impossible_input_is_refused(function: Callable[..., object], values: tu
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="num_resamples"):
-        bootstrap.mean_ci([1.0], 0)
+        intervals.mean_ci([1.0], 0)
     with pytest.raises(ValueError, match="level"):
-        bootstrap.mean_ci([1.0], level=1.0)
+        intervals.mean_ci([1.0], level=1.0)
 
 
 def test_pairwise_accuracy_is_within_a_prompt_and_ties_count_half() -> None:
@@ -225,7 +225,7 @@ def test_skill_is_paired_with_the_best_constant_of_each_resample() -> None:
         return 1 - errors.mean() / stats.best_constant(reference)[1]
 
     errors = np.abs(p - r)
-    looped = bootstrap.bootstrap_ci((errors, r), skill, 60, 3, clusters=prompts)
+    looped = intervals.bootstrap_ci((errors, r), skill, 60, 3, clusters=prompts)
     assert stats.skill_ci(errors, r, 60, 3, prompts) == pytest.approx(looped)
     low, high = stats.skill_ci(np.abs(3 - r), r, 60, 3, prompts) or (1, 1)
     assert low <= high <= 0, "no constant beats the best one"

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from firm.bench.agreement import Agreement, Prediction, agreement
 from firm.bench.gate import judge_gate
 from firm.config import Gate, Rule
+from firm.critics.agreement import Agreement, Prediction, agreement
 from firm.records import Invalid, Judgement, Verdict
 
 BASE = "instruction_following"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from firm.chat.journal import Journal
-from firm.chat.messages import ChatMessage, Reply, RequestFailed, user_message
+from firm.chat.messages import ChatMessage, Reply, RequestFailed, Token, user_message
 from firm.records import UserError
 
 
@@ -49,6 +50,38 @@ def test_answers_survive_a_restart(tmp_path: Path) -> None:
     assert ask(again, "b").text == "b 0 \u00e9\n"  # read back from behind what was loaded
     again.close()
     assert all(set(json.loads(line)) == {"request", "text", "truncated"} for line in path.read_text().splitlines())
+
+
+class Spelling(Counting):
+    """Answers with tokens."""
+
+    def complete(self, *arguments: Any, **options: Any) -> Reply:
+        top = ((" 4", -0.5), (" 5", -1.0))
+        tokens = (Token("Score:", -0.25, (("Score:", -0.25),)), Token(" 4", -0.5, top), Token("\ud800", -2.0))
+        return Reply(super().complete(*arguments, **options).text, tokens=tokens)
+
+
+def test_tokens_are_remembered_and_what_might_have_stood_for_a_digit(tmp_path: Path) -> None:
+    journal = Journal(Spelling(), tmp_path / "j")
+    given = ask(journal, "a").tokens
+    journal.close()
+    again = Journal(Counting(), tmp_path / "j")
+    known = ask(again, "a")
+    assert again._chat.calls == 0  # type: ignore[attr-defined]
+    assert known.tokens == (Token("Score:", -0.25), *given[1:]) and isinstance(known.tokens[1], Token)
+    again.close()
+
+
+@pytest.mark.parametrize("tokens", ["null", "4", '[["4"]]', '[["4", "x"]]', '[["4", -1, [4]]]', "{}"])
+def test_damaged_tokens_are_asked_again(tmp_path: Path, tokens: str) -> None:
+    journal = Journal(Spelling(), tmp_path / "j")
+    ask(journal, "a")
+    journal.close()
+    line = re.sub(r'"tokens": .*}', f'"tokens": {tokens}}}', (tmp_path / "j").read_text())
+    (tmp_path / "j").write_text(line)
+    again = Journal(Counting(), tmp_path / "j")
+    assert ask(again, "a").tokens == () and again._chat.calls == 1  # type: ignore[attr-defined]
+    again.close()
 
 
 def test_another_judge_does_not_reuse_the_answers(tmp_path: Path) -> None:

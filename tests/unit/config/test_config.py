@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from firm.config import RunConfig, fingerprint
-from firm.config.loading import load_config, parse_config, preset_names
+from firm.config.loading import load_config, of_round, parse_config, preset_names
 from firm.records import UserError
 
 GAPS = [f"{d}.{what}" for d in ("instruction_following", "quality") for what in ("skill_low", "pairwise")]
@@ -117,13 +117,30 @@ def test_impossible_value_is_refused_naming_its_section(plain: dict[str, Any], k
     assert key.split(".")[0] in str(caught.value)
 
 
-def test_an_endpoint_critic_cannot_give_soft_scores(plain: dict[str, Any]) -> None:
+def test_soft_scores_need_a_critic_with_distributions(plain: dict[str, Any]) -> None:
     put(plain, "critic.kind", "endpoint")
     put(plain, "critic.endpoint", {"base_url": "http://localhost/v1", "model": "m"})
-    with pytest.raises(UserError, match="set reward.soft to false"):
+    put(plain, "critic.answer_style", "reason_first")
+    endpoint = parse_config(plain).critic.endpoint
+    assert endpoint is not None and endpoint.logprobs
+    put(plain, "critic.endpoint.logprobs", False)
+    with pytest.raises(UserError, match="or reward.soft to false and bench.point_estimate to score"):
         parse_config(plain)
+    put(plain, "critic.num_samples", 3)
+    parse_config(plain)
+    put(plain, "critic.num_samples", 1)
     put(plain, "reward.soft", False)
+    with pytest.raises(UserError, match="gives whole scores"):
+        parse_config({**plain, "bench": {**plain["bench"], "point_estimate": "median"}})
+    put(plain, "bench.point_estimate", "score")
     assert parse_config(plain).critic.kind == "endpoint"
+
+
+def test_a_score_first_critic_is_asked_once(plain: dict[str, Any]) -> None:
+    put(plain, "critic.answer_style", "score_first")
+    put(plain, "critic.num_samples", 2)
+    with pytest.raises(UserError, match="set num_samples to 1"):
+        parse_config(plain)
 
 
 def test_every_mistake_is_reported_at_once(file: Path) -> None:
@@ -265,6 +282,24 @@ def test_the_order_of_keys_does_not_matter() -> None:
     dimensions = plain["curation"]["dimensions"]
     plain["curation"]["dimensions"] = dict(reversed(dimensions.items()))
     assert list(RunConfig.model_validate(plain).curation.dimensions) == list(config.curation.dimensions)
+
+
+def test_a_further_round_is_the_same_run_with_its_changes_and_other_draws(file: Path) -> None:
+    more = ["rounds=2", "further_rounds.sft.max_steps=7", "further_rounds.rl.max_epochs=9"]
+    config = load_config(str(file), more)
+    second = of_round(config, 2)
+    assert of_round(config, 1) is config and (config.sft.max_steps, config.rl.max_epochs) == (None, 3)
+    assert (second.sft.max_steps, second.rl.max_epochs, second.rl.group_size) == (7, 9, 4)
+    assert second.seed != config.seed and (second.prompts, second.evaluate) == (config.prompts, config.evaluate)
+    assert of_round(load_config(str(file), ["rounds=3"]), 3).seed not in (config.seed, second.seed)
+    with pytest.raises(UserError, match="there is no round 3: the run has 2"):
+        of_round(config, 3)
+
+
+def test_changes_of_further_rounds_are_checked_when_the_configuration_is_read(file: Path) -> None:
+    assert "further_rounds.policy" in str(mistake(file, "further_rounds.policy.model=other"))
+    error = mistake(file, "rounds=2", "further_rounds.rl.group_size=1")
+    assert "(further_rounds)" in str(error) and "rl.group_size" in str(error)
 
 
 def covering(source: str = "policy", **changes: Any) -> dict[str, Any]:

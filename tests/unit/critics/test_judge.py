@@ -1,5 +1,6 @@
 """The judge over a chat: retries, order, concurrency, failures that are not numbers."""
 
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 from shared import Scripted
 
-from firm.chat.messages import ChatMessage, Reply, RequestFailed
+from firm.chat.messages import ChatMessage, Reply, RequestFailed, Token
 from firm.critics.judge import Answered, ChatJudge, JudgeInput, all_invalid, invalid_counts, question, soft_scores
 from firm.critics.rubrics import load_rubric
 from firm.records import Invalid, Judgement, Prompt, UserError
@@ -88,6 +89,21 @@ def test_score_first_answers() -> None:
     chat = Scripted(Reply("Score: 2\nnot \\boxed{5}", truncated=True))
     outcome = ChatJudge(chat, FOLLOWING, answer_style="score_first").ask(item(), "instruction_following").outcome
     assert isinstance(outcome, Judgement) and outcome.score == 2
+
+
+def test_samples_are_questions_of_their_own_with_seeds_of_their_own() -> None:
+    chat = Scripted(Reply("\\boxed{4}"), Reply("hm"), Reply("\\boxed{2}"), Reply("\\boxed{4}"), RequestFailed("no"))
+    judge = ChatJudge(chat, FOLLOWING, temperature=0.3, attempts=2, num_samples=4)
+    outcome = judge.ask(item(), "instruction_following").outcome
+    assert outcome == Judgement(score=4, distribution=(0, 1 / 3, 0, 2 / 3, 0), invalid_samples=1)
+    assert [(c["temperature"], c["seed"]) for c in chat.calls] == [(0.3, 0), (0.3, 1), (0.7, 5), (0.3, 2), (0.3, 3)]
+
+
+def test_a_reply_with_tokens_is_a_soft_score() -> None:
+    belief = ((" 4", math.log(0.75)), (" 2", math.log(0.25)))
+    chat = Scripted(Reply("Score: 4", tokens=(Token("Score:", 0.0), Token(" 4", belief[0][1], belief))))
+    outcome = ChatJudge(chat, FOLLOWING, answer_style="score_first").ask(item(), "instruction_following").outcome
+    assert isinstance(outcome, Judgement) and outcome.soft_score == pytest.approx(3.5)
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shared import CPU
 
+from firm.chat.messages import Reply
 from firm.config import CriticConfig
 from firm.critics.answers import write_answer
 from firm.critics.judge import JudgeInput, question
-from firm.critics.local import Encoder, LocalCritic, load_model, load_processor
+from firm.critics.local import Encoder, LocalCritic, _Pen, load_model, load_processor, question_seed
 from firm.critics.rubrics import load_rubric
 from firm.images import encode_image
 from firm.records import Assessment, Invalid, Judgement, Prompt, UserError
@@ -116,24 +119,31 @@ def test_a_critic_that_writes_first_is_read_or_invalid(folder: Path, items: list
 class Typewriter:
     """A tokenizer of single characters, for answers written letter by letter."""
 
-    eos_token_id = 0
+    eos_token_id = pad_token_id = 0
+    added_tokens_decoder: ClassVar[dict[int, str]] = {}
 
     def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
         return "".join(chr(token) for token in tokens if token)
 
 
 def answered(critic: LocalCritic, text: str, rubric: str, beliefs: dict[int, Sequence[float]]) -> Judgement:
-    """What the critic makes of an answer whose n-th digit, from 0 on, was drawn from ``beliefs[n]``."""
-    logits = []
-    digits = 0
-    for letter in text:
-        step = torch.zeros(1, 128)
-        if letter in "12345":
-            step[0, 49:54] = torch.tensor(beliefs.get(digits, [0.0] * 5)).clamp(min=1e-9).log()
-            digits += 1
-        logits.append(step)
-    critic.write = lambda *_, **__: ([[*map(ord, text), 0]], [*logits, torch.zeros(1, 128)])  # type: ignore[method-assign]
-    [outcome] = critic._reason_first({}, load_rubric(rubric))
+    """What the critic makes of an answer whose n-th digit, from 0 on, it believed to be as ``beliefs[n]`` says."""
+
+    def generate(logits_processor: Sequence[Any], **_: object) -> torch.Tensor:
+        digits = 0
+        for letter in [*text, "\0"]:
+            logits = torch.full((1, 128), -30.0)
+            logits[0, ord(letter)] = 0
+            if letter in "12345":
+                logits[0, 49:54] = torch.tensor(beliefs.get(digits, SURE)).clamp(min=1e-9).log()
+                digits += 1
+            for processor in logits_processor:
+                processor(torch.zeros(1, 0), logits)
+        return torch.tensor([[*map(ord, text), 0]])
+
+    critic.encoder = Encoder(SimpleNamespace(tokenizer=Typewriter()))
+    critic.model = SimpleNamespace(generate=generate, dtype=torch.float32)  # type: ignore[assignment]
+    [outcome] = critic._reason_first({"input_ids": torch.zeros(1, 0)}, load_rubric(rubric), ["?"], [[]])
     assert isinstance(outcome, Judgement)
     return outcome
 
@@ -153,8 +163,6 @@ BELIEF = (0, 0, 0.45, 0.55, 0)
 )
 def test_the_distribution_is_that_of_the_verdicts_first_writing(folder: Path, text: str, belief_at: int) -> None:
     critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
-    critic._scores = [ord(s) for s in "12345"]
-    critic.encoder.tokenizer = Typewriter()
     number = sum(letter in "12345" for letter in text)
     beliefs = {n: SURE for n in range(number)} | {belief_at: BELIEF}
     outcome = answered(critic, text, "instruction_following", beliefs)
@@ -163,19 +171,16 @@ def test_the_distribution_is_that_of_the_verdicts_first_writing(folder: Path, te
 
 def test_the_lowest_of_three_sub_scores_has_a_distribution(folder: Path) -> None:
     critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
-    critic._scores = [ord(s) for s in "12345"]
-    critic.encoder.tokenizer = Typewriter()
     text = '{"reasoning": "4 or 5", "score": [5, 4, 3]}'
     outcome = answered(critic, text, "quality", {2: (0, 0, 0, 0, 1), 3: (0, 0, 0, 1, 0), 4: (0, 0, 0.5, 0.5, 0)})
     assert outcome.parts == (5, 4, 3) and outcome.distribution == pytest.approx((0, 0, 0.5, 0.5, 0), abs=1e-6)
     coins = {n: (0, 0.5, 0, 0.5, 0) for n in (2, 3, 4)}
-    assert answered(critic, text, "quality", coins).distribution == pytest.approx((0, 0.875, 0, 0.125, 0), abs=1e-6)
+    tossed = answered(critic, text.replace("[5, 4, 3]", "[4, 2, 4]"), "quality", coins)
+    assert tossed.distribution == pytest.approx((0, 0.875, 0, 0.125, 0), abs=1e-6)
 
 
 def test_a_rating_that_contradicts_the_box_gives_no_distribution(folder: Path) -> None:
     critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
-    critic._scores = [ord(s) for s in "12345"]
-    critic.encoder.tokenizer = Typewriter()
     outcome = answered(critic, "Final Alignment Rating: 3\n\\boxed{4}", "instruction_following", {0: BELIEF, 1: SURE})
     assert outcome.score == 4 and outcome.distribution is None
 
@@ -222,3 +227,71 @@ def test_weights_from_scratch_depend_on_the_seed_and_leave_global_randomness_alo
     ]
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(made[0], made[1]) and not torch.equal(made[0], made[2])
+
+
+def test_tokens_add_up_to_the_answer(folder: Path) -> None:
+    encoder = Encoder(load_processor(str(folder)))
+    ids = encoder.answers(["a red circle , score : 4 { 5 }"])[0]
+    assert "".join(encoder.pieces(ids)) == encoder.read(ids)
+
+
+class Bytes(Typewriter):
+    """A tokenizer of bytes, whose tokens may be a part of a character."""
+
+    def decode(self, tokens: Sequence[int], skip_special_tokens: bool = True) -> str:
+        return bytes(tokens).decode("utf-8", "replace")
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
+def test_a_character_of_several_tokens_is_added_by_its_last(text: str) -> None:
+    encoder = Encoder(SimpleNamespace(tokenizer=Bytes()))
+    pieces = encoder.pieces(list(text.encode()))
+    assert "".join(pieces) == text and [piece for piece in pieces if piece] == list(text)
+
+
+def test_a_draw_depends_on_its_seed_and_not_on_its_batch(folder: Path, items: list[JudgeInput]) -> None:
+    critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
+    texts = [question(load_rubric("short_quality"), item.prompt) for item in items[:3]]
+
+    def write(rows: Sequence[int], temperature: float = 1.0) -> list[str]:
+        inputs = critic.encoder.questions([texts[i] for i in rows], [items[i].images for i in rows])
+        return [reply.text for reply in critic.write(inputs, 8, None, temperature, [10 + i for i in rows])]
+
+    drawn = write([0, 1, 2])
+    assert len(set(drawn)) == 3 and write([2, 0]) == [drawn[2], drawn[0]]
+    assert write([0, 1, 2], temperature=0) != drawn
+
+
+def test_draws_follow_the_models_probabilities() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    pen = _Pen(3, 2.0, [torch.Generator().manual_seed(0)])
+    drawn = torch.stack([pen(torch.zeros(1, 0), logits).argmax() for _ in range(4000)])
+    shares = torch.bincount(drawn, minlength=3) / len(drawn)
+    torch.testing.assert_close(shares, (logits[0] / 2).softmax(-1), rtol=0, atol=0.03)
+    [steps] = pen.steps(1)
+    expected = logits[0].log_softmax(-1)
+    assert [step[0] for step in steps] == expected[drawn].tolist()  # the model's own, whatever the temperature
+    assert steps[0][1:] == (expected.flip(0).tolist(), [2, 1, 0])
+
+
+def test_several_samples_are_one_judgement(folder: Path) -> None:
+    critic = LocalCritic(folder, config(answer_style="reason_first", num_samples=3, temperature=0.5), CPU)
+    given = iter(["\\boxed{4}", "nothing", "\\boxed{2}"])
+    asked = []
+
+    def write(_inputs: object, _limit: int, _top: int, temperature: float, seeds: Sequence[int]) -> list[Reply]:
+        asked.append((temperature, *seeds))
+        return [Reply(next(given))]
+
+    critic.write = write  # type: ignore[method-assign, assignment]
+    [outcome] = critic._reason_first({}, load_rubric("instruction_following"), ["?"], [[]])
+    assert isinstance(outcome, Judgement) and outcome.invalid_samples == 1
+    assert outcome.distribution == (0, 0.5, 0, 0.5, 0) and outcome.soft_score == 3
+    assert [temperature for temperature, _ in asked] == [0.5] * 3 and len({seed for _, seed in asked}) == 3
+
+
+def test_every_question_is_drawn_by_a_seed_of_its_own() -> None:
+    questions: list[tuple[int, str, list[bytes]]] = [(0, "a", [b"1"]), (1, "a", [b"1"]), (0, "b", [b"1"]),
+                                                     (0, "a", [b"2"]), (0, "a", [b"1", b"1"])]  # fmt: skip
+    assert len({question_seed(*question) for question in questions}) == 5
+    assert question_seed(*questions[0]) == question_seed(0, "a", [b"1"])

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
-from shared import TINY
+from shared import CPU, TINY
 
 from firm.config import (
     CurationConfig,
@@ -20,6 +21,7 @@ from firm.config import (
 )
 from firm.curation.sources import count, open_source
 from firm.images import decode_image, encode_image
+from firm.policies.policy import Policy, save_policy
 from firm.prompts import Splits
 from firm.records import SPLITS, Candidate, Prompt, Split, UserError
 
@@ -171,3 +173,18 @@ def test_a_generator_samples_its_own_prompts_and_mismatches_a_share() -> None:
     wrong = open_source(plain.model_copy(update={"mismatched": 1.0}), PROMPTS, 0).make("train", range(6))
     assert [c.images for c in wrong] == [c.images for c in made]
     assert sum(a.prompt != b.prompt for a, b in zip(wrong, made, strict=True)) >= 5
+
+
+def test_a_kept_policy_is_sampled_in_further_rounds_only(tmp_path: Path) -> None:
+    policy = Policy(TINY, CPU)
+    with torch.no_grad():
+        for tensor in policy.train(None, (), seed=0).trainable:
+            tensor.mul_(1.1)
+    save_policy(tmp_path, policy)
+    base = GeneratedSource(name="mine", policy=TINY, num_images=4, num_inference_steps=2)
+    kept = base.model_copy(update={"policy": "kept"})
+    made = open_source(kept, PROMPTS, 0, tmp_path).make("train", range(2))
+    other = open_source(base, PROMPTS, 0).make("train", range(2))
+    assert [c.prompt for c in made] == [c.prompt for c in other] and made[0].images != other[0].images
+    with pytest.raises(UserError, match="no policy was kept before the second round"):
+        open_source(kept, PROMPTS, 0)

@@ -130,7 +130,8 @@ def test_a_judge_without_a_valid_pair_has_no_numbers(base: list[Score], final: l
     mine = [r for r in summary.tables["invalid"] if (r["judge"], r["dimension"]) == ("critic", DIMENSION)]
     failed = {r["policy"]: r["invalid"] for r in mine}
     assert failed == {"base": base.count(None), "final": final.count(None)}, "what failed is counted all the same"
-    assert summary.metrics and all(name.startswith("auditor_") for name in summary.metrics)
+    means = {f"critic_{DIMENSION}_{which}" for which in ("base", "final", "gain")}
+    assert summary.metrics and not means & set(summary.metrics)
 
 
 def test_every_held_out_prompt_equally_often_in_seeded_order() -> None:
@@ -182,6 +183,25 @@ def test_a_guided_base_without_a_judgement_has_no_row() -> None:
     assert f"auditor_{DIMENSION}_full_marks_guided" not in summary.metrics
     where = {"judge": "auditor", "dimension": DIMENSION, "policy": "guided"}
     assert {**where, "invalid": 2, "of": 2} in summary.tables["invalid"]
+
+
+def test_the_critic_is_measured_against_the_auditor_before_and_after() -> None:
+    """Two images of each prompt: before RL the critic ranks all pairs like the auditor, after it one of two."""
+    auditor = samples("auditor", [1, 2, 3, 5], [1, 2, 3, 5])
+    critic = samples("critic", [2, 3, 3, 4], [2, 3, 4, 3])
+    both = [
+        a.model_copy(
+            update={"scores": a.scores | {"critic": c.scores["critic"]}, "prompt": Prompt(text=f"{a.index // 2}")}
+        )
+        for a, c in zip(auditor, critic, strict=True)
+    ]
+    summary = suite().summary(both)
+    found = {row["policy"]: row for row in summary.tables["agreement"] if row["dimension"] == DIMENSION}
+    assert (found["base"]["pairwise"], found["final"]["pairwise"]) == (1.0, 0.5)
+    assert (found["base"]["mae"], found["final"]["mae"]) == (0.75, 1.25)
+    assert summary.metrics[f"critic_{DIMENSION}_pairwise_final"] == 0.5
+    unjudged = [s.model_copy(update={"scores": {**s.scores, "auditor": {}}}) for s in both[:4]]
+    assert suite().summary([*unjudged, *both[4:]]).tables["agreement"][0]["policy"] == "final"
 
 
 def test_intervals_are_clustered_by_prompt() -> None:

@@ -165,6 +165,26 @@ def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
+def test_training_goes_on_from_a_trained_policy(
+    policy: Policy, folder: Path, tmp_path: Path, lora: LoraConfig | None
+) -> None:
+    sets = policy.train(lora, (), seed=4)
+    with torch.no_grad():
+        for tensor in sets.trainable:
+            tensor.add_(torch.randn_like(tensor) * 0.05)
+    save_policy(tmp_path / "first", policy)
+    second = Policy(config(folder), CPU)
+    again = second.train(lora, ("old", "reference"), seed=5, start=tmp_path / "first")
+    assert torch.equal(velocity(second), velocity(policy))
+    for values in (again.trainable, *again.sets.values()):
+        assert all(torch.equal(a, b) for a, b in zip(values, sets.trainable, strict=True))
+    other = LoraConfig(rank=2, alpha=3) if lora else LORA
+    with pytest.raises(UserError, match="another base or LoRA") as caught:
+        Policy(config(folder), CPU).train(other, (), seed=5, start=tmp_path / "first")
+    assert str(tmp_path / "first") in str(caught.value)
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_a_policy_of_another_base_is_named(
     policy: Policy, folder: Path, tmp_path: Path, lora: LoraConfig | None
 ) -> None:

@@ -11,16 +11,17 @@ import pytest
 import yaml
 from PIL import Image
 
-from firm.bench.agreement import Expected, agreement
 from firm.bench.gate import judge_gate
 from firm.config import RunConfig
 from firm.config.loading import load_config, parse_config
+from firm.critics.agreement import Expected, Prediction, agreement
 from firm.images import encode_image
-from firm.records import Assessment, Curve, Invalid, Judgement, Prediction, Sample, Summary, UserError
+from firm.records import Assessment, Curve, Invalid, Judgement, Sample, Summary, UserError
 from firm.report.headlines import headlines
 from firm.report.pairs import choose, pictures
 from firm.report.run import ARTIFACTS, STAGE, _duration, run
 from firm.storage.artifacts import Output
+from firm.storage.files import sha256_file
 from firm.storage.shards import ShardWriter
 
 DIMENSIONS = ("instruction_following", "quality")
@@ -33,6 +34,12 @@ INPUTS = {
     "policy": ("critic", "verdict"),
     "samples": ("critic", "policy"),
 }
+
+
+RATERS = [
+    {"source": "<b>people", "dimension": "quality", "whose": "people", "raters": 3, "images": 40, "n": 97, "mae": 0.61,
+     "spearman": 0.71, "pairwise": None}
+]  # fmt: skip
 
 
 def curation() -> Summary:
@@ -58,8 +65,9 @@ def bench(config: RunConfig) -> Summary:
             prompt=f"prompt {i}",
             dimension=d,
             difficulty="easy" if i % 2 else "hard",
-            source="rendered" if i % 3 else "<b>$x$",
-            human=i % 5 + 1,
+            source="policy" if i % 3 else "<b>$x$",
+            whose="teacher",
+            reference=i % 5 + 1,
             outcome=Judgement(score=min(5, i % 5 + 1 + (i % 4 == 0))) if i else Invalid(reason="unparsable"),
         )
         for d in DIMENSIONS
@@ -67,10 +75,11 @@ def bench(config: RunConfig) -> Summary:
     ]
     expected = [Expected(**p.model_dump(exclude={"outcome"})) for p in predictions]
     result = agreement(predictions, "score", 50, 0, expected)
-    checks = [check.model_dump() for check in judge_gate(config.bench.gate, result, "instruction_following").checks]
-    return Summary(
-        stage="bench", metrics={"trusted": 1.0, **result.headline()}, tables={**result.tables(), "gate": checks}
-    )
+    auditor = agreement(predictions[:200], "score", 50, 0, judge="auditor")
+    checks = [check.model_dump() for check in judge_gate(config.bench.gate, result, DIMENSIONS).checks]
+    tables = {name: rows + auditor.tables()[name] for name, rows in result.tables().items()}
+    metrics = {"trusted": 1.0, **result.headline()}
+    return Summary(stage="bench", metrics=metrics, tables={**tables, "gate": checks, "raters": RATERS})
 
 
 def rl(stopped: bool = True, kept: int = 20) -> Summary:
@@ -99,7 +108,7 @@ def rl(stopped: bool = True, kept: int = 20) -> Summary:
     return Summary(stage="rl", metrics=metrics, tables=tables, notes=["RL <stopped> at epoch 50."])
 
 
-def scores(gain: float = 0.48, low: float = 0.38, high: float = 0.58) -> Summary:
+def scores(gain: float = 0.48, low: float = 0.38, high: float = 0.58, after: float = 0.61) -> Summary:
     rows = []
     for judge, d in (("critic", "quality"), ("critic", DIMENSIONS[0]), ("auditor", DIMENSIONS[0])):
         for policy, mean, a, b in (
@@ -111,7 +120,12 @@ def scores(gain: float = 0.48, low: float = 0.38, high: float = 0.58) -> Summary
             rows.append({**row, "n": 29, "invalid": 1})
     metrics = {f"auditor_{DIMENSIONS[0]}_{row['policy']}": row["mean"] for row in rows[-3:]}
     failed = [{k: r[k] for k in ("judge", "dimension", "policy")} | {"invalid": 1, "of": 30} for r in rows]
-    tables = {"scores": rows, "invalid": [r for r in failed if r["policy"] != "gain"]}
+    agreed = [
+        {"dimension": d, "policy": policy, "pairwise": pairs, "skill": 0.1 if pairs == 0.61 else 0.4, "skill_low": 0.05}
+        for d, before, end in ((DIMENSIONS[0], 0.83, after), ("quality", 0.78, 0.76))
+        for policy, pairs in (("base", before), ("final", end))
+    ]
+    tables = {"scores": rows, "invalid": [r for r in failed if r["policy"] != "gain"], "agreement": agreed}
     return Summary(stage="evaluate", metrics=metrics, tables=tables)
 
 
@@ -150,9 +164,10 @@ def make(
     config: RunConfig,
     changes: Mapping[str, Summary] | None = None,
     seconds: float | None = 65.0,
+    more: Mapping[str, Mapping[str, str]] | None = None,
     **links: Any,
 ) -> dict[str, Path]:
-    """Artifacts of a whole run, committed as the stages do; ``links`` replaces an artifact's inputs."""
+    """Artifacts of a whole run, committed as the stages do; ``links`` replaces an artifact's inputs, ``more`` adds."""
     gate = Summary(stage="gate", metrics={"trusted": 1.0}, notes=["spearman is 0.93, as demanded at least 0.60"])
     made = {
         "data": curation(),
@@ -171,7 +186,7 @@ def make(
         if name == "samples":
             write_samples(out.folder, GAINS)
             files.append("samples")
-        inputs = links.get(name, {source: hashes[source] for source in INPUTS[name]})
+        inputs = links.get(name, {source: hashes[source] for source in INPUTS[name]}) | dict((more or {}).get(name, {}))
         hashes[name] = out.commit(summary.stage, "key", inputs, {}, files).sha256
         if seconds is not None:
             (out.folder / "timing.json").write_text(json.dumps({"seconds": seconds}))
@@ -202,10 +217,12 @@ def without_timings(page: str) -> str:
 
 def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
     page, data, summary = unescape(whole[0]), json.loads(whole[1]), whole[2]
-    bench_row = next(row for row in data["agreement"] if row["by"] == "all" and row["dimension"] == DIMENSIONS[0])
-    mae, constant = bench_row["mae"], bench_row["constant_mae"]
+    own = [row for row in data["agreement"] if row["by"] == "source" and row["value"] == "policy"]
+    assert [row["dimension"] for row in own] == list(DIMENSIONS)
+    errors = " and ".join(f"{r['mae']:.2f} for {r['dimension']} (best constant {r['constant_mae']:.2f})" for r in own)
     for sentence in (
-        f"The critic is trusted: MAE {mae:.2f} against {constant:.2f} for the best constant.",
+        "The critic is trusted: on the policy's own images its error against the teacher's scores is "
+        f"{errors.replace('_', ' ')}.",
         "RL raised the auditor's score on held-out prompts from 2.97 to 3.45 (gain +0.48, 95% CI +0.38 to +0.58).",
         "Over-optimisation was caught at epoch 50: quality fell for the auditor, not for the critic.",
     ):
@@ -214,10 +231,14 @@ def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
         assert sentence in [headline["title"] for headline in data["headlines"]]
     assert "12 of 30 pairs" in page
     assert "1 pair without the auditor's judgement" in page
-    assert "17 judgements failed" in page  # 6 of the teacher, 2 of the bench, 3 of RL and its audits, 6 of evaluate
+    assert "19 judgements failed" in page  # 6 of the teacher, 4 of the bench, 3 of RL and its audits, 6 of evaluate
+    trust = data["headlines"][0]["text"]
+    assert "Measured on 80 images of the policy that RL started from" in trust
+    assert "it ranks" not in trust, "no prompt has two images"
+    assert "people's scores" in page and "0.61" in page and "&lt;b&gt;people" in whole[0]
     assert page.count("6 min 30 s") == 1
     assert "unparsable: 1" in page
-    assert summary.metrics["critic_mae"] == mae
+    assert summary.metrics["instruction_following_mae"] == own[0]["mae"]
     assert summary.metrics["auditor_gain"] == 0.48
     for part in ("histogram", "errors", "confusion", "audits", "loss", "before-after"):
         assert f'id="{part}' in page
@@ -276,19 +297,49 @@ def test_an_endpoint_critic_without_timings_or_stop(tmp_path: Path, config: RunC
     assert "over-optimisation</text>" not in page  # nothing is shaded
 
 
+def tables(summaries: Mapping[str, Summary], name: str) -> list[dict[str, Any]]:
+    return summaries["bench"].tables[name]
+
+
+def test_accepted_gaps_are_in_the_headline_and_on_the_page(tmp_path: Path) -> None:
+    gaps = ["quality.skill_low", "quality.pairwise"]
+    following = [
+        {"metric": metric, "source": "policy", "dimension": DIMENSIONS[0], "at_least": bound}
+        for metric, bound in (("skill_low", 0), ("pairwise", 0.8))
+    ]
+    gate = {"rules": following, "accept_gaps": gaps}
+    config = load_config("gen-shapes", [f"bench.gate={json.dumps(gate)}"])
+    page, data, _ = report(tmp_path / "report", config, make(tmp_path, config))
+    headline = json.loads(data)["headlines"][0]
+    assert "No rule of the gate looks at quality.skill_low, quality.pairwise" in headline["text"]
+    assert headline["tone"] == "note" and "What no rule looks at" in page
+
+
 def test_headlines_claim_no_more_than_the_numbers(config: RunConfig) -> None:
     summaries = {"bench": bench(config), "samples": scores(-0.5, -0.6, -0.4), "policy": rl(stopped=False, kept=0)}
-    _, gain, stop = headlines(config, summaries)
+    _, gain, after, stop = headlines(config, summaries)
     assert gain["title"].startswith("RL lowered the auditor's score")
     assert gain["tone"] == "bad"
     assert "no candidate had a higher reward" in stop["text"] and "caught" in stop["title"]
     assert stop["title"].startswith("No over-optimisation was caught")
-    worse = summaries["bench"].metrics | {"quality_mae": 1.5}
-    trust, _, _ = headlines(config, summaries | {"bench": Summary(stage="bench", metrics=worse)})
-    assert "For quality: 1.50 against 1.20." in trust["text"]
+    assert after["tone"] == "note" and "is no longer trusted: of two images of one prompt" in after["title"]
+    assert "61% for instruction following (before RL: 83%)" in after["title"]
+    assert "skill for instruction following (0.10), pairwise for instruction following (0.61): another" in after["text"]
+    good = scores(after=0.9)
+    assert headlines(config, summaries | {"samples": good})[2]["tone"] == "good"
+    rows = [
+        {**r, "mae": 1.5, "pairwise": 0.4} if r["dimension"] == "quality" else r for r in tables(summaries, "agreement")
+    ]
+    worse = summaries["bench"].model_copy(update={"tables": {"agreement": rows}})
+    trust, *_ = headlines(config, summaries | {"bench": worse})
+    assert "1.50 for quality (best constant 1.20)" in trust["title"] and "40% for quality" in trust["text"]
     assert trust["tone"] == "note"
+    whole = [r for r in tables(summaries, "agreement") if r["by"] == "all"]
+    trust, *_ = headlines(config, summaries | {"bench": worse.model_copy(update={"tables": {"agreement": whole}})})
+    assert "on 120 test examples" in trust["text"] and "on test examples its error" in trust["title"]
     summaries |= {"bench": Summary(stage="bench"), "samples": Summary(stage="evaluate")}
-    trust, gain, _ = headlines(config, summaries)
+    trust, gain, after, _ = headlines(config, summaries)
+    assert "is not known" in after["title"]
     assert trust["title"] == "The critic is not trusted."
     assert "not known" in gain["title"]
 
@@ -367,3 +418,23 @@ def test_durations(seconds: float | None, text: str) -> None:
 
 def test_the_artifacts_are_those_of_the_pipeline() -> None:
     assert set(ARTIFACTS) == set(INPUTS)
+
+
+def test_a_further_round_goes_on_from_the_last(tmp_path: Path, config: RunConfig) -> None:
+    inputs = make(tmp_path / "a", config)
+    first = Output.open(str(tmp_path / "first"))
+    run(config, inputs, first)
+    hashes = {name: sha256_file(folder / "manifest.json") for name, folder in inputs.items()}
+    first.commit("report", "key", hashes, {}, ["data.json"])
+
+    def second(policy: str) -> str:
+        """The data of a round whose RL started from a policy."""
+        last = {"critic": {"last_critic": hashes["critic"]}, "policy": {"last_policy": policy}}
+        made = make(tmp_path / policy[:4], config, {"samples": scores(0.9, 0.7, 1.1)}, more=last)
+        return report(tmp_path / f"report-{policy[:4]}", config, made | {"last_report": first.folder})[1]
+
+    rounds = json.loads(second(hashes["policy"]))["rounds"]
+    assert [row["gain"] for row in rounds] == [0.48, 0.9]
+    assert rounds[0]["lineage"] == json.loads((first.folder / "data.json").read_text())["lineage"]
+    with pytest.raises(UserError, match="policy was made from last_policy 0000.*, but the last_policy given is"):
+        second("0" * 64)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from shared import ALONE, CPU, TINY, Redness
 
 from firm.config import RewardConfig, RLConfig
+from firm.critics.judge import JudgeInput
 from firm.policies.policy import Policy
 from firm.records import Assessment, Invalid, Judgement, Prompt
 from firm.rl.rollout import Rollout, draw_prompts, rewards_of, sample_groups, score, with_advantages
@@ -68,6 +69,16 @@ def test_invalid_judgements_are_masked_and_leave_the_others_alone(policy: Policy
     nothing = roll(policy, Redness(failing=range(12)))
     assert not nothing.trained.any() and not nothing.advantage.any() and nothing.stats["reward"] is None
     assert nothing.stats["reward_std"] is None
+    assert found.stats["soft_share"] == 1 and nothing.stats["soft_share"] is None
+
+
+def test_judgements_without_a_distribution_show(policy: Policy) -> None:
+    class Hard(Redness):
+        def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
+            soft = super().judge(items)
+            return [*soft[:3], *({"instruction_following": Judgement(score=2)} for _ in soft[3:])]
+
+    assert roll(policy, Hard(failing=[0])).stats["soft_share"] == pytest.approx(2 / 11)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12])

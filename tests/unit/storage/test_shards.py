@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from firm.bench.agreement import Prediction
+from firm.critics.agreement import Prediction
 from firm.images import decode_image, encode_image
 from firm.records import Candidate, Example, JudgedCandidate, Judgement, Message, Record, UserError
 from firm.storage import shards

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: whole examples, or clusters of them, are drawn again and again.
+"""Intervals of statistics: by the bootstrap, which draws whole examples or clusters of them, and Student's.
 
 As in `firm.stats`, arrays are 1-D, of the same length N >= 1 and finite, or a ValueError is raised.
 """
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
 Statistic = Callable[..., Any]
@@ -131,3 +132,25 @@ def ratio(numerator: Floats, denominator: Floats) -> Floats:
 
 def _weighted_mean(weights: Floats, values: Floats) -> Floats:
     return weights @ values / weights.sum(axis=-1)
+
+
+def paired_interval(differences: ArrayLike, clusters: Sequence[Hashable], error: float) -> tuple[float, float] | None:
+    """Student's interval of the mean of paired differences, which holds far out in the tails, where resampling cannot.
+
+    Args:
+        differences: After minus before [N]; NaN where either failed, which leaves the pair out.
+        clusters: What each pair belongs to, such as its prompt (N): differences are averaged within it first.
+        error: Chance that the mean lies below the lower end, and that it lies above the upper one, in (0, 0.5).
+
+    Returns:
+        The lower and upper end. None with so few clusters that this could not be told even if all had the same sign.
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    labels = labels_of(clusters, values.size)
+    valid = np.isfinite(values)
+    counts = np.bincount(labels[valid])
+    means = np.bincount(labels[valid], values[valid])[counts > 0] / counts[counts > 0]
+    if means.size < 2 or 0.5**means.size > error:
+        return None
+    half = float(-stdtrit(means.size - 1, error) * means.std(ddof=1) / np.sqrt(means.size))
+    return float(means.mean()) - half, float(means.mean()) + half

@@ -16,8 +16,8 @@ import numpy as np
 from pydantic import Field
 
 from firm import stats
-from firm.config import METRICS
-from firm.records import SCORES, ConfusionMatrix, Judgement, Outcome, Prompt, Record, UserError, Whose
+from firm.config.bench import METRICS, Whose
+from firm.records import SCORES, ConfusionMatrix, Judgement, Outcome, Prompt, Record, UserError
 
 PointEstimate = Literal["score", "soft_score", "median"]
 Metrics = dict[str, float | None]
@@ -130,6 +130,7 @@ class _Row:
     example: Expected
     estimate: float | None = None
     soft: float | None = None
+    has_distribution: bool = False
     reason: str = ""
 
 
@@ -156,7 +157,8 @@ def _rows(predictions: Sequence[Prediction], expected: Iterable[Expected], estim
             raise UserError("an example was judged twice", f"{p.dimension} {p.id}", "remove one of the predictions")
         example = Expected(**p.model_dump(exclude={"outcome"}))
         if isinstance(p.outcome, Judgement):
-            given[key] = _Row(example, point_estimate(p.outcome, estimate), point_estimate(p.outcome, "soft_score"))
+            estimates = (point_estimate(p.outcome, estimate), point_estimate(p.outcome, "soft_score"))
+            given[key] = _Row(example, *estimates, has_distribution=p.outcome.distribution is not None)
         else:
             given[key] = _Row(example, reason=p.outcome.reason)
     if wanted and (unknown := sorted(set(given) - set(wanted))):
@@ -226,6 +228,7 @@ def _group(dimension: str, by: By, value: str, rows: Sequence[_Row], num_bootstr
     }
     counts = np.zeros((5, 5), dtype=int)
     if valid:
+        metrics["soft_share"] = sum(row.has_distribution for row in valid) / len(valid)
         metrics |= _valid_metrics(valid, num_bootstrap, seed)
         counts = stats.confusion(np.array([row.estimate for row in valid]), [row.example.reference for row in valid])
     whose = {row.example.whose for row in rows}

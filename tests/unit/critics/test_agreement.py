@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from firm.bench.agreement import Expected, Group, Prediction, agreement, point_estimate
 from firm.config import METRICS
+from firm.critics.agreement import Expected, Group, Prediction, agreement, point_estimate
 from firm.records import Invalid, Judgement, Outcome, UserError
 
 FOLLOWING = "instruction_following"
@@ -128,6 +128,13 @@ def test_point_estimates() -> None:
     assert point_estimate(off, "soft_score") == 5
     rows = [prediction(0, 2, judgement)]
     assert [group(rows, estimate=e).metrics["mae"] for e in ("score", "median")] == [3, 0]
+
+
+def test_judgements_without_a_distribution_show() -> None:
+    soft = Judgement(score=5, distribution=(0.35, 0.25, 0, 0, 0.4))
+    rows = [prediction(0, 2, soft), prediction(1, 2, soft), prediction(2, 4, 4), prediction(3, 4, BAD)]
+    assert group(rows).metrics["soft_share"] == pytest.approx(2 / 3)
+    assert group(rows[3:]).metrics["soft_share"] is None
 
 
 def test_contradictory_predictions_are_refused() -> None:
