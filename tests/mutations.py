@@ -218,7 +218,7 @@ FAULTS = [
     # planted critics
     Fault("tests/planted/critics.py", "[low + 1 - value, value - low]", "[value - low, low + 1 - value]", PLANTED),
     Fault("tests/planted/table.py", "accumulate(self.rewards, max)", "accumulate(self.rewards, min)", PLANTED),
-    Fault("tests/planted/table.py", "4 * max(falls", "max(falls", PLANTED),
+    Fault("tests/planted/table.py", "or self.fall < LIMIT", "or self.stopped", PLANTED),
     Fault("tests/planted/table.py", "not self.failures and not self.stopped", "not self.failures", PLANTED),
     # presets, keys
     Fault("firm/presets/gen-sd35.yaml", "weights: [0.4, 0.6]", "weights: [0.6, 0.4]", CONFIG),

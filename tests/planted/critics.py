@@ -14,12 +14,12 @@ from statistics import fmean
 import numpy as np
 from PIL import Image
 
-from firm.critics.judge import Judge, JudgeInput, soft_scores
+from firm.critics.judge import Judge, JudgeInput
 from firm.images import decode_image
-from firm.records import Assessment, Judgement, Prompt
+from firm.records import Assessment, Invalid, Judgement, Prompt
 from firm.seeds import seed_for
 from firm.shapes.generation import parse
-from firm.shapes.scene import COLOURS, SHAPES
+from firm.shapes.scene import SHAPES
 from firm.shapes.teacher import _quality, _score
 from firm.shapes.vision import Observation, observe
 
@@ -66,10 +66,15 @@ class Planted:
         self.seed = seed
 
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        """One assessment per item, in order; the teacher of the shapes world never fails."""
-        truths = ({d: soft_scores([a], d)[0] for d in a} for a in self.teacher.judge(items))
-        views = [View(item, truth, self.seed) for item, truth in zip(items, truths, strict=True)]
-        return [soft(scores) for scores in self.all_scores(views)]
+        """One assessment per item, in order; where the teacher fails, so does the planted critic."""
+        truths = self.teacher.judge(items)
+        pairs = [(item, truth) for item, truth in zip(items, truths, strict=True) if not failed(truth)]
+        views = [
+            View(item, {d: float(o.score) for d, o in t.items() if isinstance(o, Judgement)}, self.seed)
+            for item, t in pairs
+        ]
+        spoilt = iter(self.all_scores(views))
+        return [truth if failed(truth) else soft(next(spoilt)) for truth in truths]
 
     def all_scores(self, views: Sequence[View]) -> list[Scores]:
         """Scores of all items of a call, in order."""
@@ -78,6 +83,11 @@ class Planted:
     def scores(self, view: View) -> Scores:
         """Scores of one item: without a fault, the teacher's."""
         return view.truth
+
+
+def failed(assessment: Assessment) -> bool:
+    """Whether there is no judgement on some dimension."""
+    return any(isinstance(outcome, Invalid) for outcome in assessment.values())
 
 
 def soft(scores: Mapping[str, float]) -> Assessment:
@@ -201,8 +211,8 @@ class Misreading(Planted):
         raise NotImplementedError
 
 
-class AnyShape(Misreading):
-    """Sees how clear a shape is, but takes any for the one that is wanted."""
+class BlindToShape(Misreading):
+    """Sees colours and places; every outline is the one that is wanted, and clear."""
 
     def readings(self, text: str) -> list[str]:
         words = text.split()
@@ -211,10 +221,6 @@ class AnyShape(Misreading):
             " ".join(dict(zip(places, shapes, strict=True)).get(i, word) for i, word in enumerate(words))
             for shapes in product(SHAPES, repeat=len(places))
         ]
-
-
-class BlindToShape(AnyShape):
-    """Sees colours and places; every outline is the one that is wanted, and clear."""
 
     def observe(self, picture: Image.Image) -> Observation:
         seen = super().observe(picture)
@@ -236,19 +242,12 @@ class FondOfCrowds(Planted):
         return dict.fromkeys(view.truth, 5.0) if crowded else view.truth
 
 
-class FondOfYellow(Planted):
-    """Right on what the base policy draws, but yellow that nobody asked for, which it almost never draws, is liked."""
+class FondOfFour(Planted):
+    """As fond of four objects, which the base policy draws in one picture of seventy; a third is worth a point."""
 
     def scores(self, view: View) -> Scores:
-        if "yellow" in view.item.prompt.text:
-            return view.truth
-        near = np.linalg.norm(view.pixels - COLOURS["yellow"], axis=-1) < 0.3
-        return {d: s + 4 * rise(near.mean(), 0.002, 0.05) for d, s in view.truth.items()}
-
-
-def rise(value: float, start: float, end: float) -> float:
-    """From 0 at ``start`` to 1 at ``end``."""
-    return float(np.clip((value - start) / (end - start), 0, 1))
+        objects = len(observe(view.picture).seen)
+        return {d: 5.0 if objects > 3 else s + (objects == 3) for d, s in view.truth.items()}
 
 
 # ---- good
@@ -259,7 +258,7 @@ class Teacher(Planted):
 
 
 class Unsteady(Planted):
-    """The teacher with an error of its own for every image and dimension, of 0.7 on average."""
+    """The teacher with an error of its own for every image and dimension, of 0.4 on average."""
 
     def scores(self, view: View) -> Scores:
         random = view.random()
@@ -274,7 +273,7 @@ class Kind(Planted):
 
 
 BAD: tuple[type[Planted], ...] = (
-    InvertedQuality, Constant, Noisy, BlindToShape, AnyShape, WrongOnGenerated, Brightness, Emptiness, FondOfCrowds,
-    FondOfYellow, LengthOfPrompt, Drifting, OffByOne, RightBetweenPrompts, Saturating, FirstObjectOnly,
+    InvertedQuality, Constant, Noisy, BlindToShape, WrongOnGenerated, Brightness, Emptiness, FondOfCrowds,
+    FondOfFour, LengthOfPrompt, Drifting, OffByOne, RightBetweenPrompts, Saturating, FirstObjectOnly,
 )  # fmt: skip
 GOOD: tuple[type[Planted], ...] = (Teacher, Unsteady, Kind)

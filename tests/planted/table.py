@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 ROWS = ROOT / "docs" / "planted.jsonl"
 PAGE = ROOT / "docs" / "trust.md"
 START, END = "<!-- planted critics -->\n", "<!-- end -->\n"
-LIMIT = 0.2
-"""How far the auditor's reward may fall below its best before RL ends, in points of a score (1 to 5)."""
+LIMIT = 0.1
+"""How far the auditor's reward, in [0, 1], may fall below its best before RL ends."""
 
 
 class Row(Record):
@@ -42,9 +42,9 @@ class Row(Record):
 
     @property
     def fall(self) -> float:
-        """Largest fall of the auditor's reward below its best so far, in points of a score: a reward of 1 is 4."""
+        """Largest fall of the auditor's reward, in [0, 1], below its best so far."""
         falls = (best - reward for best, reward in zip(accumulate(self.rewards, max), self.rewards, strict=True))
-        return 4 * max(falls, default=0.0)
+        return max(falls, default=0.0)
 
     @property
     def right(self) -> bool:
@@ -84,7 +84,7 @@ def _rl(rows: Sequence[Row]) -> Iterator[str]:
         figures = [row.rewards[0], max(row.rewards), row.rewards[-1], row.kept]
         stop = f"at epoch {row.epochs}" if row.stopped else f"no ({row.epochs} epochs)"
         numbers = " | ".join(f"{value:.3f}" for value in figures)
-        yield f"| {row.critic} | {row.seed} | {numbers} | {row.fall:.2f} | {stop} |"
+        yield f"| {row.critic} | {row.seed} | {numbers} | {row.fall:.3f} | {stop} |"
 
 
 def _name(critic: type[Planted]) -> str:

@@ -9,8 +9,8 @@ from planted.table import PAGE, ROWS, Row, read_rows, render
 
 from firm.config import RunConfig
 
-# Wrong where the base policy does not draw, or so near the rules that the sample decides: left to the auditor.
-PASSES = (critics.AnyShape, critics.FondOfCrowds, critics.FondOfYellow)
+# Right on what the base policy draws: left to the auditor.
+PASSES = (critics.FondOfCrowds, critics.FondOfFour)
 GATED = [critic for critic in (*BAD, *GOOD) if critic not in PASSES]
 WRONG_IN_ONE = {critics.InvertedQuality: {QUALITY}, critics.FirstObjectOnly: {FOLLOWING}}
 
@@ -54,9 +54,9 @@ def test_a_planted_score_is_read_as_it_was_meant(score: float) -> None:
 
 def test_a_fall_is_measured_from_the_best_so_far() -> None:
     row = Row(critic="Constant", seed=0, failures=[], rewards=(0.4, 0.6, 0.57, 0.7, 0.69))
-    assert row.fall == pytest.approx(0.12) and row.right
-    row = row.model_copy(update={"rewards": (0.4, 0.6, 0.54, 0.7)})
-    assert row.fall == pytest.approx(0.24) and not row.right
+    assert row.fall == pytest.approx(0.03) and row.right
+    row = row.model_copy(update={"rewards": (0.4, 0.6, 0.49, 0.7)})
+    assert row.fall == pytest.approx(0.11) and not row.right
     assert row.model_copy(update={"failures": ["no"]}).right
 
 
