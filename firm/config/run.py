@@ -104,9 +104,9 @@ class RunConfig(Section):
 
 
 def in_one_order(data: Any) -> Any:
-    """Sort the keys of all mappings: KFP hands a dict over in any order, and results must not depend on it."""
+    """Sort the keys of all mappings, as texts: KFP hands a dict over as JSON in any order, and results stay the same."""
     if isinstance(data, dict):
-        return {key: in_one_order(data[key]) for key in sorted(data, key=str)}
+        return {str(key): in_one_order(data[key]) for key in sorted(data, key=str)}
     return [in_one_order(item) for item in data] if isinstance(data, list) else data
 
 
