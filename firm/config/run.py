@@ -104,7 +104,7 @@ class RunConfig(Section):
 
 
 def in_one_order(data: Any) -> Any:
-    """Sort the keys of all mappings, as texts: KFP hands a dict over as JSON in any order, and results stay the same."""
+    """Sort the keys of all mappings, as texts: KFP hands a dict over as JSON in any order, which must not matter."""
     if isinstance(data, dict):
         return {str(key): in_one_order(data[key]) for key in sorted(data, key=str)}
     return [in_one_order(item) for item in data] if isinstance(data, list) else data
