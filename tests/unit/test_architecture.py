@@ -224,3 +224,18 @@ def test_every_fault_of_the_mutations_can_be_planted() -> None:
         for test in fault.tests:
             path, *names = test.split("::")
             assert (ROOT / path).exists() and all(f"def {n.split('[')[0]}(" in (ROOT / path).read_text() for n in names)
+
+
+@pytest.mark.parametrize("module", ["gate", "report", "sft", "rl"])
+def test_steps_in_slim_import_nothing_that_slim_goes_without(module: str) -> None:
+    [names] = re.findall(r'^ARG NOT_SLIM="(.*)"$', (ROOT / "images" / "firm.Dockerfile").read_text(), re.MULTILINE)
+    code = f"""
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {names.replace("-", "_").split()}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import firm.stage, firm.{module}.run
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
