@@ -34,7 +34,7 @@ class Reply:
     """A judge's answer.
 
     Attributes:
-        text: The answer.
+        text: The answer; half a surrogate pair, which an endpoint may send and no file can hold, becomes "?".
         truncated: It ran out of tokens.
         tokens: Its tokens, where they were asked for; those of thoughts or of its end may be among them.
     """
@@ -42,6 +42,9 @@ class Reply:
     text: str
     truncated: bool = False
     tokens: tuple[Token, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", self.text.encode(errors="replace").decode())
 
 
 class RequestFailed(Exception):

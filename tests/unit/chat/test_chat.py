@@ -9,7 +9,8 @@ import pytest
 from firm.chat.client import EndpointClient, PythonClient, open_chat
 from firm.chat.messages import Reply, RequestFailed, user_message
 from firm.config import EndpointChat, PythonChat
-from firm.records import UserError
+from firm.critics.answers import parse_answer
+from firm.records import Judgement, UserError
 
 PNG = b"\x89PNG\r\n\x1a\nrest"
 OPTIONS = {"max_tokens": 8, "temperature": 0.0, "seed": 1}
@@ -88,3 +89,9 @@ def test_a_key_that_no_header_can_carry(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("MY_KEY", "a\nb")
     with pytest.raises(UserError, match="MY_KEY"):
         EndpointClient(EndpointChat(base_url="http://host/v1", model="m", api_key_env="MY_KEY"))
+
+
+def test_half_a_surrogate_pair_does_not_get_into_files() -> None:
+    outcome = parse_answer(Reply("It is \ud83d red. \\boxed{4}").text, "boxed")
+    assert isinstance(outcome, Judgement) and outcome.rationale == "It is ? red."
+    assert Judgement.model_validate_json(outcome.model_dump_json()) == outcome
