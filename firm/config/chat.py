@@ -15,6 +15,11 @@ class PythonChat(Section):
     kind: Literal["python"] = "python"
     target: str
 
+    @property
+    def who(self) -> str:
+        """Whose judgements these are, wherever and however it is asked."""
+        return self.target
+
 
 class EndpointChat(Section):
     """A judge behind any OpenAI-compatible endpoint. The API key is read from the environment only."""
@@ -29,6 +34,11 @@ class EndpointChat(Section):
     deadline_s: Positive = 600.0  # for one judgement, retries included
     concurrency: PositiveInt = 8
     logprobs: bool = False  # ask for the likeliest tokens: a judge's scores have distributions then
+
+    @property
+    def who(self) -> str:
+        """Whose judgements these are, wherever and however it is asked."""
+        return self.model
 
 
 ChatConfig = Annotated[PythonChat | EndpointChat, Field(discriminator="kind")]

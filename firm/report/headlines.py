@@ -31,12 +31,19 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def headlines(config: RunConfig, summaries: Mapping[str, Summary]) -> list[Headline]:
-    """Whether the critic is trusted, what RL gained, what is left of the trust, and whether RL went too far."""
+def headlines(config: RunConfig, summaries: Mapping[str, Summary], number: int = 1) -> list[Headline]:
+    """Whether the critic is trusted, what RL gained, what is left of the trust, and whether RL went too far.
+
+    Args:
+        config: Of the round.
+        summaries: Of its stages.
+        number: The round: what evaluation compares with is the policy before the first.
+    """
+    before = "before RL" if number == 1 else "before the first round"
     return [
         _trust(config, summaries["bench"]),
-        _gain(config.reward.base, summaries["samples"]),
-        _trust_after(config, summaries["samples"]),
+        _gain(config.reward.base, summaries["samples"], before),
+        _trust_after(config, summaries["samples"], before),
         _stop(summaries["policy"]),
     ]
 
@@ -74,7 +81,7 @@ def _trust(config: RunConfig, bench: Summary) -> Headline:
     return {"tone": tone, "title": title, "text": text + accepted}
 
 
-def _gain(dimension: str, evaluation: Summary) -> Headline:
+def _gain(dimension: str, evaluation: Summary, before: str) -> Headline:
     rows: dict[str, dict[str, Any]] = {
         row["policy"]: row
         for row in evaluation.tables.get("scores", [])
@@ -104,46 +111,51 @@ def _gain(dimension: str, evaluation: Summary) -> Headline:
     if full["base"] is not None and full["final"] is not None:
         text += f" Images with full marks: {full['base']:.0%} before, {full['final']:.0%} after."
     if guided := rows.get("guided"):
-        text += f" The policy before RL, but sampled with guidance as users do, has {guided['mean']:.2f}."
+        text += f" The policy {before}, but sampled with guidance as users do, has {guided['mean']:.2f}."
     return {"tone": tone, "title": title, "text": text}
 
 
-def _trust_after(config: RunConfig, evaluation: Summary) -> Headline:
+def _trust_after(config: RunConfig, evaluation: Summary, before: str) -> Headline:
     """Whether the critic would still keep the gate's rules for the policy's own images on those of the final policy."""
     rows = {(row["policy"], row["dimension"]): row for row in evaluation.tables.get("agreement", [])}
-    before, after = (
-        {d: row for d in config.reward.dimensions if (row := rows.get((which, d))) and row["pairwise"] is not None}
-        for which in ("base", "final")
+    base, final = (
+        {d: row for d in config.reward.dimensions if (row := rows.get((which, d)))} for which in ("base", "final")
     )
-    if not after or not before:
+    if not len(base) == len(final) == len(config.reward.dimensions):
         title = "What RL has left of the critic's accuracy is not known."
         return {"tone": "note", "title": title, "text": "Critic and auditor have too few valid judgements in common."}
+    rules = [rule for rule in config.bench.gate.rules if rule.source in config.bench.policy_sources]
     broken = [
         f"{rule.metric} for {words(d)} ({number(row[rule.metric])})"
-        for rule in config.bench.gate.rules
-        if rule.source in config.bench.policy_sources
-        for d, row in after.items()
+        for rule in rules
+        for d, row in final.items()
         if rule.dimension in (None, d) and not rule.holds(row[rule.metric])
     ]
     pairs = [
-        f"{row['pairwise']:.0%} for {words(d)} (before RL: {before[d]['pairwise']:.0%})"
-        for d, row in after.items()
-        if d in before
+        f"{_share(row['pairwise'])} for {words(d)} ({before}: {_share(base[d]['pairwise'])})"
+        for d, row in final.items()
     ]
     ranks = f"of two images of one prompt it ranks like the auditor {' and '.join(pairs)}"
     text = (
-        "RL uses up what the critic cannot see. This measures it again, against the auditor's scores, on the held-out "
-        "images from before and after RL."
+        "RL uses up what the critic cannot see. This measures it again, against the auditor's scores, on images of "
+        f"held-out prompts from {before} and after RL."
     )
     if not broken:
+        covered = not config.bench.gaps(config.reward.dimensions)
+        what = "the critic keeps the gate's rules" if covered else "no rule of the gate judges all of the critic"
         return {
-            "tone": "good",
-            "title": f"On the final policy's images the critic is still right: {ranks}.",
+            "tone": "good" if covered else "note",
+            "title": f"On the final policy's images {what}: {ranks}.",
             "text": text,
         }
-    title = f"On the final policy's images the critic is no longer trusted: {ranks}."
+    title = f"On the final policy's images the critic is not trusted: {ranks}."
     text += f" There it would break the gate's rules on {', '.join(broken)}: another round trains it on such images."
     return {"tone": "note", "title": title, "text": text}
+
+
+def _share(value: float | None) -> str:
+    """A share in per cent; a dash where no pair shows it."""
+    return "–" if value is None else f"{value:.0%}"
 
 
 def _stop(rl: Summary) -> Headline:
@@ -151,11 +163,14 @@ def _stop(rl: Summary) -> Headline:
     kept = f"{m['kept_epoch']:.0f}"
     interval = f", 95% CI {signed(m['gain_low'], 3)} to {signed(m['gain_high'], 3)}" if "gain_low" in m else ""
     text = (
-        "On fresh prompts and noise, which had no part in the choice, the reward by the auditor's own scores went from "
-        f"{m['auditor_reward_base']:.3f} before RL to {m['auditor_reward_kept']:.3f} at epoch {kept}{interval}."
+        "On freshly drawn prompts and noise, which had no part in the choice, the reward by the auditor's own scores "
+        f"went from {m['auditor_reward_base']:.3f} before RL to {m['auditor_reward_kept']:.3f} at epoch {kept}"
+        f"{interval}."
     )
     if m["kept_epoch"] == 0:
-        text = "On fresh prompts and noise no candidate had a higher reward by the auditor's scores than the base."
+        text = (
+            "On freshly drawn prompts and noise no candidate had a higher reward by the auditor's scores than the base."
+        )
     for fall in rl.tables.get("stop", []):
         what = words(fall["measure"])
         title = (

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from firm.config import RunConfig
 from firm.config.bench import SCORES_OF
+from firm.config.loading import of_round
 from firm.records import Stage, Summary, UserError
 from firm.report import figures
 from firm.report.headlines import headlines, number, signed, trust_rows, words
@@ -51,8 +52,12 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     last = inputs.get("last_report")
     lineage = trace({name: inputs[name] for name in ARTIFACTS}, last)
     pairs = choose(inputs["samples"] / "samples", config.reward.base, NUM_PAIRS)
-    data = _data(config, summaries, pairs, lineage)
-    data["rounds"] = [*earlier_rounds(last), this_round(summaries, config, lineage)]
+    earlier = earlier_rounds(last)
+    number = len(earlier) + 1
+    round_config = of_round(config, number)
+    data = _data(round_config, summaries, pairs, lineage, number)
+    data["rounds"] = [*earlier, this_round(summaries, round_config, lineage)]
+    data["config"] = config.model_dump(mode="json", exclude={"store"}, exclude_none=True)
     with atomic_write(out.folder / DATA) as file:
         file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
     page = (
@@ -68,7 +73,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     )
     with atomic_write(out.folder / PAGE) as file:
         file.write(page.encode())
-    return _own_summary(config, data, summaries)
+    return _own_summary(round_config, data, summaries)
 
 
 def _summary(folder: Path) -> Summary:
@@ -86,23 +91,27 @@ def _seconds(folder: Path) -> float | None:
     return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
 
 
-def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, Any], lineage: Rows) -> dict[str, Any]:
-    """All that the page shows but images and times."""
+def _data(
+    config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, Any], lineage: Rows, number: int
+) -> dict[str, Any]:
+    """All that the page of a round shows but images, times and the whole run's configuration and rounds."""
     curation, sft, bench, rl, evaluation = (summaries[n] for n in ("data", "critic", "bench", "policy", "samples"))
     loss = next((c for c in sft.curves if c.name == "loss" and c.x), None)
     agreement = _ordered(bench, "agreement", config)
     critic = [row for row in agreement if row["judge"] == "critic"]
     return {
         "run": config.name,
-        "headlines": headlines(config, summaries),
+        "headlines": headlines(config, summaries, number),
         "audited": config.reward.base,
-        "auditor_is_teacher": config.auditor.judge == config.curation.evaluator,
+        "auditor_is_teacher": config.auditor.judge.who == config.curation.evaluator.who,
         "reward": {**config.reward.model_dump(mode="json"), "dimensions": list(config.reward.dimensions)},
         "scores": _ordered(evaluation, "scores", config),
         "pairs": pairs,
         "audits": rl.tables.get("audits", []),
         "rl": rl.metrics,
         "gate": bench.tables.get("gate", []),
+        "accepted_gaps": config.bench.gate.accept_gaps,
+        "shows_policy": bool(config.bench.policy_sources),
         "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in critic)),
         "agreement": critic,
         "auditor_agreement": [row for row in agreement if row["judge"] == "auditor"],
@@ -114,7 +123,6 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
         "invalid": _invalid(summaries),
         "notes": {s.stage: s.notes for s in summaries.values() if s.notes},
         "lineage": lineage,
-        "config": config.model_dump(mode="json", exclude={"store"}, exclude_none=True),
     }
 
 

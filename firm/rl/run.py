@@ -106,11 +106,14 @@ def _curve(lines: Sequence[dict[str, Any]], name: str) -> Curve:
 def _story(metrics: dict[str, float], fall: Fall | None) -> str:
     kept = f"{metrics['kept_epoch']:.0f}"
     text = (
-        f"On fresh prompts and noise the reward by the auditor's own scores is {metrics['auditor_reward_base']:.3f} "
-        f"for the base and {metrics['auditor_reward_kept']:.3f} for epoch {kept}, which was kept."
+        "On freshly drawn prompts and noise the reward by the auditor's own scores is "
+        f"{metrics['auditor_reward_base']:.3f} for the base and {metrics['auditor_reward_kept']:.3f} for epoch {kept}, "
+        "which was kept."
     )
     if metrics["kept_epoch"] == 0:
-        text = "On fresh prompts and noise no candidate had a higher reward by the auditor's scores: the base was kept."
+        text = (
+            "On freshly drawn prompts and noise no candidate had a higher reward by the auditor's scores than the base."
+        )
     if fall is None:
         return text
     return (

@@ -1,0 +1,97 @@
+"""Headlines claim no more than the numbers."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unit.report.made import DIMENSIONS, GAPS, bench, make, report, rl, scores
+
+from firm.config import RunConfig
+from firm.config.loading import load_config
+from firm.records import Summary
+from firm.report.headlines import headlines
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load_config("gen-shapes")
+
+
+def tables(summaries: Mapping[str, Summary], name: str) -> list[dict[str, Any]]:
+    return summaries["bench"].tables[name]
+
+
+def test_accepted_gaps_are_in_the_headline_and_on_the_page(tmp_path: Path) -> None:
+    gaps = ["quality.skill_low", "quality.pairwise"]
+    following = [
+        {"metric": metric, "source": "policy", "dimension": DIMENSIONS[0], "at_least": bound}
+        for metric, bound in (("skill_low", 0), ("pairwise", 0.8))
+    ]
+    gate = {"rules": following, "accept_gaps": gaps}
+    config = load_config("gen-shapes", [f"bench.gate={json.dumps(gate)}"])
+    page, data, _ = report(tmp_path / "report", config, make(tmp_path, config))
+    headline = json.loads(data)["headlines"][0]
+    assert "No rule of the gate looks at quality.skill_low, quality.pairwise" in headline["text"]
+    assert headline["tone"] == "note" and "What no rule looks at" in page
+
+
+def test_headlines_claim_no_more_than_the_numbers(config: RunConfig) -> None:
+    summaries = {"bench": bench(config), "samples": scores(-0.5, -0.6, -0.4), "policy": rl(stopped=False, kept=0)}
+    _, gain, after, stop = headlines(config, summaries)
+    assert gain["title"].startswith("RL lowered the auditor's score")
+    assert gain["tone"] == "bad"
+    assert "no candidate had a higher reward" in stop["text"] and "caught" in stop["title"]
+    assert stop["title"].startswith("No over-optimisation was caught")
+    assert after["tone"] == "note" and "is not trusted: of two images of one prompt" in after["title"]
+    assert "61% for instruction following (before RL: 83%)" in after["title"]
+    assert "skill for instruction following (0.10), pairwise for instruction following (0.61): another" in after["text"]
+    good = scores(after=0.9)
+    assert headlines(config, summaries | {"samples": good})[2]["tone"] == "good"
+    rows = [
+        {**r, "mae": 1.5, "pairwise": 0.4} if r["dimension"] == "quality" else r for r in tables(summaries, "agreement")
+    ]
+    worse = summaries["bench"].model_copy(update={"tables": {"agreement": rows}})
+    trust, *_ = headlines(config, summaries | {"bench": worse})
+    assert "1.50 for quality (best constant 1.20)" in trust["title"] and "40% for quality" in trust["text"]
+    assert trust["tone"] == "note"
+    whole = [r for r in tables(summaries, "agreement") if r["by"] == "all"]
+    trust, *_ = headlines(config, summaries | {"bench": worse.model_copy(update={"tables": {"agreement": whole}})})
+    assert "on 120 test examples" in trust["text"] and "on test examples its error" in trust["title"]
+    summaries |= {"bench": Summary(stage="bench"), "samples": Summary(stage="evaluate")}
+    trust, gain, after, _ = headlines(config, summaries)
+    assert "is not known" in after["title"]
+    assert trust["title"] == "The critic is not trusted."
+    assert "not known" in gain["title"]
+
+
+@pytest.mark.parametrize("gaps", [["quality.skill_low", "quality.pairwise"], GAPS])
+def test_a_critic_that_no_rule_judges_after_rl_is_not_called_good(gaps: list[str]) -> None:
+    kept = [d for d in DIMENSIONS if f"{d}.pairwise" not in gaps]
+    rules = [
+        {"metric": metric, "source": "policy", "dimension": d, "at_least": bound}
+        for d in kept
+        for metric, bound in (("skill_low", 0), ("pairwise", 0.8))
+    ] or [{"metric": "coverage", "at_least": 0.5}]
+    config = load_config("gen-shapes", [f"bench.gate={json.dumps({'rules': rules, 'accept_gaps': gaps})}"])
+    summaries = {"bench": bench(config), "samples": scores(after=0.9), "policy": rl()}
+    after = headlines(config, summaries)[2]
+    assert after["tone"] == "note" and "no rule of the gate judges all of the critic" in after["title"]
+
+
+def test_a_dimension_without_pairs_after_rl_is_not_passed_over(config: RunConfig) -> None:
+    samples = scores(after=0.9)
+    rows = [
+        {**r, "pairwise": None} if (r["dimension"], r["policy"]) == ("quality", "final") else r
+        for r in samples.tables["agreement"]
+    ]
+    samples = samples.model_copy(update={"tables": {**samples.tables, "agreement": rows}})
+    after = headlines(config, {"bench": bench(config), "samples": samples, "policy": rl()})[2]
+    assert after["tone"] == "note" and "– for quality (before RL: 78%)" in after["title"]
+    assert "pairwise for quality (–)" in after["text"]
+
+
+def test_what_a_further_round_is_compared_with_is_named(config: RunConfig) -> None:
+    summaries = {"bench": bench(config), "samples": scores(), "policy": rl()}
+    assert "(before the first round: 83%)" in headlines(config, summaries, number=2)[2]["title"]
