@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 from PIL import Image
 
@@ -40,3 +41,21 @@ def encode_image(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     plain.save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def read_image(path: Path, where: str) -> bytes:
+    """A user's image file as PNG bytes.
+
+    Args:
+        path: The file.
+        where: Where it is named, for the message.
+
+    Raises:
+        UserError: It cannot be read, or is not an intact image (exit code 2).
+    """
+    try:
+        return encode_image(decode_image(path.read_bytes(), where))
+    except OSError as error:
+        raise UserError(f"cannot read an image: {error.strerror}", where, "correct the path", usage=True) from error
+    except UserError as error:
+        raise UserError(error.what, error.where, error.fix, usage=True) from error

@@ -55,15 +55,13 @@ def _check_round(config: RunConfig, number: int) -> None:
 
 
 def ask_critic(config: RunConfig) -> None:
-    """Ask a served critic for the first tokens of one answer, where only logprobs can give the run's soft scores.
+    """Ask a served critic with logprobs for the first tokens of one answer.
 
     Raises:
-        UserError: It cannot be asked, or its answer has no logprobs.
+        UserError: It cannot be asked, or its answer has no logprobs and only these can give the run's soft scores.
     """
     critic = config.critic
-    if critic.kind != "endpoint" or critic.endpoint is None:
-        return
-    if critic.num_samples > 1 or not config.wants_distributions:
+    if critic.kind != "endpoint" or critic.endpoint is None or not critic.endpoint.logprobs:
         return
     rubric = load_rubric(next(iter(critic.rubrics.values())))
     images = [encode_image(Image.new("RGB", (256, 256), "gray"))] * rubric.images
@@ -74,13 +72,15 @@ def ask_critic(config: RunConfig) -> None:
     except RequestFailed as error:
         what = f"the critic's endpoint does not answer a question with logprobs: {error.detail}"
     else:
-        if any(token.top for token in reply.tokens):
+        needed = config.wants_distributions and critic.num_samples == 1
+        if not needed or any(token.top for token in reply.tokens):
             return
         what = "the critic's endpoint answers without top_logprobs, so its scores have no distribution"
-    fix = "let the server give them (vLLM: --max-logprobs 20), or set critic.num_samples above 1, or reward.soft to "
-    raise UserError(
-        what, f"critic.endpoint: {critic.endpoint.base_url}", f"{fix}false and bench.point_estimate to score"
+    fix = (
+        "let the server give them (vLLM: --max-logprobs 20), or set critic.endpoint.logprobs to false and either "
+        "critic.num_samples above 1, or reward.soft to false and bench.point_estimate to score"
     )
+    raise UserError(what, f"critic.endpoint: {critic.endpoint.base_url}", fix)
 
 
 def _check_names(config: RunConfig) -> None:
@@ -108,7 +108,8 @@ def _check_sources(config: RunConfig, number: int) -> None:
             Files(source, Splits(config.prompts)).check()
     for scores in config.bench.sources:
         if isinstance(scores, ScoresSource):
-            ScoreFile(scores, config.critic.rubrics, Splits(config.prompts)).check()
+            wanted = {d: load_rubric(name).images for d, name in config.critic.rubrics.items()}
+            ScoreFile(scores, wanted, Splits(config.prompts)).check(wanted)
     for split in SPLITS:
         if not any(count(source, config.curation, config.prompts, split) for source in config.curation.sources):
             raise no_candidates(split)

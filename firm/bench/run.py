@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -27,7 +27,7 @@ from firm.policies.generate import draw, equally_often
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
 from firm.prompts import Splits, load_prompts
-from firm.records import Assessment, Candidate, Example, Invalid, JudgedCandidate, Record, Stage, Summary
+from firm.records import Assessment, Candidate, Example, Invalid, JudgedCandidate, Prompt, Record, Stage, Summary
 from firm.storage.artifacts import WORK, Output
 from firm.storage.shards import ShardWriter, iter_shards
 
@@ -111,13 +111,15 @@ def _judge_policy(config: RunConfig, inputs: Mapping[str, Path], out: Output, de
     policy = load_policy(last / "policy", device) if last else Policy(config.policy, device)
     with open_labeller(config.curation, out.folder / WORK) as labeller:
         for source in sources:
+            test = load_prompts(config.prompts, "test")
+            prompts = equally_often(test, source.num_images, config.seed, f"bench/{source.name}")
             for start in range(0, source.num_images, size):
                 indices = range(start, min(start + size, source.num_images))
                 if done >= len(indices):
                     done -= len(indices)
                     continue
                 # A batch is made whole, as images may differ in the last bit with its size.
-                candidates = _candidates(config, policy, source, indices)[done:]
+                candidates = _candidates(config, policy, source, prompts, indices)[done:]
                 done = 0
                 out.publish(*(f"{JUDGED}/{name}" for name in writer.write(labeller.label(candidates))))
                 task.advance(len(candidates))
@@ -137,15 +139,15 @@ def _failures(judged: Iterable[Assessed]) -> list[dict[str, Any]]:
     return [{"judge": "teacher", "dimension": d, "reason": why, "count": n} for (d, why), n in sorted(failed.items())]
 
 
-def _candidates(config: RunConfig, policy: Policy, source: PolicySource, indices: range) -> list[Candidate]:
-    purpose = f"bench/{source.name}"
-    prompts = equally_often(load_prompts(config.prompts, "test"), source.num_images, config.seed, purpose)
+def _candidates(
+    config: RunConfig, policy: Policy, source: PolicySource, prompts: Sequence[Prompt], indices: range
+) -> list[Candidate]:
     images = draw(
         policy,
         [prompts[i] for i in indices],
         indices,
         config.seed,
-        purpose,
+        f"bench/{source.name}",
         num_inference_steps=source.num_inference_steps,
         guidance_scale=source.guidance_scale,
     )
@@ -160,7 +162,7 @@ def _measure(name: str, judge: Judge, items: Callable[[], Iterator[Item]], confi
     expected = [item.expected() for item in items()]
     journal = out.folder / WORK / f"{name}.jsonl"
     journal.parent.mkdir(parents=True, exist_ok=True)
-    done = _complete(journal)
+    done = _complete(journal, len(expected))
     journal.write_bytes(b"".join(_LINE.dump_json(line) + b"\n" for line in done))
     task = Task("bench", f"the {name} judges", len(expected), "images", len(done))
     rest = islice(items(), len(done), None)
@@ -179,8 +181,9 @@ def _measure(name: str, judge: Judge, items: Callable[[], Iterator[Item]], confi
     return agreement(predictions, bench.point_estimate, bench.num_bootstrap, config.seed, wanted, name)
 
 
-def _complete(journal: Path) -> list[list[Prediction]]:
-    """Predictions of an interrupted run, in whole batches, so that batching does not depend on the interruption."""
+def _complete(journal: Path, total: int) -> list[list[Prediction]]:
+    """Predictions of an interrupted run: all of them, or whole batches, so that batching is that of a run without."""
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
     whole = [line for line in lines if line.endswith(b"\n")]
-    return [_LINE.validate_json(line) for line in whole[: len(whole) // BATCH * BATCH]]
+    kept = whole if len(whole) == total else whole[: len(whole) // BATCH * BATCH]
+    return [_LINE.validate_json(line) for line in kept]

@@ -7,7 +7,7 @@ prompt and images are one example: its reference is the mean of its raters.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from firm import stats
 from firm.bench.items import Item
 from firm.config import ScoresSource
-from firm.images import decode_image, encode_image
+from firm.images import read_image
 from firm.prompts import Splits
 from firm.records import Prompt, UserError
 from firm.storage.rows import iter_rows
@@ -92,9 +92,17 @@ class ScoreFile:
             what = f"no row has a score of {', '.join(dimensions)}, which the critic judges"
             raise UserError(what, source.path, FIX, usage=True)
 
-    def check(self) -> None:
-        """Check that every image exists, without reading it; raises `UserError`."""
+    def check(self, wanted: Mapping[str, int]) -> None:
+        """Check that every image exists, without reading it, and their number, ``wanted`` by the critic's rubrics.
+
+        Raises:
+            UserError: Names the row.
+        """
         for rated in self.rated:
+            for dimension in rated.ratings:
+                if len(rated.images) != wanted[dimension]:
+                    what = f"the critic judges {dimension} of {wanted[dimension]} image(s), not of {len(rated.images)}"
+                    raise UserError(what, rated.where, "give other images, or another rubric", usage=True)
             for image in rated.images:
                 if not image.is_file():
                     raise UserError("there is no such image", f"{rated.where}: {image}", "correct the path", usage=True)
@@ -172,11 +180,4 @@ def _add(scores: dict[str, float], rater: str | int | None, score: float, where:
 
 def _read(rated: Rated) -> list[bytes]:
     """The images as PNG."""
-    images = []
-    for path in rated.images:
-        where = f"{rated.where}: {path}"
-        try:
-            images.append(encode_image(decode_image(path.read_bytes(), where)))
-        except OSError as error:
-            raise UserError(f"cannot read an image: {error.strerror}", where, "correct the path", usage=True) from error
-    return images
+    return [read_image(path, f"{rated.where}: {path}") for path in rated.images]

@@ -50,7 +50,7 @@ class ScoresSource(Section):
     kind: Literal["scores"] = "scores"
     name: str
     path: str
-    whose: Whose = "people"
+    whose: Literal["people", "teacher"] = "people"
     of_policy: bool = False  # these are images of the policy that RL starts from
 
     @property

@@ -80,6 +80,11 @@ class RunConfig(Section):
                 if (value := getattr(rule, field)) not in (None, *values):
                     where = f"bench.gate.rules.{i}.{field}"
                     raise ValueError(f"{where}: unknown {field} {value!r}, use one of {', '.join(values)}")
+            judged = [s.name for s in (*self.curation.sources, *self.bench.sources) if s.kind != "scores"]
+            ruled = {rule.dimension} if rule.dimension else set(self.reward.dimensions)
+            if rule.source in judged and (missing := sorted(ruled - set(self.curation.dimensions))):
+                where = f"bench.gate.rules.{i}.source"
+                raise ValueError(f"{where}: the teacher judges {rule.source}, but not its {', '.join(missing)}")
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ import torch
 
 from firm.config import CandidateSource, CurationConfig, FilesSource, FunctionSource, GeneratedSource, PromptsConfig
 from firm.dist import generator
-from firm.images import decode_image, encode_image
+from firm.images import encode_image, read_image
 from firm.locate import load_object
 from firm.prompts import Splits, load_prompts
 from firm.records import SPLITS, Candidate, Prompt, Split, UserError
@@ -161,13 +161,7 @@ class Files:
         made = []
         for i in indices:
             entry, prompt, image = self.rows[split][i]
-            where = self._where(entry, image)
-            try:
-                png = encode_image(decode_image((self.path.parent / image).read_bytes(), where))
-            except OSError as error:
-                raise UserError(f"cannot read an image: {error.strerror}", where, "correct the path", True) from error
-            except UserError as error:
-                raise UserError(error.what, error.where, error.fix, usage=True) from error
+            png = read_image(self.path.parent / image, self._where(entry, image))
             made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=[png]))
         return made
 

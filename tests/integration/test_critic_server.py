@@ -198,8 +198,16 @@ def test_a_run_with_soft_rewards_starts_only_with_a_critic_that_gives_distributi
         with pytest.raises(UserError, match="logprobs are not supported by the model 'tiny'") as error:
             preflight.ask_critic(run_with(bare))
         assert "reward.soft to false" in error.value.fix and bare in error.value.where
-        preflight.ask_critic(run_with(bare, "reward.soft=false", "bench.point_estimate=score"))
-        preflight.ask_critic(run_with(bare, "critic.num_samples=3", "critic.answer_style=reason_first"))
+        for ways in (
+            ["reward.soft=false", "bench.point_estimate=score"],
+            ["critic.num_samples=3", "critic.answer_style=reason_first"],
+        ):
+            with pytest.raises(
+                UserError, match="logprobs are not supported"
+            ) as error:  # nor would the bench be answered
+                preflight.ask_critic(run_with(bare, *ways))
+            assert "critic.endpoint.logprobs to false" in error.value.fix
+            preflight.ask_critic(run_with(bare, *ways, "critic.endpoint.logprobs=false"))
 
 
 def test_logprobs_without_alternatives_are_not_enough() -> None:

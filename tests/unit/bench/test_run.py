@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 from shared import CPU, rendered
 
 from firm.bench import run as stage
+from firm.bench.items import Item, of_examples
 from firm.config import RunConfig
 from firm.config.loading import load_config
 from firm.critics.agreement import Prediction
@@ -240,3 +241,29 @@ OTHER = [
     "curation.hard_from=9",
     "auditor.judge.target=a:B",
 ]
+
+
+@pytest.mark.parametrize("kill", ["in the second batch", "after the last"])
+def test_a_judge_that_was_interrupted_is_asked_for_the_rest(
+    config: RunConfig, data: Path, judged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill: str
+) -> None:
+    """The auditor is asked after the critic: killed then, the critic has judged everything, whole batches or not."""
+    monkeypatch.setattr(stage, "BATCH", 16)
+    out = Output.open(str(tmp_path / "out"))
+    oracle = Oracle(data, judged, lambda d, s, own: s)
+
+    def items() -> Iterator[Item]:
+        return of_examples(iter_shards(data / "test", Example))
+
+    whole = stage._measure("critic", oracle, items, config, out)
+    written = (out.folder / "critic.jsonl").read_bytes()
+    assert oracle.asked == 60
+    journal = out.folder / "work" / "critic.jsonl"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    if kill == "in the second batch":
+        journal.write_bytes(b"".join(lines[:20]) + lines[20][:9])
+    (out.folder / "critic.jsonl").unlink()
+    oracle.asked = 0
+    assert stage._measure("critic", oracle, items, config, out) == whole
+    assert oracle.asked == (44 if kill == "in the second batch" else 0)
+    assert (out.folder / "critic.jsonl").read_bytes() == written

@@ -59,7 +59,10 @@ def test_images_are_read_when_they_are_judged_and_a_missing_one_is_named(tmp_pat
     with pytest.raises(UserError, match=r"line 2: .*gone.png"):
         item.images()
     with pytest.raises(UserError, match="no such image") as caught:
-        file.check()
+        file.check({"quality": 1, "instruction_following": 1})
+    assert "line 2" in caught.value.where and caught.value.exit_code == 2
+    with pytest.raises(UserError, match=r"judges \w+ of 2 image\(s\), not of 1") as caught:
+        file.check({"quality": 2, "instruction_following": 2})
     assert "line 2" in caught.value.where and caught.value.exit_code == 2
 
 

@@ -348,6 +348,15 @@ def test_a_gap_is_refused_unless_it_is_accepted(
     assert parse_config({**plain, "bench": bench}).bench.gate.accept_gaps == gaps
 
 
+def test_a_rule_on_scores_that_the_teacher_does_not_give_is_refused(plain: dict[str, Any]) -> None:
+    endpoint = {"base_url": "http://localhost:8000/v1", "model": "m"}
+    served = {**plain["critic"], "kind": "endpoint", "endpoint": endpoint}
+    dimensions = {"instruction_following": plain["curation"]["dimensions"]["instruction_following"]}
+    data = {**plain, "critic": served, "curation": {**plain["curation"], "dimensions": dimensions}, "bench": covering()}
+    with pytest.raises(UserError, match="rules.0.source: the teacher judges policy, but not its quality"):
+        parse_config(data)
+
+
 def test_only_dimensions_of_the_reward_need_rules(plain: dict[str, Any]) -> None:
     bench = covering()
     bench["gate"]["rules"] = [{**rule, "dimension": "instruction_following"} for rule in bench["gate"]["rules"]]
