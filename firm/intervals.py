@@ -6,14 +6,12 @@ As in `firm.stats`, arrays are 1-D, of the same length N >= 1 and finite, or a V
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 Floats = NDArray[np.float64]
-Statistic = Callable[..., Any]
 _CHUNK = 1_000_000  # elements of a block of resamples, about 8 MB an array
 
 
@@ -36,48 +34,11 @@ def mean_ci(
     level: float = 0.95,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
-    """Mean of an array [N] with its bootstrap interval: (mean, low, high); ``clusters`` as for `bootstrap_ci`."""
+    """Mean of an array [N] with its bootstrap interval: (mean, low, high); arguments as for `interval`."""
     (array,) = arrays_of(values)
-    ends = bootstrap_ci(array, None, num_resamples, seed, level, clusters)
+    ends = interval(lambda weights: _weighted_mean(weights, array), (array,), num_resamples, seed, level, clusters)
     mean = float(array.mean())
     return (mean, *ends) if ends else (mean, mean, mean)
-
-
-def bootstrap_ci(
-    values: ArrayLike | tuple[ArrayLike, ...],
-    statistic: Statistic | None = None,
-    num_resamples: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    clusters: Sequence[Hashable] | None = None,
-) -> tuple[float, float] | None:
-    """Percentile bootstrap interval; resamples whole examples, so paired arrays stay paired.
-
-    Args:
-        values: One array [N], or a tuple of paired arrays [N] each.
-        statistic: Function of as many arrays [N] as given, which returns a number or None. None: the mean of the one
-            array.
-        num_resamples: Number of resamples.
-        seed: Seed of the resampling; the same seed gives the same interval.
-        level: Coverage in (0, 1).
-        clusters: What each example belongs to, such as its prompt (N): whole clusters are resampled, since examples of
-            one cluster tell less than as many independent ones. None: each is its own.
-
-    Returns:
-        The lower and upper end, or None if the statistic is undefined on more than half of the resamples.
-    """
-    arrays = arrays_of(*values) if isinstance(values, tuple) else arrays_of(values)
-    if statistic is None:
-        return interval(
-            lambda weights: _weighted_mean(weights, arrays[0]), arrays, num_resamples, seed, level, clusters
-        )
-
-    def looped(weights: Floats) -> list[float]:
-        picks = [np.repeat(np.arange(len(row)), row.astype(int)) for row in weights]
-        results = [statistic(*(array[pick] for array in arrays)) for pick in picks]
-        return [np.nan if result is None else result for result in results]
-
-    return interval(looped, arrays, num_resamples, seed, level, clusters)
 
 
 def interval(
@@ -88,11 +49,28 @@ def interval(
     level: float,
     clusters: Sequence[Hashable] | None = None,
 ) -> tuple[float, float] | None:
-    """Interval of an estimate that takes blocks of how often each example was drawn [R, N] and returns [R]."""
+    """Percentile bootstrap interval; resamples whole examples, so paired arrays stay paired.
+
+    Args:
+        estimate: Takes how often each example was drawn, blocks [R, N], and returns [R]; NaN where it is undefined.
+        arrays: What it is made of [N] each.
+        num_resamples: Number of resamples.
+        seed: Seed of the resampling; the same seed gives the same interval.
+        level: Coverage in (0, 1).
+        clusters: What each example belongs to, such as its prompt (N): whole clusters are resampled, since examples of
+            one cluster tell less than as many independent ones. None: each is its own.
+
+    Returns:
+        The lower and upper end. None if the estimate is undefined on more than half of the resamples, or if there is
+        only one cluster, of which all resamples are alike.
+    """
     if num_resamples < 1 or not 0 < level < 1:
         raise ValueError(f"need num_resamples >= 1 and 0 < level < 1, got {num_resamples} and {level}")
+    labels = labels_of(clusters, arrays[0].size)
+    if labels.max() == 0:
+        return None
     estimates = np.empty(num_resamples)
-    for rows, weights in _resamples(labels_of(clusters, arrays[0].size), num_resamples, seed):
+    for rows, weights in _resamples(labels, num_resamples, seed):
         estimates[rows] = estimate(weights)
     defined = estimates[np.isfinite(estimates)]
     if 2 * defined.size < num_resamples:

@@ -44,8 +44,8 @@ def constant_maes(reference: ArrayLike) -> Floats:
 def best_constant(reference: ArrayLike) -> tuple[float, float]:
     """The constant answer with the lowest MAE (the lower one on a tie), and that MAE; whole if the scores are."""
     (r,) = arrays_of(reference)
-    errors = _constant_errors(np.ones((1, r.size)), r)[0]
-    return float(np.unique(r)[errors.argmin()]), float(errors.min() / r.size)
+    median = float(np.sort(r)[(r.size - 1) // 2])
+    return median, float(np.abs(r - median).mean())
 
 
 def _constant_errors(weights: Floats, values: Floats) -> Floats:
@@ -84,19 +84,10 @@ def confusion(predicted: ArrayLike, reference: ArrayLike) -> NDArray[np.int64]:
     return counts
 
 
-def _row_spearman(p: Floats, r: Floats) -> Floats:
-    """Rank correlation along the last axis; NaN where one side is constant."""
-    a = rankdata(p, axis=-1)
-    b = rankdata(r, axis=-1)
-    a = a - a.mean(axis=-1, keepdims=True)
-    b = b - b.mean(axis=-1, keepdims=True)
-    return ratio((a * b).sum(axis=-1), np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1)))
-
-
 def spearman(predicted: ArrayLike, reference: ArrayLike) -> float | None:
     """Spearman's rank correlation, ties by average rank, in [-1, 1]; None if either side is constant."""
-    p, r = arrays_of(predicted, reference)
-    value = float(_row_spearman(p, r))
+    a, b = (rankdata(values) - (values.size + 1) / 2 for values in arrays_of(predicted, reference))
+    value = float(ratio(a @ b, np.sqrt((a @ a) * (b @ b))))
     return value if np.isfinite(value) else None
 
 
@@ -159,7 +150,7 @@ def skill_ci(
         reference: Reference scores [N]: every resample has a best constant of its own.
         num_resamples: Number of resamples.
         seed: Seed of the resampling.
-        clusters: As for `bootstrap_ci`.
+        clusters: As for `firm.intervals.interval`.
 
     Returns:
         None where a constant is always right.
@@ -186,8 +177,9 @@ def pairwise_ci(
 
 def _counts(weights: Floats, values: Floats) -> Floats:
     """How often each of U distinct values was drawn [R, U]."""
-    distinct, group = np.unique(values, return_inverse=True)
-    counts: Floats = weights @ np.eye(distinct.size)[group]
+    order = values.argsort(kind="stable")
+    starts = np.unique(values[order], return_index=True)[1]
+    counts: Floats = np.add.reduceat(weights[:, order], starts, axis=-1)
     return counts
 
 
