@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -19,6 +20,8 @@ from firm.records import UserError
 from firm.seeds import seed_for
 
 T = TypeVar("T")
+PATIENCE = timedelta(hours=2)
+"""How long processes wait for one another: the first one audits alone."""
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
@@ -50,7 +53,7 @@ def start() -> Ranks:
         torch.cuda.set_device(device)
     if size > 1 and not torch_dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # without torchrun: one process per pod
-        torch_dist.init_process_group("nccl" if cuda else "gloo")
+        torch_dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     return Ranks(rank, size, device)
 
 

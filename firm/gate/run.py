@@ -9,8 +9,8 @@ from firm.config import RunConfig
 from firm.records import Stage, Summary, UserError, Verdict
 from firm.storage.artifacts import Output
 
-STAGE = Stage(name="gate", sections=())
 VERDICT = "verdict.json"
+STAGE = Stage(name="gate", sections=(), reads={"bench": VERDICT})
 
 
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:

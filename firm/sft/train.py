@@ -164,8 +164,8 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     sft = SFTConfig.model_validate(request["sft"])
     encoder = Encoder(load_processor(critic.model))
     checkpoints = Checkpoints(out)
-    last = inputs.get("last_critic")
-    model = prepare(critic, sft, request["seed"], last / "critic" if last else None)
+    start = inputs.get("last_critic")
+    model = prepare(critic, sft, request["seed"], start / "critic" if start else None)
     trainer = PlainTrainer(
         model=model,
         args=arguments(critic, sft, request["seed"], checkpoints.folder),

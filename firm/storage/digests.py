@@ -53,8 +53,8 @@ def _followed(path: Path, keys: Sequence[str]) -> list[str]:
         raise disk_error(error, path) from error
     except UnicodeDecodeError as error:
         raise UserError("the file is not UTF-8 text", str(path), "save it as UTF-8", usage=True) from error
-    rows = [_parsed(line) for line in text.split("\n")] if path.suffix != ".json" else _parsed(text)
-    return _named(rows if isinstance(rows, list) else [], keys)
+    value = _parsed(text) if path.suffix == ".json" else None
+    return _named(value if isinstance(value, list) else [_parsed(line) for line in text.split("\n")], keys)
 
 
 def _named(rows: Iterable[object], keys: Sequence[str]) -> list[str]:

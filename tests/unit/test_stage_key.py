@@ -191,3 +191,13 @@ def test_evaluation_and_report_are_the_same_in_all_rounds(config: RunConfig) -> 
     plain = config.model_copy(update={"rounds": 2}).model_dump(mode="json")
     seeds = {name: stage._config(name, plain, 2, {}).seed for name in STAGES}
     assert {name for name, seed in seeds.items() if seed == config.seed} == {"evaluate", "report"}
+
+
+def test_lines_in_a_file_called_json_are_followed(folder: Path) -> None:
+    """As rows are read: a line is a row in every file but Parquet."""
+    (folder / "rows.json").write_text('{"image": "one.bin"}\n{"image": "two.bin"}\n')
+    for name in ("one.bin", "two.bin"):
+        (folder / name).write_bytes(b"0")
+    before = content_hash(folder / "rows.json", ("image",))
+    (folder / "two.bin").write_bytes(b"1")
+    assert content_hash(folder / "rows.json", ("image",)) != before
