@@ -209,7 +209,7 @@ FAULTS = [
     ),
     Fault(
         "firm/sft/train.py",
-        'last / "critic" if last else None',
+        'start / "critic" if start else None',
         "None",
         ("tests/training/test_sft_learns.py::test_a_further_round_goes_on_from_the_last_critic",),
     ),
@@ -218,7 +218,7 @@ FAULTS = [
     # planted critics
     Fault("tests/planted/critics.py", "[low + 1 - value, value - low]", "[value - low, low + 1 - value]", PLANTED),
     Fault("tests/planted/table.py", "accumulate(self.rewards, max)", "accumulate(self.rewards, min)", PLANTED),
-    Fault("tests/planted/table.py", "or self.fall < LIMIT", "or self.stopped", PLANTED),
+    Fault("tests/planted/table.py", "self.stopped and self.fall < LIMIT", "self.stopped", PLANTED),
     Fault("tests/planted/table.py", "not self.failures and not self.stopped", "not self.failures", PLANTED),
     # presets, keys
     Fault("firm/presets/gen-sd35.yaml", "weights: [0.4, 0.6]", "weights: [0.6, 0.4]", CONFIG),

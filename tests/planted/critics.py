@@ -5,6 +5,7 @@ random depends on the item and the seed alone, never on the call, so that a run 
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -194,7 +195,7 @@ class Saturating(Planted):
         return {d: s if s < 3 else 5.0 for d, s in view.truth.items()}
 
 
-class Misreading(Planted):
+class Misreading(Planted, ABC):
     """Follows the best of several readings of a prompt."""
 
     def scores(self, view: View) -> Scores:
@@ -206,9 +207,9 @@ class Misreading(Planted):
         """What it sees."""
         return observe(picture)
 
+    @abstractmethod
     def readings(self, text: str) -> list[str]:
         """What the prompt is taken for."""
-        raise NotImplementedError
 
 
 class BlindToShape(Misreading):

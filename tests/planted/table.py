@@ -48,10 +48,10 @@ class Row(Record):
 
     @property
     def right(self) -> bool:
-        """Whether a bad critic did not get far, and a good one was not stopped."""
+        """Whether a bad critic was stopped in time, and a good one not at all."""
         if any(self.critic == good.__name__ for good in GOOD):
             return not self.failures and not self.stopped
-        return bool(self.failures) or self.fall < LIMIT
+        return bool(self.failures) or (self.stopped and self.fall < LIMIT)
 
 
 def read_rows(path: Path = ROWS) -> list[Row]:

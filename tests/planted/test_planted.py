@@ -53,8 +53,9 @@ def test_a_planted_score_is_read_as_it_was_meant(score: float) -> None:
 
 
 def test_a_fall_is_measured_from_the_best_so_far() -> None:
-    row = Row(critic="Constant", seed=0, failures=[], rewards=(0.4, 0.6, 0.57, 0.7, 0.69))
+    row = Row(critic="Constant", seed=0, failures=[], rewards=(0.4, 0.6, 0.57, 0.7, 0.69), stopped=True)
     assert row.fall == pytest.approx(0.03) and row.right
+    assert not row.model_copy(update={"stopped": False}).right, "nobody stopped it"
     row = row.model_copy(update={"rewards": (0.4, 0.6, 0.49, 0.7)})
     assert row.fall == pytest.approx(0.11) and not row.right
     assert row.model_copy(update={"failures": ["no"]}).right
