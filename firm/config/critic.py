@@ -25,7 +25,6 @@ class CriticConfig(Section):
 
     kind: Literal["trained", "endpoint"] = "trained"
     model: str = ""
-    from_scratch: bool = False  # random weights from the model's config (tiny models only)
     endpoint: CriticEndpoint | None = None
     answer_style: Literal["score_first", "reason_first"] = "reason_first"
     rubrics: dict[str, str]  # template names in firm/critics/templates

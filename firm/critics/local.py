@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from firm.chat.messages import IMAGE_MARK, MAX_TOP_LOGPROBS, Reply, Token
@@ -41,8 +41,8 @@ def load_processor(model: str) -> Any:
         raise _cannot_load(model, error) from error
 
 
-def load_model(config: CriticConfig, model: str, seed: int | None = None) -> PreTrainedModel:
-    """Load the critic's model; with ``seed``, random weights from its configuration (``critic.from_scratch``).
+def load_model(config: CriticConfig, model: str) -> PreTrainedModel:
+    """Load the critic's model from a folder or hub id.
 
     Raises:
         UserError: It cannot be loaded.
@@ -51,11 +51,7 @@ def load_model(config: CriticConfig, model: str, seed: int | None = None) -> Pre
     dtype = getattr(torch, config.dtype)
     logging.disable_progress_bar()  # progress bars clutter a log
     try:
-        if seed is None:
-            return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-        with torch.random.fork_rng():  # initialisation draws from the global generator
-            torch.manual_seed(seed_for(seed, "critic"))
-            return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path), dtype=dtype)
+        return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         raise _cannot_load(model, error) from error
 

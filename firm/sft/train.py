@@ -113,10 +113,7 @@ def load_examples(folder: Path, cache: Path) -> Dataset:
 
 def prepare(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None = None) -> PreTrainedModel:
     """The model to train, whole or frozen under a LoRA: a trained critic in the folder ``start``, or the critic's."""
-    if start is not None:
-        model = load_model(critic, str(start))
-    else:
-        model = load_model(critic, critic.model, seed if critic.from_scratch else None)
+    model = load_model(critic, str(start or critic.model))
     if sft.lora is None:
         return model
     from peft import LoraConfig, get_peft_model

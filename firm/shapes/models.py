@@ -37,7 +37,9 @@ _WORDS = """
     a an and of object objects shape background score scores judge rate image images picture prompt the is this
     follows follow instruction following quality aesthetics technical structure texture yes no system user assistant
     execution consistency before after edited source edit make move remove add replace change to with into same new now
-    gone on from 1 2 3 4 5 : ; , . ? ! - / ( ) [ ] { } < > " = _
+    gone on from at then swap bigger smaller larger turn every other both all everything background size place half
+    done not missing wrong extra kept moved recolored reshaped resized replaced removed added swapped redrawn untouched
+    changed unchanged noise stain blur tint little some much 1 2 3 4 5 : ; , . ? ! - / ( ) [ ] { } < > " = _
 """
 _CHAT_TEMPLATE = """\
 {%- for message in messages -%}
@@ -78,9 +80,9 @@ def build_critic(folder: Path | str) -> None:
             rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[6, 5, 5], mrope_interleaved=True),
         ),
         vision_config=dict(
-            depth=1, hidden_size=128, intermediate_size=256, num_heads=4, out_hidden_size=128, patch_size=_PATCH,
+            depth=3, hidden_size=128, intermediate_size=256, num_heads=4, out_hidden_size=128, patch_size=_PATCH,
             spatial_merge_size=1, temporal_patch_size=1, num_position_embeddings=(SIZE // _PATCH) ** 2,
-            deepstack_visual_indexes=[],
+            deepstack_visual_indexes=[0, 1],
         ),
         image_token_id=token("<|image_pad|>"), video_token_id=token("<|video_pad|>"),
         vision_start_token_id=token("<|vision_start|>"), vision_end_token_id=token("<|vision_end|>"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -11,11 +12,9 @@ import pytest
 from shared import rendered
 
 from firm import __version__
-from firm.config import CriticConfig
 from firm.config.loading import load_config
-from firm.critics.local import load_model
 from firm.records import Check, Verdict
-from firm.shapes.models import WEIGHTS, build_critic
+from firm.shapes.models import WEIGHTS
 from firm.storage.artifacts import Output
 from firm.storage.inputs import read_ref, write_ref
 
@@ -141,11 +140,7 @@ def test_curation_runs_in_runtime(docker: str, images: dict[str, str], data: Pat
 
 
 def test_a_served_critic_gets_healthy_and_stops_at_once(docker: str, images: dict[str, str], tmp_path: Path) -> None:
-    build_critic(tmp_path / "model")
-    config = CriticConfig(model=str(WEIGHTS / "critic"), rubrics={}, dtype="float32")
-    load_model(config, config.model, seed=0).save_pretrained(tmp_path / "model")
-    for path in (tmp_path / "model").iterdir():
-        path.chmod(0o644)  # safetensors are written for their owner's eyes only
+    shutil.copytree(WEIGHTS / "critic", tmp_path / "model")
     hard = ["--read-only", "--tmpfs", "/tmp", "-u", "1000", "--network", "none", "-v", f"{tmp_path}/model:/model:ro"]
     quick = ["--health-interval", "1s", "--health-start-period", "60s"]
     started = [docker, "run", "-d", *hard, *quick, images["critic"], "/model", "--dtype", "float32"]

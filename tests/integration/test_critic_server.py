@@ -4,6 +4,7 @@ import base64
 import http.client
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -27,12 +28,12 @@ from firm.config import CriticConfig, RunConfig
 from firm.config.loading import load_config
 from firm.critics.judge import Judge, JudgeInput
 from firm.critics.load import load_critic
-from firm.critics.local import LocalCritic, load_model
+from firm.critics.local import LocalCritic
 from firm.critics.serve import BatchingChat, model_folder, serve
 from firm.images import encode_image
 from firm.records import Judgement, Prompt, UserError
 from firm.shapes.generation import candidate
-from firm.shapes.models import WEIGHTS, build_critic
+from firm.shapes.models import WEIGHTS
 from firm.storage.artifacts import Output
 
 RUBRICS = {"instruction_following": "short_instruction_following", "quality": "short_quality"}
@@ -50,10 +51,9 @@ def config(**changes: object) -> CriticConfig:
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the sft stage leaves: a critic with random weights, and the manifest."""
+    """What the sft stage leaves: a critic and the manifest."""
     out = Output.open(str(tmp_path_factory.mktemp("sft")))
-    build_critic(out.folder / "critic")
-    load_model(config(), str(WEIGHTS / "critic"), seed=0).save_pretrained(out.folder / "critic")
+    shutil.copytree(WEIGHTS / "critic", out.folder / "critic")
     out.commit("sft", "key", {}, {}, ["critic"])
     return out.folder
 

@@ -40,7 +40,7 @@ TEACHER = PythonChat(target="firm.shapes.teacher:PixelTeacher")
 PROMPTS = PromptsConfig(function="firm.shapes.generation:prompts")
 SOURCE = FunctionSource(name="rendered", function="firm.shapes.generation:candidate", num_images=400)
 CRITIC = CriticConfig(
-    model="pkg://firm.shapes/weights/critic", from_scratch=True, answer_style="score_first", dtype="float32",
+    model="pkg://firm.shapes/weights/critic", answer_style="score_first", dtype="float32",
     rubrics={DIMENSION: "short_instruction_following"}, batch_size=64,
 )  # fmt: skip
 

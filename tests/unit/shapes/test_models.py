@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from firm.shapes import generation, models, pretrain, vision
 
@@ -30,8 +30,7 @@ def processor() -> Any:
 
 @pytest.fixture(scope="module")
 def critic() -> Any:
-    torch.manual_seed(0)
-    return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(models.WEIGHTS / "critic"))
+    return AutoModelForImageTextToText.from_pretrained(models.WEIGHTS / "critic")
 
 
 def chat(processor: Any, *texts: str, **options: Any) -> Any:
