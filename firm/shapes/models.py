@@ -26,7 +26,7 @@ from firm.shapes.scene import COLOURS, SHAPES, SIZE
 from firm.shapes.vision import VOCABULARY
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""The shipped folders: `critic` (no weights), `base` and `strong`."""
+"""The shipped folders: `critic`, `base` and `strong`."""
 
 _SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
@@ -65,10 +65,7 @@ _PATCH = 8  # pixels; 16 image tokens a picture
 
 
 def build_critic(folder: Path | str) -> None:
-    """Writes config and processor of the untrained critic (about 0.9 M parameters) without weights.
-
-    SFT starts from `AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(folder))` with the run's seed.
-    """
+    """Writes config and processor of the critic (about 1.2 M parameters), without weights."""
     tokenizer = critic_tokenizer()
     token = tokenizer.convert_tokens_to_ids
     config = Qwen3VLConfig(

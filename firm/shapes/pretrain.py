@@ -1,8 +1,7 @@
-"""Makes the shipped models: `python -m firm.shapes.pretrain OUT` writes `OUT/base`, `OUT/strong` and `OUT/critic`.
+"""Makes the shipped generators: `python -m firm.shapes.pretrain OUT` writes `OUT/base` and `OUT/strong`.
 
 `base` is trained briefly, so that it still fails often enough for reinforcement learning to have something to do;
-`strong` is trained for longer and is a second source of candidates for curation. `critic` has no weights, as it is
-always trained in the run. About eight minutes on two cores.
+`strong` is trained for longer and is a second source of candidates for curation. About eight minutes on two cores.
 """
 
 import argparse
@@ -17,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn.functional import l1_loss, mse_loss
 
 from firm.shapes.generation import compose, draw_prompt, prompts
-from firm.shapes.models import build_critic, build_generator, load_generator
+from firm.shapes.models import build_generator, load_generator
 from firm.shapes.scene import SIZE, render
 from firm.shapes.teacher import instruction_following
 
@@ -35,7 +34,6 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder to write base/ and strong/ into")
     out = parser.parse_args().out
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    build_critic(out / "critic")
     texts, images = clean_renders(NUM_IMAGES, SEED)
     vae = train_vae(images, VAE_STEPS, SEED)
     latents = encode(vae, images)

@@ -67,7 +67,7 @@ def generate(name: str, count: int, rng: np.random.Generator) -> list[Image.Imag
     pipe.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
     while len(pictures) < count:
-        asked = [draw_prompt("train", rng) for _ in range(500)]
+        asked = [draw_prompt("train", rng) for _ in range(min(500, count))]
         pictures += pipe(
             asked, num_inference_steps=int(rng.choice([6, 10])), guidance_scale=float(rng.choice([1.0, 1.0, 2.5])),
             height=SIZE, width=SIZE, max_sequence_length=1,

@@ -239,7 +239,7 @@ def test_a_draw_depends_on_its_seed_and_not_on_its_batch(folder: Path, items: li
     critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
     texts = [question(load_rubric("short_quality"), item.prompt) for item in items[:3]]
 
-    def write(rows: Sequence[int], temperature: float = 1.0) -> list[str]:
+    def write(rows: Sequence[int], temperature: float = 5.0) -> list[str]:
         inputs = critic.encoder.questions([texts[i] for i in rows], [items[i].images for i in rows])
         return [reply.text for reply in critic.write(inputs, 8, None, temperature, [10 + i for i in rows])]
 
