@@ -53,8 +53,13 @@ def read_image(path: Path, where: str) -> bytes:
     Raises:
         UserError: It cannot be read, or is not an intact image (exit code 2).
     """
+    return encode_image(open_image(path, where))
+
+
+def open_image(path: Path, where: str) -> Image.Image:
+    """A user's image file as a fully loaded RGB image; arguments and errors are those of :func:`read_image`."""
     try:
-        return encode_image(decode_image(path.read_bytes(), where))
+        return decode_image(path.read_bytes(), where)
     except OSError as error:
         raise UserError(f"cannot read an image: {error.strerror}", where, "correct the path", usage=True) from error
     except UserError as error:
