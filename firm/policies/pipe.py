@@ -1,4 +1,4 @@
-"""What the families made of a diffusers pipeline share: its folder checked and loaded, its denoiser saved and loaded."""
+"""What families made of a diffusers pipeline share: its folder is checked and loaded, its denoiser saved and loaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 TRANSFORMER = "transformer"  # the pipelines' name of the denoiser: a folder, and the prefix of a LoRA's parameters
-JOINT_ATTENTION = (
+JOINT_ATTENTION: tuple[str, ...] = (
     "attn.add_k_proj",
     "attn.add_q_proj",
     "attn.add_v_proj",
@@ -32,7 +32,7 @@ JOINT_ATTENTION = (
 
 
 def check_pipe(model: str, key: str, kind: str) -> None:
-    """Check that ``model`` is the folder of a pipeline whose class starts with ``kind``; a hub id is left to the loader.
+    """Check that ``model`` is the folder of a pipeline whose class starts with ``kind``; the loader checks a hub id.
 
     Raises:
         UserError: It is not; ``key`` is named.

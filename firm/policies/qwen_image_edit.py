@@ -49,7 +49,7 @@ class QwenImageEdit:
         self._shown = isqrt(min(CONDITION_IMAGE_SIZE, most))
         self.denoiser = self._pipe.transformer
         self._side = config.resolution // self._pipe.vae_scale_factor // 2  # tokens
-        self.latent_shape = (self._side**2, self.denoiser.config.in_channels)
+        self.latent_shape: tuple[int, ...] = (self._side**2, self.denoiser.config.in_channels)
 
     @classmethod
     def check(cls, model: str, key: str) -> None:
@@ -57,36 +57,41 @@ class QwenImageEdit:
         check_pipe(model, key, "QwenImageEditPlus")
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditions:
-        """Embeddings of instructions and their sources, with a mask where they are padded, and the sources' latents.
+        """Conditions of instructions and their sources, read from files.
 
-        A source of another size than the resolution is resized. An instruction without text is a blank, which is what
-        the model's card has guidance move away from.
+        An instruction without text is a blank, which is what the model's card has guidance move away from.
 
         Raises:
             UserError: A source is missing, cannot be read, or is not square.
         """
-        pipe = self._pipe
-        sources = [_source(prompt) for prompt in prompts]
-        shown = [pipe.image_processor.resize(source, self._shown, self._shown) for source in sources]
-        # Given a list, the pipeline would show every picture to every prompt; a tensor's are one a prompt.
-        embeds, mask = pipe.encode_prompt(
-            [prompt.text or " " for prompt in prompts],
-            image=torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2),
-            device=self._device,
+        return self.conditions([prompt.text or " " for prompt in prompts], [_source(prompt) for prompt in prompts])
+
+    def conditions(self, instructions: Sequence[str], sources: Sequence[Image.Image]) -> Conditions:
+        """Embeddings of instructions [B] that see their source, a mask if any is padded, and latents of the sources."""
+        shown = [self._pipe.image_processor.resize(source, self._shown, self._shown) for source in sources]
+        # Given a list, the pipeline would show every picture to every instruction; of a tensor it is one each.
+        embeds, mask = self._pipe.encode_prompt(
+            list(instructions), image=torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2), device=self._device
         )
-        _, latents = pipe.prepare_latents(
-            pipe.image_processor.preprocess(sources, self._resolution, self._resolution).unsqueeze(2),
-            len(sources),
-            pipe.latent_channels,
-            self._resolution,
-            self._resolution,
-            pipe.vae.dtype,
-            self._device,
+        masks = {} if mask is None else {"prompt_embeds_mask": mask}
+        return Conditions({"prompt_embeds": embeds, "source_latents": self.latents(sources), **masks})
+
+    def latents(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Clean latents [B, L, C] of square pictures; those of another size are resized."""
+        side = self._resolution
+        _, latents = self._pipe.prepare_latents(
+            images=self._pipe.image_processor.preprocess(list(pictures), side, side).unsqueeze(2),
+            batch_size=len(pictures),
+            num_channels_latents=self._pipe.latent_channels,
+            height=side,
+            width=side,
+            dtype=self._pipe.vae.dtype,
+            device=self._device,
             generator=None,
             latents=torch.empty(0),  # noise is not asked for
         )
-        masks = {} if mask is None else {"prompt_embeds_mask": mask}
-        return Conditions({"prompt_embeds": embeds, "source_latents": latents, **masks})
+        packed: Tensor = latents
+        return packed
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """One forward pass of the transformer over the tokens of edit and source; only the edit's have a velocity."""
@@ -103,7 +108,7 @@ class QwenImageEdit:
         return output[:, : latents.shape[1]].float()
 
     def guided(self, velocity: Tensor, negative: Tensor, scale: float) -> Tensor:
-        """The pipeline's ``true_cfg_scale``: classifier-free guidance that keeps the length of each token's velocity."""
+        """The pipeline's ``true_cfg_scale``: classifier-free guidance that keeps the length of a token's velocity."""
         moved = negative + scale * (velocity - negative)
         return moved * (velocity.norm(dim=-1, keepdim=True) / moved.norm(dim=-1, keepdim=True))
 

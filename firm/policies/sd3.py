@@ -36,7 +36,7 @@ class SD3:
         self._tokens = config.max_sequence_length
         self.denoiser = self._pipe.transformer
         side = config.resolution // self._pipe.vae_scale_factor
-        self.latent_shape = (self.denoiser.config.in_channels, side, side)
+        self.latent_shape: tuple[int, ...] = (self.denoiser.config.in_channels, side, side)
 
     @classmethod
     def check(cls, model: str, key: str) -> None:
