@@ -57,7 +57,7 @@ class QwenImageEdit:
         check_pipe(model, key, "QwenImageEditPlus")
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditions:
-        """Conditions of instructions and their sources, read from files.
+        """Conditions of instructions and their sources, which are files or data URLs.
 
         An instruction without text is a blank, which is what the model's card has guidance move away from.
 
@@ -146,13 +146,14 @@ class QwenImageEdit:
 
 
 def _source(prompt: Prompt) -> Image.Image:
-    where = f"prompt {prompt.text!r}"
     if prompt.image is None:
         fix = "give every prompt a source_image, or choose a family of generators"
-        raise UserError("the family qwen_image_edit edits, and needs a source image", where, fix, usage=True)
-    source = open_image(Path(prompt.image), f"{prompt.image}, {where}")
+        what = "the family qwen_image_edit edits, and needs a source image"
+        raise UserError(what, f"prompt {prompt.text!r}", fix, usage=True)
+    where = f"{prompt.image[:200]}, prompt {prompt.text!r}"  # a data URL is long
+    source = open_image(prompt.image, where)
     if source.width != source.height:
         what = f"a source image must be square, and this one is {source.width} x {source.height}"
         # Cropped here, the critic would miss in the edit what was cut off from the source that it is shown.
-        raise UserError(what, f"{prompt.image}, {where}", "crop it, or leave it out", usage=True)
+        raise UserError(what, where, "crop it, or leave it out", usage=True)
     return source

@@ -1,5 +1,6 @@
 """The Qwen-Image-Edit family on a tiny pipeline of the real classes: it makes what the pipeline makes."""
 
+import base64
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,22 +75,20 @@ def velocity(policy: Policy, prompts: list[Prompt]) -> torch.Tensor:
         return policy.velocity(noise(policy, len(prompts)), torch.full([len(prompts)], 0.7), policy.encode(prompts))
 
 
-def edits(policy: Policy, prompts: list[Prompt], guidance: float = 1.0) -> np.ndarray[Any, Any]:
-    found = generate(
-        policy, prompts, noise(policy), num_inference_steps=5, guidance_scale=guidance, batch_size=len(prompts)
-    )
-    return policy.decode(found.latents).numpy()
+def edits(policy: Policy, prompts: list[Prompt], guidance: float = 1.0) -> torch.Tensor:
+    """Clean latents."""
+    steps: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": guidance, "batch_size": 3}
+    return generate(policy, prompts, noise(policy), **steps).latents
 
 
-def pipelines_edits(pipe: Any, prompts: list[Prompt], latents: torch.Tensor, guidance: float = 1.0) -> list[Any]:
-    """By the pipeline's own code, which takes one instruction at a time."""
+def pipelines_edits(pipe: Any, prompts: list[Prompt], noise: torch.Tensor, output: str, guidance: float = 1.0) -> Any:
+    """By the pipeline's own code, which takes one instruction at a time; output is "latent" or "np"."""
     pipe.set_progress_bar_config(disable=True)
     negative = None if guidance == 1 else " "
-    options = {"height": 32, "width": 32, "num_inference_steps": 5, "true_cfg_scale": guidance}
-    return [
-        np.asarray(pipe(Image.open(p.image), p.text, negative, latents=z[None], **options).images[0])
-        for p, z in zip(prompts, latents, strict=True)
-    ]
+    options = {"height": 32, "width": 32, "num_inference_steps": 5, "true_cfg_scale": guidance, "output_type": output}
+    asked = zip(prompts, noise, strict=True)
+    images = [pipe(Image.open(p.image), p.text, negative, latents=x[None], **options).images for p, x in asked]
+    return np.concatenate(images)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -103,9 +102,8 @@ def test_it_makes_the_pipelines_own_edits(
         pipe.register_modules(scheduler=type(pipe.scheduler)(**DYNAMIC))
     pipe.save_pretrained(tmp_path)
     policy = Policy(config(tmp_path), CPU)
-    theirs = pipelines_edits(pipe, prompts, noise(policy), guidance)
-    assert np.abs(edits(policy, prompts, guidance).astype(int) - theirs).max() <= 1
-    assert np.std(theirs) > 10
+    theirs = torch.from_numpy(pipelines_edits(pipe, prompts, noise(policy), "latent", guidance))
+    torch.testing.assert_close(edits(policy, prompts, guidance), theirs, atol=1e-4, rtol=0)
     assert torch.equal(policy.sigmas(5), pipe.scheduler.sigmas)
     assert policy.sigmas(5)[-2].item() == pytest.approx(0.02 if dynamic else 0.2)
 
@@ -115,7 +113,7 @@ def test_conditions_and_velocities_are_the_pipelines(policy: Policy, folder: Pat
     pipe = load_editor(folder)
     seen: list[tuple[dict[str, Any], torch.Tensor]] = []
     pipe.transformer.register_forward_hook(lambda _, a, kw, out: seen.append((kw, out[0])), with_kwargs=True)
-    pipelines_edits(pipe, prompts, noise(policy))
+    pipelines_edits(pipe, prompts, noise(policy), "latent")
     conditions = policy.encode(prompts)
     assert len(seen) == 3 * 5
     for i, (kw, output) in enumerate(seen):
@@ -208,8 +206,9 @@ def test_a_trained_policy_survives_the_disk_and_is_the_pipelines(
         pipe.load_lora_weights(tmp_path)
     else:
         pipe.register_modules(transformer=QwenImageTransformer2DModel.from_pretrained(tmp_path / "transformer"))
-    theirs = pipelines_edits(pipe, prompts, noise(policy))
-    assert np.abs(edits(again, prompts).astype(int) - theirs).max() <= 1
+    theirs = pipelines_edits(pipe, prompts, noise(policy), "np") * 255
+    assert np.abs(again.decode(edits(again, prompts)).numpy() - theirs).max() <= 1
+    assert theirs.std() > 10
 
 
 def test_what_cannot_be_edited_is_named(policy: Policy, prompts: list[Prompt], tmp_path: Path) -> None:
@@ -222,6 +221,16 @@ def test_what_cannot_be_edited_is_named(policy: Policy, prompts: list[Prompt], t
             policy.encode([*prompts, prompt])
         assert caught.value.exit_code == 2
         assert "'make it red'" in str(caught.value) and (name or "") in str(caught.value)
+    with pytest.raises(UserError, match="cannot decode a data URL") as caught:
+        policy.encode([Prompt(text="make it red", image="data:image/png;base64,A" + "AAAA" * 500)])
+    assert caught.value.exit_code == 2 and len(str(caught.value)) < 400
+
+
+def test_a_source_may_be_a_data_url(policy: Policy, prompts: list[Prompt]) -> None:
+    written = base64.b64encode(Path(str(prompts[0].image)).read_bytes()).decode()
+    found = policy.encode([Prompt(text=prompts[0].text, image=f"data:image/png;base64,{written}")])
+    expected = policy.encode(prompts[:1])
+    assert all(torch.equal(tensor, expected.tensors[name]) for name, tensor in found.tensors.items())
 
 
 def test_a_folder_of_another_model_is_named(folder: Path, tmp_path: Path) -> None:
