@@ -53,12 +53,13 @@ def generate(
         batch_size: Samples denoised together.
     """
     conditions, rows = _encode(policy, prompts)
-    away, away_rows = (None, rows)
+    negative: list[Conditions | None] = [None] * len(rows.split(batch_size))
     if guidance_scale != 1:
         away, away_rows = _encode(policy, [Prompt(text="", image=prompt.image) for prompt in prompts])
+        negative = [away.select(r) for r in away_rows.split(batch_size)]
     parts = [
-        sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, away and away.select(a))
-        for r, a, n in zip(*(t.split(batch_size) for t in (rows, away_rows, noise)), strict=True)
+        sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, away)
+        for r, n, away in zip(rows.split(batch_size), noise.split(batch_size), negative, strict=True)
     ]
     return Generated(torch.cat(parts), conditions, rows)
 

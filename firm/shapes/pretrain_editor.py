@@ -1,7 +1,7 @@
 """Makes the shipped editor: `python -m firm.shapes.pretrain_editor OUT` writes `OUT/editor`.
 
 It learns from perfect edits alone, and briefly, so that it still fails often enough for reinforcement learning to have
-something to do. About five minutes on one core.
+something to do. About six minutes on one core.
 """
 
 import argparse

@@ -20,6 +20,7 @@ from firm.policies.sampler import noise_for
 from firm.prompts import load_prompts
 from firm.records import Prompt, UserError
 from firm.rl.rollout import sample_groups, with_advantages
+from firm.rl.update import Updater
 from firm.shapes.editor_models import build_editor, load_editor
 
 LORA = LoraConfig(rank=2, alpha=4)
@@ -184,6 +185,27 @@ def test_the_velocity_is_differentiable(policy: Policy, prompts: list[Prompt], l
     assert all(g.isfinite().all() for g in gradients.values()) and any(g.any() for g in gradients.values())
     if lora:
         assert len(sets.names) == 2 * 8 * 4  # two matrices for each target of each layer
+
+
+def test_an_update_trains_it(policy: Policy, prompts: list[Prompt]) -> None:
+    sets = policy.train(LORA, ("old", "ema", "reference"), seed=0)
+    policy.family.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    before = [p.detach().clone() for p in sets.trainable]
+    rl = RLConfig(
+        prompts_per_epoch=3, group_size=4, max_epochs=1, num_inference_steps=2, batch_size=4, num_timesteps=1,
+        dtype="bfloat16",
+    )  # fmt: skip
+    groups = sample_groups(policy, prompts, rl, 0, 0, ALONE)
+    rollout = with_advantages(groups, torch.rand(12), torch.ones(12, dtype=torch.bool), [None] * 12, rl, ALONE)
+    values = Updater(policy, rl, 0, ALONE).epoch(rollout, 0)
+    assert all(value is not None and np.isfinite(value) for value in values.values()) and values["grad_norm"]
+    assert any(not torch.equal(a, b) for a, b in zip(before, sets.trainable, strict=True))
+
+
+def test_it_computes_in_half_precision(folder: Path, prompts: list[Prompt]) -> None:
+    whole, half = (velocity(Policy(config(folder, dtype=dtype), CPU), prompts) for dtype in ("float32", "bfloat16"))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
