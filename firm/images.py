@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
 import struct
 import zlib
@@ -43,19 +45,28 @@ def encode_image(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def read_image(path: Path, where: str) -> bytes:
-    """A user's image file as PNG bytes.
+def read_image(image: Path | str, where: str) -> bytes:
+    """A user's image as PNG bytes.
 
     Args:
-        path: The file.
+        image: Its file, or a data URL that holds it.
         where: Where it is named, for the message.
 
     Raises:
         UserError: It cannot be read, or is not an intact image (exit code 2).
     """
+    return encode_image(open_image(image, where))
+
+
+def open_image(image: Path | str, where: str) -> Image.Image:
+    """A user's image as a fully loaded RGB image; arguments and errors are those of :func:`read_image`."""
+    head, _, data = str(image).partition(",")
+    in_url = head.startswith("data:image/") and head.endswith(";base64")
     try:
-        return encode_image(decode_image(path.read_bytes(), where))
+        return decode_image(base64.b64decode(data) if in_url else Path(image).read_bytes(), where)
     except OSError as error:
         raise UserError(f"cannot read an image: {error.strerror}", where, "correct the path", usage=True) from error
+    except binascii.Error as error:
+        raise UserError(f"cannot decode a data URL: {error}", where, "replace this image", usage=True) from error
     except UserError as error:
         raise UserError(error.what, error.where, error.fix, usage=True) from error

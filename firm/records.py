@@ -129,7 +129,7 @@ class Prompt(Record):
 
     Attributes:
         text: What is asked for.
-        image: Path of the source image, None for generation.
+        image: Path of the source image, or a data URL that holds it; None for generation.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""Image generators."""
+"""Image generators and editors."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from firm.config.section import NamedFile, Section
 
 
 class PolicyConfig(Section):
-    """An image generator: the model that RL trains, or a source of candidates."""
+    """An image generator or editor: the model that RL trains, or a source of candidates."""
 
     family: str = "sd3"  # a key of firm.policies.policy.FAMILIES
     model: str  # a folder, a hub id, or pkg://PACKAGE/PATH for files inside an installed package
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     resolution: PositiveInt
-    max_sequence_length: PositiveInt = 256  # T5 tokens; 1 where the model has no T5
+    max_sequence_length: PositiveInt = 256  # T5 tokens of sd3; 1 where the model has no T5
 
     def named_files(self) -> Iterator[NamedFile]:
         """The model."""

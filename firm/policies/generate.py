@@ -49,18 +49,25 @@ def generate(
         noise: Initial noise [N, ...], see :func:`firm.policies.sampler.noise_for`.
         num_inference_steps: Denoising steps.
         solver: "euler" or "dpm2".
-        guidance_scale: Classifier-free guidance against the empty prompt; 1 means none.
+        guidance_scale: Classifier-free guidance against the empty prompt, with the same source; 1 means none.
         batch_size: Samples denoised together.
     """
-    row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    rows = torch.tensor([row[prompt] for prompt in prompts], device=policy.device)
-    conditions = policy.encode(list(row))
-    negative = policy.encode([Prompt(text="")]) if guidance_scale != 1 else None
+    conditions, rows = _encode(policy, prompts)
+    negative: list[Conditions | None] = [None] * len(rows.split(batch_size))
+    if guidance_scale != 1:
+        away, away_rows = _encode(policy, [Prompt(text="", image=prompt.image) for prompt in prompts])
+        negative = [away.select(r) for r in away_rows.split(batch_size)]
     parts = [
-        sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, negative)
-        for r, n in zip(rows.split(batch_size), noise.split(batch_size), strict=True)
+        sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, away)
+        for r, n, away in zip(rows.split(batch_size), noise.split(batch_size), negative, strict=True)
     ]
     return Generated(torch.cat(parts), conditions, rows)
+
+
+def _encode(policy: Policy, prompts: Sequence[Prompt]) -> tuple[Conditions, Tensor]:
+    """The distinct prompts encoded, in the order of their first, and the row of each [N]."""
+    row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    return policy.encode(list(row)), torch.tensor([row[prompt] for prompt in prompts], device=policy.device)
 
 
 def to_images(policy: Policy, latents: Tensor, batch_size: int) -> list[bytes]:

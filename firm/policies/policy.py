@@ -68,10 +68,17 @@ class Family(Protocol):
         """
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditions:
-        """Encode prompts, one row each."""
+        """Encode prompts, one row each.
+
+        Raises:
+            UserError: The family does not edit, and there is a source image, or edits, and cannot use a source image.
+        """
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """Velocity noise - x0 [B, ...] at ``latents`` [B, ...] and ``sigma`` [B] in [0, 1]."""
+
+    def guided(self, velocity: Tensor, negative: Tensor, scale: float) -> Tensor:
+        """Velocity [B, ...] under guidance: ``scale`` times as far from the negative prompt's velocity [B, ...]."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images uint8 [B, H, W, 3] of clean latents [B, ...]."""
@@ -91,6 +98,7 @@ class Family(Protocol):
 
 
 FAMILIES: dict[str, str] = {
+    "qwen_image_edit": "firm.policies.qwen_image_edit:QwenImageEdit",
     "sd3": "firm.policies.sd3:SD3",
 }
 
@@ -182,6 +190,10 @@ class Policy:
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """Velocity [B, ...] under the set in use."""
         return self.family.velocity(latents, sigma, conditions)
+
+    def guided(self, velocity: Tensor, negative: Tensor, scale: float) -> Tensor:
+        """Velocity [B, ...] under guidance of this scale, away from the negative prompt's velocity [B, ...]."""
+        return self.family.guided(velocity, negative, scale)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images uint8 [B, H, W, 3]."""

@@ -78,7 +78,7 @@ def sample(
         num_inference_steps: Denoising steps.
         solver: "euler" or "dpm2".
         guidance_scale: 1 means no classifier-free guidance and one forward pass per step.
-        negative: Encoded empty prompt, one row; needed when guidance_scale is not 1.
+        negative: Encoded negative prompts, B rows; needed when guidance_scale is not 1.
     """
     noise = noise.to(policy.device)
 
@@ -86,9 +86,7 @@ def sample(
         v = policy.velocity(x, sigma, conditions)
         if guidance_scale == 1.0:
             return v
-        assert negative is not None, "guidance needs the encoded negative prompt"
-        rows = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        v_negative = policy.velocity(x, sigma, negative.select(rows))
-        return v_negative + guidance_scale * (v - v_negative)
+        assert negative is not None, "guidance needs the encoded negative prompts"
+        return policy.guided(v, policy.velocity(x, sigma, negative), guidance_scale)
 
     return SOLVERS[solver](velocity, noise, policy.sigmas(num_inference_steps))

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from firm.config import PolicyConfig
-from firm.locate import kind_of_model, model_path
+from firm.locate import model_path
+from firm.policies.pipe import JOINT_ATTENTION, check_pipe, load_denoiser, load_pipe, pixels, save_denoiser
 from firm.policies.policy import Conditions
 from firm.records import Prompt, UserError
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
-TRANSFORMER = "transformer"  # the pipeline's name of the denoiser: a folder, and the prefix of a LoRA's parameters
 
 
 class SD3:
     """The family's adapter; see :class:`firm.policies.policy.Family` for shapes."""
 
-    lora_targets = (
-        "attn.add_k_proj",
-        "attn.add_q_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-        "attn.to_k",
-        "attn.to_out.0",
-        "attn.to_q",
-        "attn.to_v",
-    )
+    lora_targets = JOINT_ATTENTION
 
     def __init__(self, config: PolicyConfig, device: torch.device) -> None:
         """Load a pipeline folder or hub id.
@@ -43,33 +27,21 @@ class SD3:
             UserError: Not a Stable Diffusion 3 pipeline.
         """
         from diffusers import StableDiffusion3Pipeline  # slow to import, and :meth:`check` does not need it
-        from diffusers.utils import logging
 
-        path = model_path(config.model, "policy.model")
-        has_t5 = not Path(path).is_dir() or (Path(path) / "text_encoder_3").is_dir()
+        path = Path(model_path(config.model, "policy.model"))
+        has_t5 = not path.is_dir() or (path / "text_encoder_3").is_dir()
         absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
-        logging.disable_progress_bar()  # progress bars clutter a log
-        try:
-            pipe = StableDiffusion3Pipeline.from_pretrained(path, dtype=getattr(torch, config.dtype), **absent)
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-            fix = "give a StableDiffusion3Pipeline folder or a hub id that this machine can reach"
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"cannot load a generator: {reason}", config.model, fix, usage=True) from error
-        pipe.set_progress_bar_config(disable=True)
-        self._pipe = pipe.to(device)
+        self._pipe = load_pipe(StableDiffusion3Pipeline, config, device, **absent)
         self._device = device
         self._tokens = config.max_sequence_length
-        self.denoiser = pipe.transformer
-        side = config.resolution // pipe.vae_scale_factor
-        self.latent_shape = (pipe.transformer.config.in_channels, side, side)
+        self.denoiser = self._pipe.transformer
+        side = config.resolution // self._pipe.vae_scale_factor
+        self.latent_shape: tuple[int, ...] = (self.denoiser.config.in_channels, side, side)
 
     @classmethod
     def check(cls, model: str, key: str) -> None:
-        """Check the class named in a pipeline's folder; a hub id is left to the loader."""
-        kind = kind_of_model(model, key, "model_index.json", "_class_name")
-        if kind is not None and not kind.startswith("StableDiffusion3"):
-            fix = "give the folder of a StableDiffusion3Pipeline"
-            raise UserError(f"{model} is a {kind}, not a generator of the family sd3", key, fix, usage=True)
+        """Check the class named in a pipeline's folder."""
+        check_pipe(model, key, "StableDiffusion3")
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditions:
         """CLIP (and T5) embeddings of the prompts, without classifier-free guidance.
@@ -103,12 +75,15 @@ class SD3:
         )[0]
         return output.float()
 
+    def guided(self, velocity: Tensor, negative: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance."""
+        return negative + scale * (velocity - negative)
+
     def decode(self, latents: Tensor) -> Tensor:
         """Decode clean latents to uint8 images."""
         vae = self._pipe.vae
         scaled = latents.to(vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-        images: Tensor = vae.decode(scaled, return_dict=False)[0]
-        return ((images.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return pixels(vae.decode(scaled, return_dict=False)[0])
 
     def sigmas(self, num_inference_steps: int) -> Tensor:
         """Sigmas [num_inference_steps + 1] of the pipeline's scheduler, ending at 0."""
@@ -117,53 +92,9 @@ class SD3:
         return scheduler.sigmas.to(self._device, torch.float32)
 
     def save(self, folder: Path) -> None:
-        """Write what ``StableDiffusion3Pipeline.load_lora_weights`` reads, or the whole transformer as a folder."""
-        from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY, LORA_WEIGHT_NAME_SAFE
-
-        lora = self._lora()
-        if lora is None:
-            self.denoiser.save_pretrained(folder / TRANSFORMER)
-            _forget_origin(folder / TRANSFORMER / "config.json")
-            return
-        card = {"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(lora.target_modules)}
-        # One entry: safetensors writes several in random order, and equal adapters must be equal files.
-        metadata = {LORA_ADAPTER_METADATA_KEY: json.dumps({f"{TRANSFORMER}.{k}": v for k, v in card.items()})}
-        tensors = {f"{TRANSFORMER}.{name}": value.cpu().contiguous() for name, value in self._trained().items()}
-        save_file(tensors, folder / LORA_WEIGHT_NAME_SAFE, metadata)
+        """Write the transformer, or its LoRA, as ``StableDiffusion3Pipeline`` reads it."""
+        save_denoiser(self.denoiser, folder)
 
     def load(self, folder: Path) -> None:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ValueError: A parameter is missing, superfluous or of another shape.
-        """
-        if self._lora() is None:
-            saved = type(self.denoiser).from_pretrained(folder, subfolder=TRANSFORMER, use_safetensors=True)
-            weights = saved.state_dict()
-        else:
-            found = self._pipe.lora_state_dict(folder, use_safetensors=True)
-            weights = {name.removeprefix(f"{TRANSFORMER}."): value for name, value in found.items()}
-        targets = self._trained()
-        for name in sorted(weights.keys() | targets.keys()):
-            if name not in weights or name not in targets or weights[name].shape != targets[name].shape:
-                raise ValueError(f"parameter {name} does not fit the base model")
-            targets[name].copy_(weights[name])
-
-    def _lora(self) -> LoraConfig | None:
-        """Peft's configuration of the denoiser's LoRA, None where it has none."""
-        lora: LoraConfig | None = getattr(self.denoiser, "peft_config", {}).get("default")
-        return lora
-
-    def _trained(self) -> dict[str, Tensor]:
-        """The LoRA's parameters or the whole denoiser's, under the names of their files; no copies."""
-        from peft import get_peft_model_state_dict
-
-        state: dict[str, Tensor] = self.denoiser.state_dict()
-        return state if self._lora() is None else get_peft_model_state_dict(self.denoiser, state)
-
-
-def _forget_origin(config: Path) -> None:
-    """Remove the path that the model was loaded from: it is specific to this machine."""
-    values = json.loads(config.read_text())
-    values.pop("_name_or_path", None)
-    config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        """Read what :meth:`save` wrote."""
+        load_denoiser(self._pipe, folder)

@@ -4,6 +4,7 @@ They are saved with `save_pretrained` and loaded by the ordinary loaders, so the
 that runs on the large checkpoints.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from string import ascii_lowercase
 
@@ -28,10 +29,11 @@ from firm.shapes.vision import VOCABULARY
 WEIGHTS = Path(__file__).parent / "weights"
 """The shipped folders: `critic`, `base` and `strong`."""
 
-_SPECIAL = (
+SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
-    "<|video_pad|>", "<unk>",
+    "<|video_pad|>",
 )  # fmt: skip
+"""Tokens of the chats of Qwen's vision-language models."""
 # The words of prompts, captions and short rubrics, and of image editing, which is planned.
 _WORDS = """
     a an and of object objects shape background score scores judge rate image images picture prompt the is this
@@ -100,11 +102,11 @@ def build_critic(folder: Path | str) -> None:
 
 def critic_tokenizer() -> PreTrainedTokenizerFast:
     """Returns a tokenizer of lower-case words: one token per word, digit or punctuation mark, white space dropped."""
-    words = dict.fromkeys([*_SPECIAL, *COLOURS, *SHAPES, *VOCABULARY, *_WORDS.split()])
+    words = dict.fromkeys([*SPECIAL, "<unk>", *COLOURS, *SHAPES, *VOCABULARY, *_WORDS.split()])
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+|[0-9]|[^\sa-z0-9]"), "removed", invert=True)
-    backend.add_special_tokens(list(_SPECIAL))
+    backend.add_special_tokens([*SPECIAL, "<unk>"])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         unk_token="<unk>",
@@ -113,7 +115,7 @@ def critic_tokenizer() -> PreTrainedTokenizerFast:
         padding_side="left",
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
-        extra_special_tokens=[token for token in _SPECIAL if token != "<unk>"],
+        extra_special_tokens=list(SPECIAL),
     )
 
 
@@ -148,21 +150,29 @@ def load_generator(folder: Path | str) -> StableDiffusion3Pipeline:
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
-    # Merges are written, not learned: the trainer of byte pairs breaks ties at random, so ids would differ by run.
     words = sorted({word for split in ("train", "test") for prompt in prompts(split) for word in prompt.split()})
-    merges: list[tuple[str, str]] = []
-    for word in words:
-        parts = [*word[:-1], f"{word[-1]}</w>"]
-        for pair in merges:
-            parts = _merge(parts, pair)
-        while len(parts) > 1:  # a merge of lower rank than all before does not change the words before
-            merges.append((parts[0], parts[1]))
-            parts = _merge(parts, merges[-1])
+    merges = written_merges([*word[:-1], f"{word[-1]}</w>"] for word in words)
     tokens = ["<|startoftext|>", "<|endoftext|>", *ascii_lowercase, *(f"{c}</w>" for c in ascii_lowercase)]
     tokens += [left + right for left, right in merges]
     vocabulary = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     # Two objects and a relation are 8 words.
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=12)
+
+
+def written_merges(words: Iterable[list[str]]) -> list[tuple[str, str]]:
+    """Returns merges of byte pairs that make one token of each word, given as its pieces.
+
+    They are written, not learned: the trainer of byte pairs breaks ties at random, so ids would differ by run.
+    """
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        parts = word
+        for pair in merges:
+            parts = _merge(parts, pair)
+        while len(parts) > 1:  # a merge of lower rank than all before does not change the words before
+            merges.append((parts[0], parts[1]))
+            parts = _merge(parts, merges[-1])
+    return merges
 
 
 def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:

@@ -7,11 +7,13 @@
 import argparse
 import logging
 import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusion3Pipeline
 from diffusers.training_utils import EMAModel
 from torch.nn.functional import l1_loss, mse_loss
 
@@ -35,7 +37,10 @@ def main() -> None:
     out = parser.parse_args().out
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     texts, images = clean_renders(NUM_IMAGES, SEED)
-    vae = train_vae(images, VAE_STEPS, SEED)
+    vae = build_generator(SEED).vae
+    train_vae(vae, images, VAE_STEPS, SEED)
+    some = encode(vae, images[:2000])
+    vae.register_to_config(scaling_factor=1 / some.std().item(), shift_factor=some.mean().item())
     latents = encode(vae, images)
     for name, steps in STEPS.items():
         pipe = train_generator(vae, texts, latents, steps, SEED)
@@ -52,29 +57,41 @@ def clean_renders(count: int, seed: int) -> tuple[list[str], torch.Tensor]:
     return texts, torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(images: torch.Tensor, steps: int, seed: int) -> AutoencoderKL:
-    """Trains the autoencoder on pictures [N, 3, 32, 32] and sets its latents' shift and scale."""
-    vae = build_generator(seed).vae
+def train_vae(vae: AutoencoderKL, images: torch.Tensor, steps: int, seed: int, batch_size: int = 32) -> None:
+    """Trains an autoencoder on pictures in [-1, 1] of the shape that it takes, and freezes it."""
     optimizer = torch.optim.AdamW(vae.parameters(), lr=3e-3, weight_decay=0.0, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(seed)
-    start = time.monotonic()
-    for step in range(1, steps + 1):
-        batch = images[torch.randint(len(images), (32,), generator=generator)]
+
+    def loss() -> torch.Tensor:
+        batch = images[torch.randint(len(images), (batch_size,), generator=generator)]
         posterior = vae.encode(batch).latent_dist
         decoded = vae.decode(posterior.sample(generator)).sample
-        loss = l1_loss(decoded, batch) + 2 * mse_loss(decoded, batch) + 1e-5 * posterior.kl().mean()
+        return l1_loss(decoded, batch) + 2 * mse_loss(decoded, batch) + 1e-5 * posterior.kl().mean()
+
+    for step, value, seconds in descend(loss, optimizer, schedule, steps):
+        if step % 200 == 0:
+            _log.info("vae step %d/%d loss %.4f (%.0f s)", step, steps, value, seconds)
+    vae.requires_grad_(False)
+
+
+def descend(
+    loss: Callable[[], torch.Tensor],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    steps: int,
+) -> Iterator[tuple[int, float, float]]:
+    """Takes steps with clipped gradients; yields after each its number from 1, its loss, and the seconds so far."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    start = time.monotonic()
+    for step in range(1, steps + 1):
+        value = loss()
         optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        if step % 200 == 0:
-            _log.info("vae step %d/%d loss %.4f (%.0f s)", step, steps, loss.item(), time.monotonic() - start)
-    vae.requires_grad_(False)
-    latents = encode(vae, images[:2000])
-    vae.register_to_config(scaling_factor=1 / latents.std().item(), shift_factor=latents.mean().item())
-    return vae
+        yield step, value.item(), time.monotonic() - start
 
 
 @torch.no_grad()
@@ -92,47 +109,63 @@ def train_generator(
     pipe.register_modules(vae=vae)
     pipe.set_progress_bar_config(disable=True)
     parameters = [p for m in (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2) for p in m.parameters()]
-    ema = EMAModel(parameters, decay=0.99)
-    optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min(1.0, step / 50, 0.05 + 1.9 * (1 - step / steps))
-    )
     generator = torch.Generator().manual_seed(seed)
-    start = time.monotonic()
-    for step in range(1, steps + 1):
+
+    def loss() -> torch.Tensor:
         rows = torch.randint(len(texts), (64,), generator=generator)
         dropped = torch.rand(64, generator=generator) < 0.1  # for guidance without a condition
         captions = ["" if drop else texts[row] for row, drop in zip(rows.tolist(), dropped.tolist(), strict=True)]
-        loss = flow_matching_loss(pipe, captions, latents[rows], generator)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        ema.step(parameters)
-        if step % 250 == 0:
-            ema.store(parameters)
-            ema.copy_to(parameters)
-            mean, full = teacher_score(pipe, rounds=3)
-            ema.restore(parameters)
-            line = "step %d/%d loss %.4f teacher %.2f full marks %.0f%% (%.0f s)"
-            _log.info(line, step, steps, loss.item(), mean, 100 * full, time.monotonic() - start)
-    ema.copy_to(parameters)
+        return flow_matching_loss(partial(predict, pipe, captions), latents[rows], generator)
+
+    def score() -> str:
+        mean, full = teacher_score(pipe, rounds=3)
+        return f"teacher {mean:.2f} full marks {full:.0%}"
+
+    train_flow(parameters, loss, steps, 3e-3, score)
     return pipe
 
 
+def train_flow(
+    parameters: list[torch.nn.Parameter],
+    loss: Callable[[], torch.Tensor],
+    steps: int,
+    learning_rate: float,
+    score: Callable[[], str],
+) -> None:
+    """Trains parameters and leaves their average in them; what `score` says of that on the way is logged."""
+    ema = EMAModel(parameters, decay=0.99)
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min(1.0, step / 50, 0.05 + 1.9 * (1 - step / steps))
+    )
+    for step, value, seconds in descend(loss, optimizer, schedule, steps):
+        ema.step(parameters)
+        if step % 250 == 0 or step == steps:
+            ema.store(parameters)
+            ema.copy_to(parameters)
+            _log.info("step %d/%d loss %.4f %s (%.0f s)", step, steps, value, score(), seconds)
+            ema.restore(parameters)
+    ema.copy_to(parameters)
+
+
 def flow_matching_loss(
-    pipe: StableDiffusion3Pipeline, captions: list[str], latents: torch.Tensor, generator: torch.Generator
+    velocity: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], latents: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor:
-    """Returns the mean squared error of the velocity (noise minus latents [B, 8, 8, 8]) at uniform times."""
+    """Returns the mean squared error of the velocity (noise minus latents [B, ...]) at uniform times [B]."""
+    noise = torch.randn(latents.shape, generator=generator)
+    sigma = torch.rand(len(latents), generator=generator)
+    noisy = torch.lerp(latents, noise, sigma.view(-1, *[1] * (latents.ndim - 1)))
+    return mse_loss(velocity(noisy, sigma), noise - latents)
+
+
+def predict(
+    pipe: StableDiffusion3Pipeline, captions: list[str], noisy: torch.Tensor, sigma: torch.Tensor
+) -> torch.Tensor:
+    """Returns the velocity at latents [B, 8, 8, 8] and times [B] in [0, 1], with gradients for the text encoders."""
     embeds, _, pooled, _ = pipe.encode_prompt(
         captions, captions, captions, do_classifier_free_guidance=False, max_sequence_length=1
     )
-    noise = torch.randn(latents.shape, generator=generator)
-    sigma = torch.rand(len(latents), generator=generator)
-    noisy = torch.lerp(latents, noise, sigma[:, None, None, None])
-    velocity = pipe.transformer(noisy, embeds, pooled, timestep=1000 * sigma, return_dict=False)[0]
-    return mse_loss(velocity, noise - latents)
+    return pipe.transformer(noisy, embeds, pooled, timestep=1000 * sigma, return_dict=False)[0]
 
 
 def teacher_score(pipe: StableDiffusion3Pipeline, rounds: int = 8, seed: int = 1) -> tuple[float, float]:
@@ -147,8 +180,8 @@ def teacher_score(pipe: StableDiffusion3Pipeline, rounds: int = 8, seed: int = 1
     return sum(scores) / len(scores), scores.count(5) / len(scores)
 
 
-def save(pipe: StableDiffusion3Pipeline, folder: Path) -> None:
-    """Saves the pipeline in half precision, see `load_generator`."""
+def save(pipe: DiffusionPipeline, folder: Path) -> None:
+    """Saves the pipeline in half precision, see `load_generator` and `load_editor`."""
     pipe.to(torch.float16).save_pretrained(folder)
     pipe.to(torch.float32)
 

@@ -65,6 +65,9 @@ class Tiny:
     def velocity(self, latents, sigma, conditions):
         return self.denoiser(latents, sigma, conditions.tensors["text"])
 
+    def guided(self, velocity, negative, scale):
+        return negative + scale * (velocity - negative)
+
     def decode(self, latents):
         grid = latents.view(-1, 8, 8, 4, 4, 3).transpose(2, 3).reshape(-1, 32, 32, 3)
         return ((grid / 4 + 0.5).clamp(0, 1) * 255).to(torch.uint8)

@@ -27,7 +27,7 @@ def policy() -> Policy:
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_the_images_are_those_of_encoding_every_row(policy: Policy, guidance: float) -> None:
     noise = noise_for(policy.latent_shape, 3, "test", range(5))
-    negative = policy.encode([Prompt(text="")])
+    negative = policy.encode([Prompt(text="")] * 5)
     one_by_one = sample(policy, policy.encode(PROMPTS), noise, 4, guidance_scale=guidance, negative=negative)
     found = generate(policy, PROMPTS, noise, num_inference_steps=4, guidance_scale=guidance, batch_size=5)
     assert to_images(policy, found.latents, 5) == to_images(policy, one_by_one, 5)

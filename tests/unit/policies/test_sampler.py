@@ -108,6 +108,9 @@ class Linear:
         self.asked.append(sigma[0].item())
         return conditions.tensors["c"].view(-1, 1, 1, 1).expand_as(latents)
 
+    def guided(self, velocity: Tensor, negative: Tensor, scale: float) -> Tensor:
+        return negative + scale * (velocity - negative)
+
 
 def condition(*values: float) -> Conditions:
     return Conditions({"c": torch.tensor(values)})
@@ -120,8 +123,8 @@ def run(policy: Linear, sampler: Callable[..., Tensor] = sample, **options: obje
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_guidance_moves_from_the_negative_prompt_through_the_prompt(solver: str) -> None:
     policy = Linear()
-    guided = run(policy, solver=solver, guidance_scale=4.0, negative=condition(-1.0))
-    velocities = torch.tensor([-1 + 4 * (1 + 1), -1 + 4 * (3 + 1)])
+    guided = run(policy, solver=solver, guidance_scale=4.0, negative=condition(-1.0, 2.0))
+    velocities = torch.tensor([-1 + 4 * (1 + 1), 2 + 4 * (3 - 2)])
     torch.testing.assert_close(guided, -velocities.view(2, 1, 1, 1).expand(2, 1, 2, 2).float())
     assert len(policy.asked) == 6
 
@@ -131,6 +134,6 @@ def test_without_guidance_one_forward_a_step_on_the_schedulers_own_sigmas() -> N
     plain = run(policy)
     assert policy.asked == pytest.approx([1.0, 0.75, 0.2])
     torch.testing.assert_close(plain, -torch.tensor([1.0, 3.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2))
-    assert torch.equal(run(policy, guidance_scale=1.0, negative=condition(-1.0)), plain)
+    assert torch.equal(run(policy, guidance_scale=1.0, negative=condition(-1.0, 2.0)), plain)
     with pytest.raises(AssertionError, match="negative"):
         run(policy, guidance_scale=2.0)

@@ -88,7 +88,7 @@ def test_euler_gives_the_pipelines_own_images(policy: Policy, folder: Path, guid
         TEXTS, num_inference_steps=5, guidance_scale=guidance, height=32, width=32, max_sequence_length=1,
         latents=noise, output_type="np",
     ).images  # fmt: skip
-    negative = policy.encode([Prompt(text="")])
+    negative = policy.encode([Prompt(text="")] * 2)
     latents = sample(policy, policy.encode(PROMPTS), noise, 5, guidance_scale=guidance, negative=negative)
     ours = policy.decode(latents).numpy()
     assert np.abs(ours - theirs * 255).max() <= 4
@@ -230,7 +230,8 @@ def test_an_unknown_family_is_named_with_the_known_ones(folder: Path) -> None:
 
 def test_a_check_reads_no_weights_and_imports_no_diffusers() -> None:
     code = (
-        "import sys; from firm.policies.policy import find_family\n"
+        "import sys; from firm.policies.policy import FAMILIES, find_family\n"
+        "assert all(find_family(name, '') for name in FAMILIES)\n"
         "find_family('sd3', '').check('pkg://firm.shapes/weights/base', '')\n"
         "assert not {'diffusers', 'transformers', 'peft'} & set(sys.modules)"
     )
