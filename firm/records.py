@@ -84,7 +84,7 @@ class Judgement(Record):
         return sum(s * p for s, p in zip(SCORES, self.distribution, strict=True))
 
 
-Reason = Literal["empty", "unparsable", "out_of_range", "truncated", "request_failed", "non_finite"]
+Reason = Literal["empty", "unparsable", "out_of_range", "truncated", "request_failed", "non_finite", "unusable"]
 
 
 class Invalid(Record):
@@ -129,7 +129,7 @@ class Prompt(Record):
 
     Attributes:
         text: What is asked for.
-        image: Path of the source image, None for generation.
+        image: Path of the source image, or what else tells it from others; None for generation.
     """
 
     text: str
@@ -162,16 +162,32 @@ class Candidate(Record):
     images: list[bytes]
 
 
+class Rewritten(Record):
+    """What a candidate was before its prompt was rewritten.
+
+    Attributes:
+        prompt: What was asked for.
+        assessment: The teacher's outcomes for that.
+        reason: Why the new one does not fit the images, in the rewriter's words; may be empty.
+    """
+
+    prompt: Prompt
+    assessment: Assessment
+    reason: str
+
+
 class JudgedCandidate(Candidate):
     """A candidate with the teacher's privileged material (name -> lines, such as a plan) and its outcomes.
 
-    ``failed`` says which material there is not, and why: the candidate was judged without it.
+    ``failed`` says which material there is not, and why: the candidate was judged without it. A failed ``rewriting``
+    left its prompt as it was; ``rewritten`` says what it was before one that did not fail.
     """
 
     material: dict[str, list[str]]
     failed: dict[str, Invalid] = {}
     assessment: Assessment
     provenance: Provenance
+    rewritten: Rewritten | None = None
 
 
 class Example(Record):

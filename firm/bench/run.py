@@ -31,7 +31,10 @@ from firm.records import Assessment, Candidate, Example, Invalid, JudgedCandidat
 from firm.storage.artifacts import WORK, Output
 from firm.storage.shards import ShardWriter, iter_shards
 
-TEACHER = ("labeller", "planner", "evaluator", "planner_rubric", "dimensions", "hard_from", "attempts", "batch_size")
+TEACHER = (
+    "labeller", "planner", "reporter", "evaluator", "planner_rubric", "reporter_rubrics", "dimensions", "hard_from",
+    "attempts", "batch_size",
+)  # fmt: skip
 STAGE = Stage(
     name="bench",
     sections=(
