@@ -1,11 +1,15 @@
-"""Prompts of a run: a user's file or a function, and to which split a prompt belongs."""
+"""Prompts of a run: a user's file or a function, to which split a prompt belongs, and its source image."""
 
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
+from PIL import Image
+
 from firm.config import PromptsConfig
+from firm.images import decode_image, encode_image, read_image
 from firm.locate import load_object
 from firm.records import SPLITS, Prompt, Split, UserError
 from firm.seeds import seed_for
@@ -64,6 +68,25 @@ def load_prompts(config: PromptsConfig, split: Split) -> list[Prompt]:
             what = f"no prompt falls into the {split} split of {len(everything)} prompts"
             raise UserError(what, config.path, "give more prompts or change prompts.test_share", usage=True)
     return prompts[: config.limit]
+
+
+def with_source(prompt: Prompt, png: bytes) -> list[bytes]:
+    """What a judge is shown of a sample: its PNG image, for editing behind its source image, scaled to the same size.
+
+    Raises:
+        UserError: The source image cannot be read.
+    """
+    if prompt.image is None:
+        return [png]
+    return [_source(prompt.image, decode_image(png, "a sample").size), png]
+
+
+@lru_cache(maxsize=64)
+def _source(path: str, size: tuple[int, int]) -> bytes:
+    """A source image as PNG of a size; the samples of a group follow one another."""
+    png = read_image(Path(path), path)
+    image = decode_image(png, path)
+    return png if image.size == size else encode_image(image.resize(size, Image.Resampling.LANCZOS))
 
 
 def _call(name: str, split: Split) -> list[Prompt]:

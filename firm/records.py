@@ -209,7 +209,7 @@ SampledPolicy = Literal["base", "final", "guided"]
 
 
 class Sample(Record):
-    """One generated image with the seed of its noise and a suite's scores."""
+    """One generated image, behind its source if it was edited, with the seed of its noise and a suite's scores."""
 
     index: int
     prompt: Prompt

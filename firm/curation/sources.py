@@ -16,7 +16,7 @@ from firm.config import CandidateSource, CurationConfig, FilesSource, FunctionSo
 from firm.dist import generator
 from firm.images import decode_image, encode_image, read_image
 from firm.locate import load_object
-from firm.prompts import Splits, load_prompts
+from firm.prompts import Splits, load_prompts, with_source
 from firm.records import SPLITS, Candidate, Prompt, Split, UserError
 from firm.seeds import seed_for
 from firm.storage.files import sha256
@@ -89,7 +89,7 @@ class Generated:
             guidance_scale=self.config.guidance_scale,
         )
         return [
-            Candidate(index=i, prompt=judged, source=self.config.name, split=split, images=[png])
+            Candidate(index=i, prompt=judged, source=self.config.name, split=split, images=with_source(judged, png))
             for i, (_, judged), png in zip(indices, drawn, images, strict=True)
         ]
 
@@ -99,7 +99,8 @@ class Generated:
         random = generator(self.seed, "prompt", self.config.name, split, index)
         first, second = torch.randint(len(prompts), (2,), generator=random).tolist()
         mismatch = torch.rand((), generator=random).item() < self.config.mismatched
-        return prompts[first], prompts[second if mismatch else first]
+        asked = prompts[first]
+        return asked, asked.model_copy(update={"text": prompts[second if mismatch else first].text})
 
 
 class Function:
