@@ -163,13 +163,7 @@ class Candidate(Record):
 
 
 class Rewritten(Record):
-    """What a candidate was before its prompt was rewritten.
-
-    Attributes:
-        prompt: What was asked for.
-        assessment: The teacher's outcomes for that.
-        reason: Why the new one does not fit the images, in the rewriter's words; may be empty.
-    """
+    """What a candidate was asked before, how that was judged, and the rewriter's reason why the new prompt misses."""
 
     prompt: Prompt
     assessment: Assessment
@@ -179,8 +173,7 @@ class Rewritten(Record):
 class JudgedCandidate(Candidate):
     """A candidate with the teacher's privileged material (name -> lines, such as a plan) and its outcomes.
 
-    ``failed`` says which material there is not, and why: the candidate was judged without it. A failed ``rewriting``
-    left its prompt as it was; ``rewritten`` says what it was before one that did not fail.
+    ``failed`` says what there is not, and why: material, without which it was judged, or a ``rewriting`` of its prompt.
     """
 
     material: dict[str, list[str]]
@@ -235,11 +228,7 @@ class Check(Record):
 
 
 class Verdict(Record):
-    """Result of the gate: trusted only if every check passed.
-
-    Attributes:
-        accepted_gaps: What no rule looks at, as the configuration accepts.
-    """
+    """Result of the gate: trusted only if every check passed. No rule looks at the ``accepted_gaps``."""
 
     trusted: bool
     checks: list[Check]
