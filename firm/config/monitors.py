@@ -18,4 +18,4 @@ class MonitorsConfig(Section):
     blanks: Share = 0.5  # share of images that are nearly empty
     no_spread: Share = 0.5  # share of groups in which all rewards are equal: they teach nothing
     invalid: Share = 0.1  # share of images without a valid judgement
-    fall: Positive = 0.5  # points that one dimension's mean may lose, as the critic sees it, while another's rises
+    fall: Positive = 0.5  # points that a dimension's mean may lose by the critic, beyond chance, while another's rises

@@ -22,7 +22,7 @@ SIDE = 32  # cells along the longer side of an image: their means are free of no
 DIFFERENT = 0.15  # of a channel's range: what a decoder loses of a cell is less, an edit more
 COPY = 0.005  # share of the cells that may differ between an image and its copy: 5 in 32 x 32
 BLANK = 0.01  # share of the cells that may differ from the commonest colour of an empty image
-BEYOND_CHANCE = 3.0  # standard errors
+CHANCE = 2.5  # standard errors that a change of a mean may owe to the prompts that were drawn
 SCORE = "score_"
 ERROR = "error_"
 
@@ -147,7 +147,7 @@ def all_alarms(lines: Sequence[Line], config: MonitorsConfig) -> list[Alarm]:
 
 
 def _divergence(lines: Sequence[Line], config: MonitorsConfig) -> list[Alarm]:
-    """A dimension that fell since the first epochs while another rose, both beyond chance: one was the other's price.
+    """A dimension that fell since the first epochs while another rose, beyond chance: the one is the other's price.
 
     Compared are the first and the last ``window`` epochs, which must not overlap.
     """
@@ -155,8 +155,8 @@ def _divergence(lines: Sequence[Line], config: MonitorsConfig) -> list[Alarm]:
         return []
     names = [name.removeprefix(SCORE) for name in lines[-1] if name.startswith(SCORE)]
     changes = {name: change for name in names if (change := _change(lines, name, config.window)) is not None}
-    risen = [name for name, (by, error) in changes.items() if by > BEYOND_CHANCE * error]
-    fallen = {n: -by for n, (by, error) in changes.items() if -by > max(config.fall, BEYOND_CHANCE * error)}
+    risen = [name for name, (by, error) in changes.items() if by > CHANCE * error]
+    fallen = {n: -by for n, (by, error) in changes.items() if -by > config.fall + CHANCE * error}
     if not risen or not fallen:
         return []
     worst = max(fallen, key=lambda name: fallen[name])

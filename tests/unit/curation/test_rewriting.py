@@ -76,7 +76,7 @@ def test_a_share_is_rewritten_and_judged_by_its_new_prompt(half: tuple[Summary, 
     rewritten = [j for j in judged if j.rewritten]
     assert 0.35 * NUMBER < len(rewritten) < 0.6 * NUMBER
     counts = Counter(score(j, "execution") for j in rewritten)
-    assert min(counts[1], counts[3]) > 5 > counts[5]  # a patch may have the new colour by accident
+    assert set(counts) == {1, 3, 5} and counts[5] < len(rewritten) / 3  # a patch may have the new colour by accident
     assert {score(j, "consistency") for j in rewritten} == {3, 5}
     for j in rewritten:
         assert j.rewritten and j.rewritten.prompt.text != j.prompt.text
