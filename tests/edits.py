@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from firm.config.loading import load_config
 from firm.images import decode_image, encode_image
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 220), "white": (250, 250, 250)}
@@ -92,3 +93,24 @@ def pair(index: int, split: str = "train") -> tuple[str, list[bytes]]:
     """Instruction and PNG images of a candidate of seed 0."""
     asked, *images = candidate(index, 0, split)
     return asked, [encode_image(image) for image in images]
+
+
+def edit_run(**curation: Any) -> dict[str, Any]:
+    """A whole configuration: gen-shapes with this world's edits in the place of its images."""
+    source = {"kind": "function", "name": "painted", "function": "edits:candidate", "num_images": 240}
+    dimensions = {d: {"rubric": rubric} for d, rubric in DIMENSIONS.items()}
+    gaps = [f"{d}.{what}" for d in DIMENSIONS for what in ("skill_low", "pairwise")]
+    plain = load_config("gen-shapes").model_dump(mode="json", exclude_none=True)
+    return {
+        **plain,
+        "prompts": {"function": "edits:prompts"},
+        "curation": {
+            "labeller": "difference_first", "evaluator": TEACHER, "sources": [source], "dimensions": dimensions,
+            **curation,
+        },
+        "critic": {**plain["critic"], "rubrics": SHORT},
+        "bench": {"gate": {"rules": [{"metric": "coverage", "at_least": 0.9}], "accept_gaps": gaps}},
+        "reward": {"formula": "cme"},
+        "auditor": {**plain["auditor"], "judge": TEACHER, "rubrics": DIMENSIONS},
+        "further_rounds": {},
+    }  # fmt: skip

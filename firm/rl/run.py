@@ -63,7 +63,7 @@ def summary(config: RunConfig, audits: Sequence[Audit], lines: Sequence[dict[str
             for when, audit in (("base", base), ("kept", kept)):
                 metrics[f"{who}_{measure}_{when}"] = audit.mean(who, measure)
     tables = {"audits": _rows(config, audits, measures), "stop": [fall.model_dump()] if fall else []}
-    tables["alarms"] = [alarm.model_dump() for alarm in alarms]
+    tables["alarms"] = [{**alarm.model_dump(), "sentence": str(alarm)} for alarm in alarms]
     x = [a.epoch for a in checks]
     curves = [Curve(name=f"audit_{w}_reward", x=x, y=[a.mean(w, REWARD) for a in checks]) for w in get_args(Who)]
     watched = [name for name, _ in SHARES.values()]

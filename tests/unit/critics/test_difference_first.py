@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from edits import DIMENSIONS, SHORT, TEACHER, pair, scores
+from edits import DIMENSIONS, SHORT, TEACHER, edit_run, pair, scores
 from shared import Scripted
 
 from firm.chat.client import open_chat
@@ -23,10 +23,7 @@ FAILED = RequestFailed("no", retryable=True)
 
 
 def settings(**changes: Any) -> CurationConfig:
-    source = {"kind": "function", "name": "painted", "function": "edits:candidate", "num_images": 8}
-    plain = {"labeller": "difference_first", "evaluator": TEACHER, "sources": [source]}
-    dimensions = {d: {"rubric": rubric} for d, rubric in DIMENSIONS.items()}
-    return CurationConfig.model_validate({**plain, "dimensions": dimensions, **changes})
+    return CurationConfig.model_validate({**edit_run()["curation"], **changes})
 
 
 def candidates(number: int) -> list[Candidate]:

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from edits import DIMENSIONS, NAMES, SHORT, TEACHER, Teacher
+from edits import DIMENSIONS, NAMES, TEACHER, Teacher, edit_run
 from shared import Scripted
 
 from firm.chat.messages import Chat, Reply, RequestFailed
 from firm.config import ChatConfig, RunConfig
-from firm.config.loading import load_config
 from firm.critics.difference_first import DifferenceFirst
 from firm.critics.labeller import remembering
 from firm.curation.rewriting import NUM_SHOWN, REWRITING, Rewriter
@@ -25,23 +24,13 @@ from firm.storage.shards import iter_shards
 NUMBER = 240
 
 
-def settings(rewritten: float, **target: Any) -> RunConfig:
-    source = {"kind": "function", "name": "painted", "function": "edits:candidate", "num_images": NUMBER}
-    dimensions = {d: {"rubric": rubric, **target} for d, rubric in DIMENSIONS.items()}
-    gaps = [f"{d}.{what}" for d in DIMENSIONS for what in ("skill_low", "pairwise")]
-    curation = {"labeller": "difference_first", "evaluator": TEACHER, "sources": [{**source, "rewritten": rewritten}]}
-    sections = {
-        "prompts": {"function": "edits:prompts"},
-        "curation": {**curation, "planner": None, "test_share": 0.25, "dimensions": dimensions, "batch_size": 32},
-        "critic.rubrics": SHORT,
-        "auditor": {"judge": TEACHER, "rubrics": DIMENSIONS},
-        "reward": {"formula": "cme"},
-        "bench": {"sources": [], "gate": {"rules": [{"metric": "coverage", "at_least": 0.9}], "accept_gaps": gaps}},
-    }
-    plain = load_config("gen-shapes").model_dump(mode="json")
-    plain["critic"]["rubrics"] = sections.pop("critic.rubrics")
-    plain["further_rounds"] = {}
-    return RunConfig.model_validate({**plain, **sections, "auditor": {**plain["auditor"], **sections["auditor"]}})
+def settings(rewritten: float, **dimension: Any) -> RunConfig:
+    """A quarter is for testing; ``dimension`` says more of each."""
+    plain = edit_run(test_share=0.25, batch_size=32)
+    plain["curation"]["sources"][0].update(num_images=NUMBER, rewritten=rewritten)
+    for judged in plain["curation"]["dimensions"].values():
+        judged.update(dimension)
+    return RunConfig.model_validate(plain)
 
 
 def curated(config: RunConfig, folder: Path) -> tuple[Summary, list[JudgedCandidate]]:
