@@ -86,15 +86,15 @@ def _share(differences: Floats) -> float:
     return float((differences.max(-1) > DIFFERENT).mean())
 
 
-def look(images: Sequence[bytes]) -> dict[str, float | None]:
-    """What can be seen of a sample without a judge: 1 or 0; ``copies`` is None where nothing was edited.
+def look(images: Sequence[bytes]) -> dict[str, float]:
+    """What can be seen of a sample without a judge, 1 or 0: ``blanks``, and ``copies`` of what was edited.
 
     Args:
         images: PNG images: the sample, for editing behind its source.
     """
     image = cells(images[-1])
-    copied = near_copy(cells(images[0]), image) if len(images) > 1 else None
-    return {"copies": None if copied is None else float(copied), "blanks": float(near_blank(image))}
+    copied = {"copies": float(near_copy(cells(images[0]), image))} if len(images) > 1 else {}
+    return {"blanks": float(near_blank(image)), **copied}
 
 
 def means(seen: Sequence[Mapping[str, float | None]], group_size: int) -> dict[str, float | None]:
@@ -178,7 +178,7 @@ def _change(lines: Sequence[Line], name: str, window: int) -> tuple[float, float
 
 
 def _mean(lines: Sequence[Line], name: str) -> float | None:
-    known = [line[name] for line in lines if line[name] is not None]
+    known = [line[name] for line in lines if line.get(name) is not None]
     return float(np.mean(known)) if known else None
 
 

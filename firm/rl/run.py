@@ -66,7 +66,7 @@ def summary(config: RunConfig, audits: Sequence[Audit], lines: Sequence[dict[str
     tables["alarms"] = [{**alarm.model_dump(), "sentence": str(alarm)} for alarm in alarms]
     x = [a.epoch for a in checks]
     curves = [Curve(name=f"audit_{w}_reward", x=x, y=[a.mean(w, REWARD) for a in checks]) for w in get_args(Who)]
-    watched = [name for name, _ in SHARES.values()]
+    watched = [name for name, _ in SHARES.values() if any(name in line for line in lines)]
     curves += [_curve(lines, name) for name in ("reward", "loss", "old_deviation", *watched)]
     notes = [_story(metrics, fall), *map(str, alarms)]
     return Summary(stage="rl", metrics=metrics, tables=tables, curves=curves, notes=notes)

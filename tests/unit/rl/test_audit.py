@@ -170,8 +170,7 @@ def test_on_a_plateau_the_reported_gain_is_no_luck(demo: RunConfig, monkeypatch:
         top = best(checks)
         auditor = Auditor.__new__(Auditor)
         found = auditor.choose({0: "reference", top.epoch: "best", checks[-1].epoch: "ema"})
-        watched = {"copies": None, "blanks": 0.0, "zero_std_groups": 0.0, "invalid_share": 0.0}
-        lines = [{"step": 5, "invalid_judgements": 0.0, "reward": 0.5, "loss": 1.0, "old_deviation": 0.1, **watched}]
+        lines = [{"step": 5, "invalid_judgements": 0.0, "reward": 0.5, "loss": 1.0, "old_deviation": 0.1}]
         metrics = summary(config, [*checks, *found], lines).metrics
         lucky.append(top.mean("auditor", REWARD) - checks[0].mean("auditor", REWARD))
         reported.append(metrics["gain"])
