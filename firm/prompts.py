@@ -91,15 +91,15 @@ def _source(path: str, size: tuple[int, int]) -> bytes:
 
 def _call(name: str, split: Split) -> list[Prompt]:
     function = load_object(name, "prompts.function")
-    fix = "give a function(split) -> list[str]"
+    fix = "give a function(split) -> list of texts, for editing of firm.records.Prompt with source images"
     try:
         prompts = list(function(split))
     except Exception as error:  # whatever a user's function raises
         what = f"{name}({split!r}) failed: {type(error).__name__}: {error}"
         raise UserError(what, "prompts.function", fix, usage=True) from error
-    if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+    if not prompts or not all(isinstance(p, str | Prompt) and str(p).strip() for p in prompts):
         raise UserError(f"{name}({split!r}) gives no list of prompts", "prompts.function", fix, usage=True)
-    return [Prompt(text=prompt) for prompt in prompts]
+    return [prompt if isinstance(prompt, Prompt) else Prompt(text=prompt) for prompt in prompts]
 
 
 def _read(path: Path) -> list[Prompt]:

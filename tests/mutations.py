@@ -51,6 +51,9 @@ FAULTS = [
     Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", PROCESSES),
     Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', RL),
     Fault("firm/rl/rollout.py", 'policy.using("old")', 'policy.using("policy")', RL),
+    Fault("firm/rl/rollout.py", "JudgeInput(prompt, with_source(prompt, png))", "JudgeInput(prompt, [png])", RL),
+    Fault("firm/rl/monitors.py", "-by > config.fall + CHANCE * error", "-by > config.fall", RL),
+    Fault("firm/rl/monitors.py", "lines[-config.window :]", "lines[: config.window]", RL),
     Fault("firm/rl/train.py", 'self.sets.copy("ema", "best")', 'self.sets.copy("old", "best")', TRAINER),
     Fault(
         "firm/rl/train.py",

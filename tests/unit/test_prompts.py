@@ -156,3 +156,14 @@ def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read an image") as caught:
         with_source(Prompt(text="paint it blue", image=path), encode_image(Image.new("RGB", (8, 8))))
     assert path in str(caught.value)
+
+
+def edits(split: str) -> list[str | Prompt]:
+    return [Prompt(text=f"{split} it", image=f"{i}.png") for i in range(2)] + [f"a {split}"]  # type: ignore[operator]
+
+
+def test_a_function_may_give_prompts_with_source_images() -> None:
+    config = PromptsConfig(function=f"{__name__}:edits")
+    found = load_prompts(config, "train")
+    assert [(p.text, p.image) for p in found] == [("train it", "0.png"), ("train it", "1.png"), ("a train", None)]
+    assert [Splits(config).of(Prompt(text=text)) for text in ("test it", "train it")] == ["test", "train"]

@@ -12,6 +12,7 @@ from PIL import Image
 from shared import ALONE, CPU, TINY, Redness
 
 from firm.config import PromptsConfig, RewardConfig, RLConfig
+from firm.config.loading import load_config
 from firm.config.monitors import MonitorsConfig
 from firm.critics.judge import JudgeInput
 from firm.images import encode_image
@@ -19,8 +20,11 @@ from firm.policies.generate import draw
 from firm.policies.policy import Policy
 from firm.prompts import load_prompts
 from firm.records import Assessment, Invalid, Judgement, Prompt
+from firm.rl.audit import REWARD, Audit
 from firm.rl.monitors import SHARES, Alarm, alarms, all_alarms, cells, look, means, near_blank, near_copy
 from firm.rl.rollout import sample_groups, score, with_advantages
+from firm.rl.run import summary
+from firm.rl.train import _note
 from firm.shapes.generation import candidate
 from firm.stats import Floats
 
@@ -197,6 +201,24 @@ def test_one_dimension_alone_cannot_diverge_and_unknown_scores_are_no_change() -
     assert all_alarms(both, BOUNDS) == []
     known = [{**row, "error_y": 0.0} for row in both]
     assert names(all_alarms(known, BOUNDS)) == ["fall"]
+
+
+def test_alarms_are_in_the_progress_and_in_the_summary() -> None:
+    config = load_config("gen-shapes")
+    values = {REWARD: (0.5, 0.6), **dict.fromkeys(config.reward.dimensions, (3.0, 4.0))}
+    audit = Audit(epoch=0, prompts=(0, 1), critic=values, auditor=values)
+    numbers = {"reward": 0.5, "loss": 1.0, "old_deviation": 0.1, "invalid_judgements": 0.0}
+    course = [{"step": i, **numbers, **line} for i, line in enumerate(lines(6, blanks=0.75), 1)]
+    found = alarms(course, config.rl.monitors)
+    assert _note(course[-1], [audit], found).endswith("; ALARM: 75% of the images were nearly empty (bound 50%)")
+    assert "ALARM" not in _note(course[-1], [audit], [])
+    loud = summary(config, [audit, audit.model_copy(update={"sample": "report"})], course)
+    sentence = "Alarm from epoch 5 to 6: 75% of the images were nearly empty (bound 50%)."
+    assert loud.metrics["alarms"] == 1 and loud.notes[1:] == [sentence]
+    assert [row["sentence"] for row in loud.tables["alarms"]] == [sentence]
+    assert {"blanks", "copies", "zero_std_groups", "invalid_share"} <= {curve.name for curve in loud.curves}
+    quiet = summary(config, [audit, audit.model_copy(update={"sample": "report"})], course[:4])
+    assert quiet.metrics["alarms"] == 0 and len(quiet.notes) == 1 and quiet.tables["alarms"] == []
 
 
 # ---- in a rollout
