@@ -45,7 +45,9 @@ class Rewriter:
         """The candidates in order, some with another prompt; one whose rewriting fails stays as it is and says why."""
         result = list(judged)
         chosen = [i for i, j in enumerate(judged) if self._draw(j) / 2**63 < self._shares[j.source]]
-        written = self._writer.each(self._write, [judged[i] for i in chosen]) if chosen else []
+        if not chosen:
+            return result
+        written = self._writer.each(self._write, [judged[i] for i in chosen])
         reasons: dict[int, str] = {}
         asked: list[Candidate] = []
         for i, found in zip(chosen, written, strict=True):
