@@ -371,7 +371,7 @@ def test_a_disk_full_to_the_last_byte_is_named(folder: Path, disk: Callable[[str
 
 
 def test_a_journal_that_cannot_grow_is_named(folder: Path) -> None:
-    limit = 6000  # bytes a file
+    limit = 7000  # bytes a file
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
