@@ -44,6 +44,7 @@ def _check_round(config: RunConfig, number: int) -> None:
     _check_policy(config.policy, "policy")
     if config.critic.kind == "trained":
         kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
+    check_rubrics(config)
     _check_sources(config, number)
     for key, section in config.walk(""):
         if isinstance(section, EndpointChat):
@@ -51,7 +52,6 @@ def _check_round(config: RunConfig, number: int) -> None:
         elif isinstance(section, PythonChat):
             load_object(section.target, f"{key}.target")
     _check_names(config)
-    check_rubrics(config)
 
 
 def ask_critic(config: RunConfig) -> None:
@@ -105,7 +105,8 @@ def _check_sources(config: RunConfig, number: int) -> None:
         elif isinstance(source, FunctionSource):
             load_object(source.function, f"{key}.function")
         elif isinstance(source, FilesSource):
-            Files(source, Splits(config.prompts)).check()
+            judged = next(iter(config.curation.dimensions.values()))
+            Files(source, Splits(config.prompts)).check(load_rubric(judged.rubric).images)
     for scores in config.bench.sources:
         if isinstance(scores, ScoresSource):
             wanted = {d: load_rubric(name).images for d, name in config.critic.rubrics.items()}

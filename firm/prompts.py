@@ -1,11 +1,15 @@
-"""Prompts of a run: a user's file or a function, and to which split a prompt belongs."""
+"""Prompts of a run: a user's file or a function, to which split a prompt belongs, and its source image."""
 
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from pathlib import Path
 
+from PIL import Image
+
 from firm.config import PromptsConfig
+from firm.images import decode_image, encode_image, read_image
 from firm.locate import load_object
 from firm.records import SPLITS, Prompt, Split, UserError
 from firm.seeds import seed_for
@@ -66,17 +70,36 @@ def load_prompts(config: PromptsConfig, split: Split) -> list[Prompt]:
     return prompts[: config.limit]
 
 
+def with_source(prompt: Prompt, png: bytes) -> list[bytes]:
+    """What a judge is shown of a sample: its PNG image, for editing behind its source image, scaled to the same size.
+
+    Raises:
+        UserError: The source image cannot be read.
+    """
+    if prompt.image is None:
+        return [png]
+    return [_source(prompt.image, decode_image(png, "a sample").size), png]
+
+
+@lru_cache(maxsize=64)
+def _source(path: str, size: tuple[int, int]) -> bytes:
+    """A source image as PNG of a size; the samples of a group follow one another."""
+    png = read_image(Path(path), path)
+    image = decode_image(png, path)
+    return png if image.size == size else encode_image(image.resize(size, Image.Resampling.LANCZOS))
+
+
 def _call(name: str, split: Split) -> list[Prompt]:
     function = load_object(name, "prompts.function")
-    fix = "give a function(split) -> list[str]"
+    fix = "give a function(split) -> list of texts, for editing of firm.records.Prompt with source images"
     try:
         prompts = list(function(split))
     except Exception as error:  # whatever a user's function raises
         what = f"{name}({split!r}) failed: {type(error).__name__}: {error}"
         raise UserError(what, "prompts.function", fix, usage=True) from error
-    if not prompts or not all(isinstance(p, str) and p.strip() for p in prompts):
+    if not prompts or not all(isinstance(p, str | Prompt) and str(p).strip() for p in prompts):
         raise UserError(f"{name}({split!r}) gives no list of prompts", "prompts.function", fix, usage=True)
-    return [Prompt(text=prompt) for prompt in prompts]
+    return [prompt if isinstance(prompt, Prompt) else Prompt(text=prompt) for prompt in prompts]
 
 
 def _read(path: Path) -> list[Prompt]:

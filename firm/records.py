@@ -84,7 +84,7 @@ class Judgement(Record):
         return sum(s * p for s, p in zip(SCORES, self.distribution, strict=True))
 
 
-Reason = Literal["empty", "unparsable", "out_of_range", "truncated", "request_failed", "non_finite"]
+Reason = Literal["empty", "unparsable", "out_of_range", "truncated", "request_failed", "non_finite", "unusable"]
 
 
 class Invalid(Record):
@@ -129,7 +129,8 @@ class Prompt(Record):
 
     Attributes:
         text: What is asked for.
-        image: Path of the source image, or a data URL that holds it; None for generation.
+        image: Path of the source image, a data URL that holds it, or, of a curated candidate, its digest; None for
+            generation.
     """
 
     text: str
@@ -162,16 +163,25 @@ class Candidate(Record):
     images: list[bytes]
 
 
+class Rewritten(Record):
+    """What a candidate was asked before, how that was judged, and the rewriter's reason why the new prompt misses."""
+
+    prompt: Prompt
+    assessment: Assessment
+    reason: str
+
+
 class JudgedCandidate(Candidate):
     """A candidate with the teacher's privileged material (name -> lines, such as a plan) and its outcomes.
 
-    ``failed`` says which material there is not, and why: the candidate was judged without it.
+    ``failed`` says what there is not, and why: material, without which it was judged, or a ``rewriting`` of its prompt.
     """
 
     material: dict[str, list[str]]
     failed: dict[str, Invalid] = {}
     assessment: Assessment
     provenance: Provenance
+    rewritten: Rewritten | None = None
 
 
 class Example(Record):
@@ -193,7 +203,7 @@ SampledPolicy = Literal["base", "final", "guided"]
 
 
 class Sample(Record):
-    """One generated image with the seed of its noise and a suite's scores."""
+    """One generated image, behind its source if it was edited, with the seed of its noise and a suite's scores."""
 
     index: int
     prompt: Prompt
@@ -219,11 +229,7 @@ class Check(Record):
 
 
 class Verdict(Record):
-    """Result of the gate: trusted only if every check passed.
-
-    Attributes:
-        accepted_gaps: What no rule looks at, as the configuration accepts.
-    """
+    """Result of the gate: trusted only if every check passed. No rule looks at the ``accepted_gaps``."""
 
     trusted: bool
     checks: list[Check]

@@ -51,6 +51,9 @@ FAULTS = [
     Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", PROCESSES),
     Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', RL),
     Fault("firm/rl/rollout.py", 'policy.using("old")', 'policy.using("policy")', RL),
+    Fault("firm/rl/rollout.py", "JudgeInput(prompt, with_source(prompt, png))", "JudgeInput(prompt, [png])", RL),
+    Fault("firm/rl/monitors.py", "-by > config.fall + CHANCE * error", "-by > config.fall", RL),
+    Fault("firm/rl/monitors.py", "lines[-config.window :]", "lines[: config.window]", RL),
     Fault("firm/rl/train.py", 'self.sets.copy("ema", "best")', 'self.sets.copy("old", "best")', TRAINER),
     Fault(
         "firm/rl/train.py",
@@ -134,8 +137,8 @@ FAULTS = [
         "firm/critics/soft.py", "sum(column) / len(valid) for column", "sum(column) / len(samples) for column", CRITICS
     ),
     Fault("firm/critics/soft.py", "(-counts[s], abs(s - mean), s)", "(-counts[s], s)", CRITICS),
-    Fault("firm/critics/judge.py", "attempt * self._num_samples + sample", "attempt", CRITICS),
-    Fault("firm/critics/judge.py", "attempt * self._num_samples + sample", "attempt + sample", CRITICS),
+    Fault("firm/critics/judge.py", "range(sample, self._attempts *", "range(0, self._attempts *", CRITICS),
+    Fault("firm/critics/judge.py", "* self._num_samples, self._num_samples)", "+ sample)", CRITICS),
     Fault("firm/critics/load.py", '"temperature": config.temperature', '"temperature": 0.0', SERVED),
     Fault("firm/critics/serve.py", "zip(SCORES, probabilities", "zip(SCORES[::-1], probabilities", SERVED),
     Fault("firm/chat/client.py", "if self._config.logprobs:", "if False:", SERVED),
@@ -155,15 +158,18 @@ FAULTS = [
         CRITICS,
     ),
     Fault("firm/critics/answers.py", "next(spoilt, min(scores))", "next(spoilt, max(scores))", CRITICS),
-    Fault("firm/critics/judge.py", "self._temperature if attempt == 0", "self._temperature if True", CRITICS),
-    Fault(
-        "firm/critics/judge.py", "Judgement):\n                break", "Judgement):\n                continue", CRITICS
-    ),
+    Fault("firm/critics/judge.py", "if attempt else temperature", "if False else temperature", CRITICS),
+    Fault("firm/critics/judge.py", "Invalid):\n            break", "Invalid):\n            continue", CRITICS),
     # curation, bench, gate, reward
     Fault("firm/prompts.py", '"test" if seed_for', '"train" if not seed_for', ("tests/unit/test_prompts.py",)),
     Fault("firm/prompts.py", ".casefold()", "", ("tests/unit/test_prompts.py",)),
     Fault("firm/curation/sources.py", "if self.splits.of(prompt) != split", "if False", CURATION),
     Fault("firm/curation/balance.py", "* oversample / w", "/ w", CURATION),
+    Fault("firm/curation/sources.py", "if len(set(sizes)) > 1", "if False", CURATION),
+    Fault("firm/curation/sources.py", "len(images) > 1 and prompt.image is None", "False", CURATION),
+    Fault("firm/curation/rewriting.py", "!= candidate.split", "is None", CURATION),
+    Fault("firm/curation/rewriting.py", "assessment=judged[i].assessment", "assessment=new.assessment", CURATION),
+    Fault("firm/critics/difference_first.py", "return lines", "continue", CRITICS),
     Fault(
         "firm/curation/examples.py",
         "question(template, judged.prompt)",

@@ -26,12 +26,15 @@ from firm.critics.load import load_critic, open_judge
 from firm.policies.generate import draw, equally_often
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
-from firm.prompts import Splits, load_prompts
+from firm.prompts import Splits, load_prompts, with_source
 from firm.records import Assessment, Candidate, Example, Invalid, JudgedCandidate, Prompt, Record, Stage, Summary
 from firm.storage.artifacts import WORK, Output
 from firm.storage.shards import ShardWriter, iter_shards
 
-TEACHER = ("labeller", "planner", "evaluator", "planner_rubric", "dimensions", "hard_from", "attempts", "batch_size")
+TEACHER = (
+    "labeller", "planner", "reporter", "evaluator", "planner_rubric", "reporter_rubrics", "dimensions", "hard_from",
+    "attempts", "batch_size",
+)  # fmt: skip
 STAGE = Stage(
     name="bench",
     sections=(
@@ -152,7 +155,7 @@ def _candidates(
         guidance_scale=source.guidance_scale,
     )
     return [
-        Candidate(index=i, prompt=prompts[i], source=source.name, split="test", images=[png])
+        Candidate(index=i, prompt=prompts[i], source=source.name, split="test", images=with_source(prompts[i], png))
         for i, png in zip(indices, images, strict=True)
     ]
 

@@ -12,11 +12,17 @@ from firm.config.policy import PolicyConfig
 from firm.config.section import NamedFile, NamedRubric, NonNegative, Positive, Section, Share
 
 
-class GeneratedSource(Section):
+class _Source(Section):
+    """What all sources have."""
+
+    name: str
+    rewritten: Share = 0.0  # share of candidates judged by an instruction that was rewritten not to fit the images
+
+
+class GeneratedSource(_Source):
     """Candidates sampled from a generator on the training (or held-out) prompts."""
 
     kind: Literal["generated"] = "generated"
-    name: str
     policy: PolicyConfig | Literal["kept"]  # kept: the policy of the last round
     num_images: PositiveInt
     num_inference_steps: PositiveInt
@@ -24,25 +30,29 @@ class GeneratedSource(Section):
     mismatched: Share = 0.0  # share of images paired with another prompt on purpose, as score 1 and 2 are rare
 
 
-class FunctionSource(Section):
-    """Candidates from a function(index, seed, split) -> (prompt, PIL image), by dotted name."""
+class FunctionSource(_Source):
+    """Candidates from a function(index, seed, split), by dotted name.
+
+    It gives (prompt, PIL image), for editing (prompt, source image, edited image).
+    """
 
     kind: Literal["function"] = "function"
-    name: str
     function: str
     num_images: PositiveInt
 
 
-class FilesSource(Section):
-    """Candidates from a user's JSONL file of {"prompt": ..., "image": path relative to the file}."""
+class FilesSource(_Source):
+    """Candidates from a user's JSONL file of {"prompt": ..., "image": path relative to the file}.
+
+    For editing the prompt is the instruction, and ``source_image`` the path of what was edited.
+    """
 
     kind: Literal["files"] = "files"
-    name: str
     path: str
 
     def named_files(self) -> Iterator[NamedFile]:
         """The rows and their images."""
-        yield NamedFile("path", self.path, follow=("image",))
+        yield NamedFile("path", self.path, follow=("image", "source_image"))
 
 
 CandidateSource = Annotated[GeneratedSource | FunctionSource | FilesSource, Field(discriminator="kind")]
@@ -63,16 +73,19 @@ class JudgedDimension(Section):
 
 
 class CurationConfig(Section):
-    """Plan-then-score curation (paper section 3.2) and score balancing."""
+    """Curation with privileged material (paper sections 3.1 and 3.2), instruction rewriting and score balancing."""
 
     labeller: str = "plan_then_score"  # a name in firm.critics.labeller.LABELLERS
-    planner: ChatConfig
+    planner: ChatConfig | None = None  # plan_then_score: makes plans of prompts
+    reporter: ChatConfig | None = None  # describes differences (difference_first), rewrites; default: the evaluator
     evaluator: ChatConfig
     sources: list[CandidateSource] = Field(min_length=1)
     planner_rubric: str = "plan"
+    reporter_rubrics: list[str] = Field(default=["obvious_differences", "detailed_differences"], min_length=1)
+    rewriter_rubric: str = "rewrite_instruction"
     dimensions: dict[str, JudgedDimension] = Field(min_length=1)
     rationale: Literal["full", "summary"] = "full"  # summary: the evaluator's Final Analysis only
-    hard_from: PositiveInt = 6  # prompts whose plan has this many questions are "hard", others "easy"
+    hard_from: PositiveInt = 6  # what has a plan or report of this many lines is "hard", the rest "easy"
     attempts: PositiveInt = 3  # tries for an answer that does not parse
     shard_size: PositiveInt = 1024
     batch_size: PositiveInt = 128
@@ -85,8 +98,17 @@ class CurationConfig(Section):
             raise ValueError("sources must have distinct names")
         return self
 
+    @model_validator(mode="after")
+    def _plans_have_a_planner(self) -> CurationConfig:
+        if self.labeller == "plan_then_score" and self.planner is None:
+            raise ValueError("plan_then_score needs a planner")
+        return self
+
     def named_rubrics(self) -> Iterator[NamedRubric]:
-        """The planner's and, for each dimension, the evaluator's."""
+        """The planner's, the reporter's, the rewriter's and, for each dimension, the evaluator's."""
         yield NamedRubric("planner_rubric", self.planner_rubric, None)
+        for i, name in enumerate(self.reporter_rubrics):
+            yield NamedRubric(f"reporter_rubrics.{i}", name, None)
+        yield NamedRubric("rewriter_rubric", self.rewriter_rubric, None)
         for dimension, judged in self.dimensions.items():
             yield NamedRubric(f"dimensions.{dimension}.rubric", judged.rubric, dimension)

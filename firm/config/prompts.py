@@ -13,7 +13,7 @@ class PromptsConfig(Section):
     """Where prompts come from. Prompts of the test split never enter curation's training data or RL."""
 
     path: str | None = None  # a user's file: text, JSONL or a JSON list of {"input_prompt": ...}
-    function: str | None = None  # dotted name "module:function" of function(split) -> list[str]
+    function: str | None = None  # dotted name "module:function" of function(split) -> list of texts or Prompts
     test_share: Share = 0.1  # held out by the hash of the prompt, unless `function` decides
     limit: PositiveInt | None = None
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, PositiveInt
 
 from firm.config.lora import LoraConfig
+from firm.config.monitors import MonitorsConfig
 from firm.config.section import NonNegative, Positive, Section, Share
 
 
@@ -39,3 +40,4 @@ class RLConfig(Section):
     dtype: Literal["float32", "bfloat16"] = "float32"  # autocast of the forward passes
     gradient_checkpointing: bool = False
     checkpoint_epochs: PositiveInt = 30
+    monitors: MonitorsConfig = MonitorsConfig()

@@ -47,6 +47,7 @@ _NEARBY = 200  # characters before a digit that say what it is
 _OBJECT = re.compile(r'\{\s*"')
 _RATING_LINE = re.compile(r"final alignment rating[\s*_]{0,8}:[\s*_]{0,8}(\S{1,80})(?=[*_ \t]{0,8}\n)", re.IGNORECASE)
 _QUESTION = re.compile(r"\s*(?:[-*+]|[0-9]{1,3}[.)])\s+(?:\[[ xX]?\]\s*)?(.+)")
+_MARKUP = " \t#*_`-+"
 
 
 def _excerpt(text: str, length: int = 160) -> str:
@@ -256,12 +257,49 @@ def parse_plan(text: str, truncated: bool = False) -> list[str] | Invalid:
         The questions, at least one; or `Invalid` with the reason ``truncated`` (part of a plan would make the prompt
         seem easy), ``empty`` or ``unparsable``.
     """
+    whole = _whole(text, truncated)
+    if isinstance(whole, Invalid):
+        return whole
+    matches = (_QUESTION.fullmatch(line.rstrip()) for line in whole.splitlines())
+    found = (match[1].strip().strip("*_").strip() for match in matches if match)
+    questions = list(dict.fromkeys(q for q in found if q and q.rstrip(".").lower() not in ("none", "n/a")))
+    return questions or Invalid(reason="unparsable", detail=_excerpt(whole))
+
+
+def parse_report(text: str, truncated: bool = False) -> list[str] | Invalid:
+    """The lines of a description, in order and without duplicates and the marks of lists and headings.
+
+    Returns:
+        The lines, at least one; or `Invalid` with the reason ``truncated`` (what was not said any more would count as
+        unchanged) or ``empty``.
+    """
+    whole = _whole(text, truncated)
+    if isinstance(whole, Invalid):
+        return whole
+    lines = (line.strip(_MARKUP) for line in whole[-MAX_CHARS:].splitlines())
+    return list(dict.fromkeys(filter(None, lines))) or Invalid(reason="empty")
+
+
+def parse_instruction(text: str, truncated: bool = False) -> tuple[str, str] | Invalid:
+    """The last JSON object with an ``instruction``: this text on one line, and the ``reasoning``, if there is one.
+
+    Returns:
+        Both texts, the first not empty; or `Invalid` with the reason ``truncated``, ``empty`` or ``unparsable``.
+    """
+    whole = _whole(text, truncated)
+    if isinstance(whole, Invalid):
+        return whole
+    objects = (found for found, _, _ in _json_objects(whole[-MAX_CHARS:]) if "instruction" in found)
+    last = next(iter(deque(objects, maxlen=1)), {})
+    instruction, reasoning = last.get("instruction"), last.get("reasoning")
+    if not isinstance(instruction, str) or not instruction.strip():
+        return Invalid(reason="unparsable", detail=_excerpt(whole))
+    return " ".join(instruction.split()), reasoning.strip() if isinstance(reasoning, str) else ""
+
+
+def _whole(text: str, truncated: bool) -> str | Invalid:
+    """What an answer says besides its thoughts, or why there is nothing or not all of it."""
     if truncated:
         return Invalid(reason="truncated", detail=_excerpt(text))
     text = without_thoughts(text)
-    if not text.strip():
-        return Invalid(reason="empty")
-    matches = (_QUESTION.fullmatch(line.rstrip()) for line in text.splitlines())
-    found = (match[1].strip().strip("*_").strip() for match in matches if match)
-    questions = list(dict.fromkeys(q for q in found if q and q.rstrip(".").lower() not in ("none", "n/a")))
-    return questions or Invalid(reason="unparsable", detail=_excerpt(text))
+    return text if text.strip() else Invalid(reason="empty")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from firm.chat.messages import IMAGE_MARK, Chat, ChatMessage, Reply, RequestFailed, user_message
 from firm.critics.answers import AnswerStyle
-from firm.critics.rubrics import Rubric, load_rubric
+from firm.critics.rubrics import INSTEAD, Rubric, load_rubric
 from firm.critics.soft import pool, read_reply
 from firm.records import Assessment, Invalid, Judgement, Prompt, Reason, UserError
 
 RETRY_TEMPERATURE = 0.7
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,47 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Answered:
+class Answered(Generic[T]):
     """An outcome with the raw answer that it was read from (empty if the request failed): the last of several."""
 
-    outcome: Judgement | Invalid
+    outcome: T | Invalid
     text: str
+
+
+def ask_chat(
+    chat: Chat,
+    message: ChatMessage,
+    read: Callable[[Reply], T | Invalid],
+    *,
+    seeds: Iterable[int],
+    max_tokens: int,
+    temperature: float = 0.0,
+) -> Answered[T]:
+    """What is read of the first answer that can be read, after as many tries as there are seeds.
+
+    Args:
+        chat: The chat to ask.
+        message: The question.
+        read: Makes of a reply what is wanted, or says why it cannot.
+        seeds: One for each try.
+        max_tokens: Limit of an answer.
+        temperature: Of the first try; it is at least `RETRY_TEMPERATURE` in further ones.
+    """
+    answered: Answered[T] = Answered(Invalid(reason="request_failed", detail="not asked"), "")
+    for attempt, seed in enumerate(seeds):
+        # At temperature 0 the same question would get the same unreadable answer.
+        heat = max(temperature, RETRY_TEMPERATURE) if attempt else temperature
+        try:
+            reply = chat.complete([message], max_tokens=max_tokens, temperature=heat, seed=seed)
+        except RequestFailed as error:
+            answered = Answered(Invalid(reason="request_failed", detail=error.detail), "")
+            if not error.retryable:
+                break
+            continue
+        answered = Answered(read(reply), reply.text)
+        if not isinstance(answered.outcome, Invalid):
+            break
+    return answered
 
 
 class ChatJudge:
@@ -89,8 +126,8 @@ class ChatJudge:
         self._style = answer_style
         self._num_samples = num_samples
         for rubric in self.rubrics.values():
-            if rubric.answer == "checklist":
-                raise UserError("the rubric asks for a plan, not for a score", rubric.name, "", usage=True)
+            if rubric.answer not in ("boxed", "json"):
+                raise UserError("the rubric asks for a text, not for a score", rubric.name, "", usage=True)
 
     @property
     def versions(self) -> dict[str, str]:
@@ -105,7 +142,7 @@ class ChatJudge:
         """
         return [{d: answered.outcome for d, answered in row.items()} for row in self.ask_all(items)]
 
-    def ask_all(self, items: Sequence[JudgeInput]) -> list[dict[str, Answered]]:
+    def ask_all(self, items: Sequence[JudgeInput]) -> list[dict[str, Answered[Judgement]]]:
         """As `judge`, with the raw answers."""
         tasks = [(item, dimension) for item in items for dimension in self.rubrics]
         if self._concurrency <= 1 or len(tasks) <= 1:
@@ -118,7 +155,7 @@ class ChatJudge:
         rows = (answers[i * width : (i + 1) * width] for i in range(len(items)))
         return [dict(zip(self.rubrics, row, strict=True)) for row in rows]
 
-    def ask(self, item: JudgeInput, dimension: str) -> Answered:
+    def ask(self, item: JudgeInput, dimension: str) -> Answered[Judgement]:
         """Judge one item on one dimension.
 
         Raises:
@@ -129,40 +166,31 @@ class ChatJudge:
         if rubric is None:
             known = ", ".join(self.rubrics)
             raise UserError(f"no rubric for the dimension {dimension!r}", "", f"use one of {known}", usage=True)
-        messages = [self._message(rubric, item)]
-        samples = [self._ask(messages, rubric, sample) for sample in range(self._num_samples)]
+        message = message_of(rubric, item)
+        samples = [self._ask(message, rubric, sample) for sample in range(self._num_samples)]
         return Answered(pool([sample.outcome for sample in samples]), samples[-1].text)
 
-    def _ask(self, messages: Sequence[ChatMessage], rubric: Rubric, sample: int) -> Answered:
-        """One answer, after as many attempts as are allowed."""
-        answered = Answered(Invalid(reason="request_failed", detail="not asked"), "")
-        for attempt in range(self._attempts):
-            try:
-                reply = self._request(messages, sample, attempt)
-            except RequestFailed as error:
-                answered = Answered(Invalid(reason="request_failed", detail=error.detail), "")
-                if not error.retryable:
-                    break
-                continue
-            answered = Answered(self._read(reply, rubric), reply.text)
-            if isinstance(answered.outcome, Judgement):
-                break
-        return answered
+    def _ask(self, message: ChatMessage, rubric: Rubric, sample: int) -> Answered[Judgement]:
+        return ask_chat(
+            self.chat,
+            message,
+            lambda reply: read_reply(reply, "json" if rubric.answer == "json" else "boxed", self._style),
+            seeds=range(sample, self._attempts * self._num_samples, self._num_samples),
+            max_tokens=self._max_tokens,
+            temperature=self._temperature,
+        )
 
-    def _message(self, rubric: Rubric, item: JudgeInput) -> ChatMessage:
-        if len(item.images) != rubric.images:
-            what = f"the rubric judges {rubric.images} image(s), the item has {len(item.images)}"
-            raise UserError(what, rubric.name, "choose another rubric for this dimension", usage=True)
-        return user_message(question(rubric, item.prompt, item.material), item.images)
 
-    def _request(self, messages: Sequence[ChatMessage], sample: int, attempt: int) -> Reply:
-        # At temperature 0 the same question would get the same unreadable answer.
-        temperature = self._temperature if attempt == 0 else max(self._temperature, RETRY_TEMPERATURE)
-        seed = attempt * self._num_samples + sample
-        return self.chat.complete(messages, max_tokens=self._max_tokens, temperature=temperature, seed=seed)
+def message_of(rubric: Rubric, item: JudgeInput) -> ChatMessage:
+    """The message that asks about an item by a template.
 
-    def _read(self, reply: Reply, rubric: Rubric) -> Judgement | Invalid:
-        return read_reply(reply, "json" if rubric.answer == "json" else "boxed", self._style)
+    Raises:
+        UserError: The item has another number of images than the template asks for.
+    """
+    if len(item.images) != rubric.images:
+        what = f"the rubric judges {rubric.images} image(s), the item has {len(item.images)}"
+        raise UserError(what, rubric.name, "choose another rubric for this dimension", usage=True)
+    return user_message(question(rubric, item.prompt, item.material), item.images)
 
 
 def question(rubric: Rubric, prompt: Prompt, material: Mapping[str, Sequence[str]] | None = None) -> str:
@@ -172,7 +200,8 @@ def question(rubric: Rubric, prompt: Prompt, material: Mapping[str, Sequence[str
     critics are asked with it, in this process and at an endpoint, so training and judging are the same. A mark inside
     the prompt is made harmless, as marks are counted.
     """
-    values = {"plan": (), "prompt": prompt.text.replace(IMAGE_MARK, "< image >"), **(material or {})}
+    nothing: dict[str, Sequence[str]] = dict.fromkeys(INSTEAD, ())
+    values = {**nothing, "prompt": prompt.text.replace(IMAGE_MARK, "< image >"), **(material or {})}
     text = rubric.render({name: values[name] for name in rubric.placeholders if name in values})
     return text if IMAGE_MARK in rubric.text else IMAGE_MARK * rubric.images + text
 

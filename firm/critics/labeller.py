@@ -38,6 +38,7 @@ class Labeller(Protocol):
 
 LABELLERS: dict[str, str] = {
     "plan_then_score": "firm.critics.plan_then_score:PlanThenScore",
+    "difference_first": "firm.critics.difference_first:DifferenceFirst",
 }
 
 
@@ -53,10 +54,17 @@ def find_labeller(name: str) -> type[Labeller]:
 
 @contextmanager
 def open_labeller(config: CurationConfig, folder: Path) -> Iterator[Labeller]:
-    """The labeller of a configuration; ``folder`` keeps its teachers' answers, so that no request is repeated."""
+    """The labeller of a configuration, whose teachers remember as `remembering` says."""
+    with remembering(folder) as open_teacher:
+        yield find_labeller(config.labeller)(config, open_teacher)
+
+
+@contextmanager
+def remembering(folder: Path) -> Iterator[OpenChat]:
+    """Opens teachers; ``folder`` keeps their answers, so that no request is repeated."""
     with ExitStack() as journals:
 
-        def remembering(role: str, chat: ChatConfig) -> Journal:
+        def open_teacher(role: str, chat: ChatConfig) -> Journal:
             return journals.enter_context(closing(Journal(open_chat(chat), folder / f"{role}.jsonl")))
 
-        yield find_labeller(config.labeller)(config, remembering)
+        yield open_teacher

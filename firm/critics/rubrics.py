@@ -9,8 +9,9 @@ A template is a Markdown file in ``firm/critics/templates`` with a small front m
     ---
     text with {prompt} and {plan}
 
-The templates follow the plan-then-score prompts of the paper (section 3.2, appendix D) in our own words. The same file
-serves curation, training and inference, so training and serving cannot drift apart.
+The templates follow the paper's prompts (sections 3.1 and 3.2, appendices C and D) in our own words. The same file
+serves curation, training and inference, so training and serving cannot drift apart. Those for edits begin with the
+images, the instruction and the report, which all dimensions of a pair have in common: what comes first is encoded once.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from typing import Literal, cast, get_args
 from firm.config.section import Section
 from firm.records import UserError
 
-AnswerFormat = Literal["boxed", "json", "checklist"]
+AnswerFormat = Literal["boxed", "json", "checklist", "text"]
 NO_PLAN = "(no plan was made: first list the requirements of the prompt yourself)"
-_EMPTY = {"plan": NO_PLAN}
+NO_REPORT = "(no report was made: first compare the two images yourself)"
+INSTEAD = {"plan": NO_PLAN, "report": NO_REPORT}
+"""Name of a labeller's material -> what stands in a template where there is none."""
 
 _PLACEHOLDER = re.compile(r"(?<!\w)\{([a-z_]+)\}")  # not the {n} of \boxed{n}
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n(.*)\Z", re.DOTALL | re.MULTILINE)
@@ -42,10 +45,10 @@ class Rubric:
         name: Name of the template.
         text: The template without its front matter.
         version: First 12 hexadecimal digits of the SHA-256 of the whole file; changes with every edit.
-        answer: How the answer is read: ``boxed`` and ``json`` by `firm.critics.answers.parse_answer`, ``checklist`` by
-            `firm.critics.answers.parse_plan`.
+        answer: How the answer is read by `firm.critics.answers`: ``boxed`` and ``json`` by `parse_answer` (without a
+            dimension by `parse_instruction`), ``checklist`` by `parse_plan`, ``text`` by `parse_report`.
         images: Number of images that go with the text.
-        dimension: The judged dimension; None for a planner.
+        dimension: The judged dimension; None where no score is asked for.
     """
 
     name: str
@@ -57,15 +60,15 @@ class Rubric:
 
     @property
     def placeholders(self) -> frozenset[str]:
-        """Names of the values that `render` needs, such as ``prompt`` and ``plan``."""
+        """Names of the values that `render` needs: ``prompt``, and material such as ``plan`` or ``report``."""
         return frozenset(_PLACEHOLDER.findall(self.text))
 
     def render(self, values: Mapping[str, str | Sequence[str]]) -> str:
         """Fill the placeholders, literally: braces and placeholders inside a value stay as they are.
 
         Args:
-            values: Name -> ready text, or lines that become a Markdown list. An empty plan is replaced by a sentence
-                asking the judge to list the requirements itself.
+            values: Name -> ready text, or lines that become a Markdown list. Empty material is replaced by a sentence
+                that asks the judge to find it itself.
 
         Raises:
             UserError: A value is missing, or given although the template has no place for it.
@@ -79,7 +82,7 @@ class Rubric:
 
 
 def _text(name: str, value: str | Sequence[str]) -> str:
-    return (value if isinstance(value, str) else "\n".join(f"- {line}" for line in value)) or _EMPTY.get(name, "")
+    return (value if isinstance(value, str) else "\n".join(f"- {line}" for line in value)) or INSTEAD.get(name, "")
 
 
 def rubric_names() -> list[str]:
@@ -128,8 +131,10 @@ def check_rubrics(config: Section) -> None:
     """Check that every rubric in a configuration exists and judges the dimension it is configured for.
 
     Raises:
-        UserError: A rubric is missing or judges another dimension; the message names the key (exit code 2).
+        UserError: A rubric is missing, judges another dimension, or another number of images than those before it; the
+            message names the key (exit code 2).
     """
+    first: tuple[str, int] | None = None
     for key, section in config.walk(""):
         for named in section.named_rubrics():
             rubric = load_rubric(named.name)
@@ -137,3 +142,9 @@ def check_rubrics(config: Section) -> None:
                 judges = rubric.dimension or "no dimension"
                 what = f"the rubric {named.name!r} judges {judges}, not {named.dimension or 'no dimension'}"
                 raise UserError(what, f"{key}.{named.key}", f"use one of {', '.join(rubric_names())}", usage=True)
+            if rubric.dimension is not None:
+                first = first or (named.name, rubric.images)
+                if rubric.images != first[1]:
+                    what = f"{named.name!r} judges {rubric.images} image(s), but {first[0]!r} judges {first[1]}"
+                    fix = "a run generates images or edits them: use rubrics of one of the two"
+                    raise UserError(what, f"{key}.{named.key}", fix, usage=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from firm.config import CandidateSource, RunConfig
-from firm.critics.labeller import open_labeller
+from firm.critics.labeller import find_labeller, remembering
 from firm.curation.balance import balance, histogram
 from firm.curation.examples import student_example
+from firm.curation.rewriting import REWRITING, Rewriter, audit
 from firm.curation.sources import Source, count, no_candidates, open_source
 from firm.progress import Task
 from firm.records import (
@@ -61,9 +62,12 @@ def _judge_all(config: RunConfig, kept: Path | None, out: Output) -> None:
     total = sum(len(b.indices) for b in batches)
     task = Task("curation", "judging candidates", total, "images", done)
     if done < total:
-        with open_labeller(config.curation, out.folder / WORK) as labeller:
+        with remembering(out.folder / WORK) as open_teacher:
+            labeller = find_labeller(config.curation.labeller)(config.curation, open_teacher)
+            rewriter = Rewriter(config, open_teacher, labeller)
             for candidates in _ahead(_candidates(config, kept, batches, done)):
-                out.publish(*(f"judged/{name}" for name in writer.write(labeller.label(candidates))))
+                judged = rewriter.rewrite(labeller.label(candidates))
+                out.publish(*(f"judged/{name}" for name in writer.write(judged)))
                 task.advance(len(candidates), candidates[0].source)
     writer.close()
 
@@ -111,6 +115,7 @@ class _Scores:
         self.uri = uri
         self.invalid = list[Invalid]()
         self.failed = Counter[tuple[str, str]]()  # (name of the material, reason) -> candidates judged without it
+        self.rewritten = list[JudgedCandidate]()  # without their images
         self.splits = list[Split]()
         self.sources = list[str]()
         self.scores: dict[str, list[int | None]] = {d: [] for d in dimensions}
@@ -122,6 +127,7 @@ class _Scores:
             read.splits.append(judged.split)
             read.sources.append(judged.source)
             read.failed.update((name, invalid.reason) for name, invalid in judged.failed.items())
+            read.rewritten += [judged.model_copy(update={"images": []})] if judged.rewritten else []
             for dimension, column in read.scores.items():
                 outcome = judged.assessment[dimension]
                 column.append(outcome.score if isinstance(outcome, Judgement) else None)
@@ -156,14 +162,14 @@ class _Scores:
         return UserError(what, "curation.evaluator", fix)
 
     def summary(self, config: RunConfig) -> Summary:
-        tables = []
+        rows = []
         for dimension, column in self.scores.items():
             for name in dict.fromkeys(self.sources):
                 mine = [s for s, source in zip(column, self.sources, strict=True) if source == name]
-                tables.append({"dimension": dimension, "what": f"judged: {name}", **histogram(mine)})
+                rows.append({"dimension": dimension, "what": f"judged: {name}", **histogram(mine)})
             for split in SPLITS:
                 chosen = self.chosen(config, split)[dimension]
-                tables.append(
+                rows.append(
                     {
                         "dimension": dimension,
                         "what": f"{split} examples",
@@ -172,11 +178,13 @@ class _Scores:
                 )
         invalid = sum(s is None for column in self.scores.values() for s in column)
         metrics = {"candidates": len(self.splits), "invalid_judgements": invalid}
-        metrics["without_material"] = self.failed.total()
+        metrics["without_material"] = sum(n for (name, _), n in self.failed.items() if name != REWRITING)
+        metrics["rewritten"] = len(self.rewritten)
         failed = [{"material": name, "reason": why, "count": n} for (name, why), n in sorted(self.failed.items())]
         for split in SPLITS:
             metrics[f"{split}_examples"] = sum(c.total() for c in self.chosen(config, split).values())
-        return Summary(stage="curation", metrics=metrics, tables={"histogram": tables, "failed": failed})
+        tables = {"histogram": rows, "failed": failed, **(audit(self.rewritten) if self.rewritten else {})}
+        return Summary(stage="curation", metrics=metrics, tables=tables)
 
 
 def _write_examples(config: RunConfig, out: Output, scores: _Scores, split: Split) -> None:

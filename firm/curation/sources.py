@@ -1,4 +1,4 @@
-"""Candidate images: sampled from generators, made by a function, or a user's own files.
+"""Candidate images, for editing with their sources: sampled from generators, made by a function, or a user's own files.
 
 Candidate ``i`` of a source depends on (seed, source, split, i) only, so a resumed run makes the same candidates.
 """
@@ -14,11 +14,12 @@ import torch
 
 from firm.config import CandidateSource, CurationConfig, FilesSource, FunctionSource, GeneratedSource, PromptsConfig
 from firm.dist import generator
-from firm.images import encode_image, read_image
+from firm.images import decode_image, encode_image, read_image
 from firm.locate import load_object
-from firm.prompts import Splits, load_prompts
+from firm.prompts import Splits, load_prompts, with_source
 from firm.records import SPLITS, Candidate, Prompt, Split, UserError
 from firm.seeds import seed_for
+from firm.storage.files import sha256
 
 
 class Source(Protocol):
@@ -88,7 +89,7 @@ class Generated:
             guidance_scale=self.config.guidance_scale,
         )
         return [
-            Candidate(index=i, prompt=judged, source=self.config.name, split=split, images=[png])
+            Candidate(index=i, prompt=judged, source=self.config.name, split=split, images=with_source(judged, png))
             for i, (_, judged), png in zip(indices, drawn, images, strict=True)
         ]
 
@@ -98,11 +99,12 @@ class Generated:
         random = generator(self.seed, "prompt", self.config.name, split, index)
         first, second = torch.randint(len(prompts), (2,), generator=random).tolist()
         mismatch = torch.rand((), generator=random).item() < self.config.mismatched
-        return prompts[first], prompts[second if mismatch else first]
+        asked = prompts[first]
+        return asked, asked.model_copy(update={"text": prompts[second if mismatch else first].text})
 
 
 class Function:
-    """Candidates made by a function(index, seed, split) -> (prompt, image)."""
+    """Candidates made by a function(index, seed, split) -> (prompt, image) or (prompt, source image, edited image)."""
 
     def __init__(self, config: FunctionSource, splits: Splits, seed: int) -> None:
         self.config = config
@@ -113,45 +115,65 @@ class Function:
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
         """Call the function for each index.
 
+        The prompt may be a text or a `Prompt`. One that names no source image gets the hash of its pixels, so that
+        equal instructions for different images stay apart.
+
         Raises:
-            UserError: It gives a prompt of the other split: a held-out prompt must not train the critic.
+            UserError: It gives a prompt of the other split: a held-out prompt must not train the critic; or images of
+                different sizes.
         """
         made = []
         for i in indices:
-            text, image = self.function(i, self.seed, split)
-            prompt = Prompt(text=text)
+            asked, *pictures = self.function(i, self.seed, split)
+            images = [encode_image(picture) for picture in pictures]
+            prompt = asked if isinstance(asked, Prompt) else Prompt(text=asked)
+            if len(images) > 1 and prompt.image is None:
+                prompt = Prompt(text=prompt.text, image=f"sha256:{sha256(images[0])}")
             if self.splits.of(prompt) != split:
-                what = f"{self.config.function} gives a prompt of the other split when asked for {split}: {text!r}"
+                what = (
+                    f"{self.config.function} gives a prompt of the other split when asked for {split}: {prompt.text!r}"
+                )
                 fix = "give prompts of the split that is asked for, see firm.prompts.Splits"
                 raise UserError(what, "curation.sources.function", fix, usage=True)
-            png = encode_image(image)
-            made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=[png]))
+            same_size(images, f"{self.config.function}, {split} {i}")
+            made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=images))
         return made
 
 
 class Files:
     """A user's images: JSONL rows of {"prompt": ..., "image": path relative to the file}.
 
+    For editing a row has ``source_image``, too: what was edited into ``image``, of the same size.
+
     Attributes:
-        rows: Split -> (number of the entry, prompt, image), in the order of the file.
+        rows: Split -> (number of the entry, prompt, images), in the order of the file.
     """
 
     def __init__(self, config: FilesSource, splits: Splits) -> None:
         self.config = config
         self.path = Path(config.path)
-        self.rows: dict[Split, list[tuple[int, Prompt, str]]] = {split: [] for split in SPLITS}
-        for entry, (prompt, image) in enumerate(_read_rows(self.path)):
-            self.rows[splits.of(prompt)].append((entry, prompt, image))
+        self.rows: dict[Split, list[tuple[int, Prompt, list[str]]]] = {split: [] for split in SPLITS}
+        for entry, (prompt, images) in enumerate(_read_rows(self.path)):
+            self.rows[splits.of(prompt)].append((entry, prompt, images))
 
-    def check(self) -> None:
-        """Check that every image exists, without reading it.
+    def check(self, wanted: int) -> None:
+        """Check that every image exists, without reading it, and that each entry has as many as are ``wanted``.
 
         Raises:
-            UserError: An image is missing.
+            UserError: An image is missing, or an entry has a source image too many or too few.
         """
-        for entry, _, image in sorted((row for rows in self.rows.values() for row in rows), key=lambda row: row[0]):
-            if not (self.path.parent / image).is_file():
-                raise UserError("there is no such image", self._where(entry, image), "correct the path", True)
+        for entry, _, images in sorted((row for rows in self.rows.values() for row in rows), key=lambda row: row[0]):
+            if len(images) != wanted:
+                what = f"the evaluator's rubrics judge {wanted} image(s), not {len(images)}"
+                fix = (
+                    "give each entry a source_image"
+                    if wanted > 1
+                    else "leave source_image out, or use rubrics of edits"
+                )
+                raise UserError(what, self._where(entry, images[-1]), fix, True)
+            for image in images:
+                if not (self.path.parent / image).is_file():
+                    raise UserError("there is no such image", self._where(entry, image), "correct the path", True)
 
     def _where(self, entry: int, image: str) -> str:
         return f"{self.path}, entry {entry}: {image}"
@@ -160,13 +182,27 @@ class Files:
         """Read, check and re-encode files."""
         made = []
         for i in indices:
-            entry, prompt, image = self.rows[split][i]
-            png = read_image(self.path.parent / image, self._where(entry, image))
-            made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=[png]))
+            entry, prompt, names = self.rows[split][i]
+            images = [read_image(self.path.parent / name, self._where(entry, name)) for name in names]
+            same_size(images, self._where(entry, names[-1]))
+            made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=images))
         return made
 
 
-def _read_rows(path: Path) -> list[tuple[Prompt, str]]:
+def same_size(images: Sequence[bytes], where: str) -> None:
+    """Check that an edited image has the size of its source.
+
+    Raises:
+        UserError: It has not: what moved could not be told from what was cut off.
+    """
+    sizes = [decode_image(png, where).size for png in images] if len(images) > 1 else []
+    if len(set(sizes)) > 1:
+        (w, h), (width, height) = sizes[:2]
+        what = f"the source image has {w} x {h} pixels, the edited one {width} x {height}"
+        raise UserError(what, where, "scale one of them to the size of the other", True)
+
+
+def _read_rows(path: Path) -> list[tuple[Prompt, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -176,21 +212,23 @@ def _read_rows(path: Path) -> list[tuple[Prompt, str]]:
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError("the candidate file is empty", str(path), "give at least one line", True)
-    return [_parse_row(line, f"{path}, line {i}") for i, line in lines]
+    return [_parse_row(line, path, f"{path}, line {i}") for i, line in lines]
 
 
-_ROW = 'every line must be {"prompt": "...", "image": "file.png"}'
+_ROW = 'every line must be {"prompt": "...", "image": "file.png"}, for editing with "source_image": "file.png"'
 
 
-def _parse_row(line: str, where: str) -> tuple[Prompt, str]:
+def _parse_row(line: str, path: Path, where: str) -> tuple[Prompt, list[str]]:
     try:
         row = json.loads(line)
         prompt = row["prompt"]
         image = row["image"]
+        source = row.get("source_image")
     except KeyError as error:
         raise UserError(f"a candidate without {error}", where, _ROW, True) from error
     except (ValueError, TypeError) as error:
         raise UserError(f"not a candidate: {error}", where, _ROW, True) from error
-    if not (isinstance(prompt, str) and prompt.strip() and isinstance(image, str) and image):
-        raise UserError("prompt and image must be texts, and not empty", where, _ROW, True)
-    return Prompt(text=prompt), image
+    names = [image] if source is None else [source, image]
+    if not all(isinstance(value, str) and value.strip() for value in (prompt, *names)):
+        raise UserError("prompt and images must be texts, and not empty", where, _ROW, True)
+    return Prompt(text=prompt, image=None if source is None else str(path.parent / source)), names

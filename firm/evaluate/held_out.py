@@ -16,7 +16,7 @@ from firm.critics.load import load_critic, open_judge
 from firm.evaluate.suite import Scores
 from firm.intervals import mean_ci
 from firm.policies.generate import equally_often
-from firm.prompts import load_prompts
+from firm.prompts import load_prompts, with_source
 from firm.records import Assessment, Prompt, Sample, SampledPolicy, Summary
 
 _ASSESSMENT: TypeAdapter[Assessment] = TypeAdapter(Assessment)
@@ -42,7 +42,7 @@ class HeldOut:
 
     def score(self, prompts: Sequence[Prompt], images: Sequence[bytes]) -> list[Scores]:
         """Judge -> dimension -> outcome."""
-        items = [JudgeInput(prompt, [png]) for prompt, png in zip(prompts, images, strict=True)]
+        items = [JudgeInput(prompt, with_source(prompt, png)) for prompt, png in zip(prompts, images, strict=True)]
         by_judge = {name: judge.judge(items) for name, judge in self.judges.items()}
         return [
             {name: _ASSESSMENT.dump_python(row[i], mode="json") for name, row in by_judge.items()}

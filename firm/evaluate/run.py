@@ -12,6 +12,7 @@ from firm.evaluate.suite import Suite, find_suite
 from firm.policies.generate import draw
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
+from firm.prompts import with_source
 from firm.records import Prompt, Sample, SampledPolicy, Stage, Summary
 from firm.seeds import seed_for
 from firm.storage.artifacts import Output
@@ -79,7 +80,7 @@ def _samples(
             prompt=prompt,
             seed=seed_for(config.seed, "evaluate", i),
             policy=which,
-            images=[png],
+            images=with_source(prompt, png),
             scores=scores,
         )
         for i, prompt, png, scores in zip(indices, asked, images, suite.score(asked, images), strict=True)

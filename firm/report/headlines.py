@@ -32,7 +32,7 @@ def words(name: str) -> str:
 
 
 def headlines(config: RunConfig, summaries: Mapping[str, Summary], number: int = 1) -> list[Headline]:
-    """Whether the critic is trusted, what RL gained, what is left of the trust, and whether RL went too far.
+    """Whether the critic is trusted, what RL gained, what is left of the trust, whether RL went too far or had alarms.
 
     Args:
         config: Of the round.
@@ -171,6 +171,8 @@ def _stop(rl: Summary) -> Headline:
         text = (
             "On freshly drawn prompts and noise no candidate had a higher reward by the auditor's scores than the base."
         )
+    alarms = [row["sentence"] for row in rl.tables.get("alarms", [])]
+    text = " ".join([text, *alarms])
     for fall in rl.tables.get("stop", []):
         what = words(fall["measure"])
         title = (
@@ -188,4 +190,4 @@ def _stop(rl: Summary) -> Headline:
         )
         return {"tone": "note", "title": title, "text": text}
     title = f"No over-optimisation was caught in {m['epochs']:.0f} epochs of RL; kept epoch {kept}."
-    return {"tone": "good" if m.get("gain_low", 0) > 0 else "note", "title": title, "text": text}
+    return {"tone": "good" if m.get("gain_low", 0) > 0 and not alarms else "note", "title": title, "text": text}

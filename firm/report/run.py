@@ -119,6 +119,8 @@ def _data(
         "confusion": [row for row in _ordered(bench, "confusion", config) if row["judge"] == "critic"],
         "curation": curation.metrics,
         "histogram": _ordered(curation, "histogram", config),
+        "rewritten": _ordered(curation, "rewritten", config),
+        "rewritings": curation.tables.get("rewritings", []),
         "loss": loss.model_dump(mode="json") if loss else None,
         "invalid": _invalid(summaries),
         "notes": {s.stage: s.notes for s in summaries.values() if s.notes},

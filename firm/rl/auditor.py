@@ -11,6 +11,7 @@ from firm.critics.load import open_judge
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
+from firm.prompts import with_source
 from firm.records import Assessment, Invalid, Prompt, UserError
 from firm.rl.audit import REWARD, Audit, SampleName, Values, best
 from firm.rl.rollout import draw_prompts, rewards_of
@@ -48,7 +49,7 @@ class Auditor:
                 batch_size=rl.batch_size,
             )
         images = to_images(self.policy, generated.latents, rl.batch_size)
-        items = [JudgeInput(prompt, [png]) for prompt, png in zip(prompts, images, strict=True)]
+        items = [JudgeInput(prompt, with_source(prompt, png)) for prompt, png in zip(prompts, images, strict=True)]
         critic, auditor = (values(judge.judge(items), self.config.reward) for judge in (self.critic, self.judge))
         return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=critic, auditor=auditor)
 

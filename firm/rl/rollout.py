@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -16,9 +15,14 @@ from firm.dist import BatchPlan, Ranks, gather, generator
 from firm.policies.generate import Generated, generate, to_images
 from firm.policies.policy import Conditions, Policy
 from firm.policies.sampler import noise_for
+from firm.prompts import with_source
 from firm.records import Assessment, Invalid, Prompt
 from firm.rewards import reward
+from firm.rl.monitors import SCORE, look, means
 from firm.rl.nft import advantages
+
+Seen = dict[str, float | None]
+"""What is watched of one sample, besides its reward, by name."""
 
 
 @dataclass(frozen=True)
@@ -118,26 +122,35 @@ def sample_groups(
     return Groups(asked, generated, to_images(policy, generated.latents, rl.batch_size), indices.start)
 
 
-def score(critic: Judge, groups: Groups, formula: RewardConfig) -> tuple[Tensor, Tensor, list[float | None]]:
-    """Rewards [N] in [0, 1] of this rank's samples, a mask [N], see :func:`rewards_of`, and their `soft_share` (N)."""
-    items = [JudgeInput(prompt, [png]) for prompt, png in zip(groups.prompts, groups.images, strict=True)]
+def score(critic: Judge, groups: Groups, formula: RewardConfig) -> tuple[Tensor, Tensor, list[Seen]]:
+    """Rewards [N] in [0, 1] of this rank's samples, a mask [N], see :func:`rewards_of`, and what is watched (N)."""
+    items = [
+        JudgeInput(prompt, with_source(prompt, png)) for prompt, png in zip(groups.prompts, groups.images, strict=True)
+    ]
     assessments = critic.judge(items)
-    shares = [soft_share(a[d] for d in formula.dimensions) for a in assessments]
-    return *rewards_of(assessments, formula), shares
+    seen = [_seen(item.images, a, formula) for item, a in zip(items, assessments, strict=True)]
+    return *rewards_of(assessments, formula), seen
+
+
+def _seen(images: Sequence[bytes], assessment: Assessment, formula: RewardConfig) -> Seen:
+    outcomes = {d: assessment[d] for d in formula.dimensions}
+    scores = {
+        SCORE + d: None if isinstance(o, Invalid) else _score(assessment, d, formula.soft) for d, o in outcomes.items()
+    }
+    return {"soft_share": soft_share(outcomes.values()), **look(images), **scores}
 
 
 def with_advantages(
-    groups: Groups, rewards: Tensor, valid: Tensor, shares: Sequence[float | None], rl: RLConfig, ranks: Ranks
+    groups: Groups, rewards: Tensor, valid: Tensor, seen: Sequence[Seen], rl: RLConfig, ranks: Ranks
 ) -> Rollout:
     """What an update trains on: groups with the advantages of their rewards [N], where ``valid`` [N], over all ranks.
 
-    ``shares`` (N) are for the statistics only. All ranks take part.
+    ``seen`` (N) is for the statistics only. All ranks take part.
     """
-    scored = gather(list(zip(rewards.tolist(), valid.tolist(), shares, strict=True)), ranks)
+    scored = gather(list(zip(rewards.tolist(), valid.tolist(), seen, strict=True)), ranks)
     shape = (rl.prompts_per_epoch, rl.group_size)
     all_rewards = torch.tensor([r for r, _, _ in scored]).view(shape)
     all_valid = torch.tensor([v for _, v, _ in scored]).view(shape)
-    all_shares = [share for _, _, share in scored if share is not None]
     advantage, mask = advantages(all_rewards, all_valid, rl.std)
     latents = groups.generated.latents
     return Rollout(
@@ -147,7 +160,7 @@ def with_advantages(
         advantage=advantage.flatten()[groups.first : groups.first + len(latents)].to(latents.device),
         first=groups.first,
         trained=mask.flatten(),
-        stats={**_stats(all_rewards, all_valid, mask), "soft_share": fmean(all_shares) if all_shares else None},
+        stats={**_stats(all_rewards, all_valid, mask), **means([s for _, _, s in scored], rl.group_size)},
     )
 
 
@@ -162,5 +175,6 @@ def _stats(rewards: Tensor, valid: Tensor, mask: Tensor) -> dict[str, float | No
         "reward_std": kept.std(unbiased=False).item() if len(kept) else None,
         "zero_std_groups": (spread < 1e-6).float().mean().item(),
         "invalid_judgements": float((~valid).sum()),
+        "invalid_share": (~valid).float().mean().item(),
         "masked_samples": float((~mask).sum()),
     }

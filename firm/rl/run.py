@@ -13,6 +13,7 @@ from firm.launch.launcher import launch
 from firm.metrics import read_metrics
 from firm.records import Curve, Stage, Summary
 from firm.rl.audit import REWARD, Audit, Fall, Who, band, change, num_looks, over_optimised
+from firm.rl.monitors import SHARES, all_alarms
 from firm.stats import pairwise_accuracy, spearman
 from firm.storage.artifacts import Output
 from firm.storage.inputs import Inputs
@@ -48,10 +49,12 @@ def summary(config: RunConfig, audits: Sequence[Audit], lines: Sequence[dict[str
     fall = over_optimised(checks, config)
     gain = _gain(base, kept, ERROR)
     measures = (REWARD, *config.reward.dimensions)
+    alarms = all_alarms(lines, config.rl.monitors)
     metrics = {
         "epochs": float(checks[-1].epoch),
         "kept_epoch": float(kept.epoch),
         "stopped_by_auditor": float(fall is not None),
+        "alarms": float(len(alarms)),
         "invalid_judgements": sum(line["invalid_judgements"] for line in lines),
         **{name: value for name, value in gain.items() if value is not None},
     }
@@ -60,10 +63,13 @@ def summary(config: RunConfig, audits: Sequence[Audit], lines: Sequence[dict[str
             for when, audit in (("base", base), ("kept", kept)):
                 metrics[f"{who}_{measure}_{when}"] = audit.mean(who, measure)
     tables = {"audits": _rows(config, audits, measures), "stop": [fall.model_dump()] if fall else []}
+    tables["alarms"] = [{**alarm.model_dump(), "sentence": str(alarm)} for alarm in alarms]
     x = [a.epoch for a in checks]
     curves = [Curve(name=f"audit_{w}_reward", x=x, y=[a.mean(w, REWARD) for a in checks]) for w in get_args(Who)]
-    curves += [_curve(lines, name) for name in ("reward", "loss", "old_deviation")]
-    return Summary(stage="rl", metrics=metrics, tables=tables, curves=curves, notes=[_story(metrics, fall)])
+    watched = [name for name, _ in SHARES.values() if any(name in line for line in lines)]
+    curves += [_curve(lines, name) for name in ("reward", "loss", "old_deviation", *watched)]
+    notes = [_story(metrics, fall), *map(str, alarms)]
+    return Summary(stage="rl", metrics=metrics, tables=tables, curves=curves, notes=notes)
 
 
 def _rows(config: RunConfig, audits: Sequence[Audit], measures: Sequence[str]) -> list[dict[str, Any]]:

@@ -14,12 +14,13 @@ from firm.config import RLConfig, RunConfig
 from firm.critics.load import load_critic
 from firm.dist import Ranks
 from firm.launch.job import worker_main
-from firm.metrics import MetricsLog
+from firm.metrics import MetricsLog, read_metrics
 from firm.policies.policy import Policy, save_policy
 from firm.progress import Task
 from firm.prompts import load_prompts
 from firm.rl.audit import REWARD, Audit, best, over_optimised
 from firm.rl.auditor import Auditor
+from firm.rl.monitors import Alarm, alarms
 from firm.rl.nft import old_decay
 from firm.rl.rollout import sample_groups, score, with_advantages
 from firm.rl.update import Updater
@@ -110,6 +111,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
         trainer.restore(*load_state(saved))
     board = out.folder / WORK / "tensorboard"
     log = MetricsLog(out.folder / METRICS, board, trainer.epoch) if ranks.is_main else None
+    lines: list[Mapping[str, Any]] = [*read_metrics(out.folder / METRICS)] if log else []
     task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", trainer.epoch) if ranks.is_main else None
     # A checkpoint is taken after the check of its epoch, so a resumed run does not check twice.
     stop = trainer.stopped() if saved else trainer.check()
@@ -119,8 +121,10 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
         if trainer.epoch % config.auditor.every == 0 or last:
             stop = trainer.check()
         if log and task:
-            log.write(trainer.epoch, stats)
-            task.advance(1, _note(stats, trainer.history))
+            raised = alarms([*lines, stats], config.rl.monitors)
+            lines.append({**stats, "alarms": float(len(raised))})
+            log.write(trainer.epoch, lines[-1])
+            task.advance(1, _note(stats, trainer.history, raised))
         if ranks.is_main and (trainer.epoch % config.rl.checkpoint_epochs == 0 or stop or last):
             name = f"epoch-{trainer.epoch}"
             save_state(checkpoints.folder / name, trainer.tensors(), trainer.state())
@@ -129,16 +133,17 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
         log.close()
         kept, fresh = trainer.choose()
         # Sorted, since a checkpoint sorts keys, too, and a resumed run must write the same bytes.
-        lines = [json.dumps(audit.model_dump(), sort_keys=True) for audit in (*trainer.history, *fresh)]
-        (out.folder / AUDITS).write_text("\n".join(lines) + "\n")
+        audits = [json.dumps(audit.model_dump(), sort_keys=True) for audit in (*trainer.history, *fresh)]
+        (out.folder / AUDITS).write_text("\n".join(audits) + "\n")
         with trainer.policy.using(kept):
             save_policy(out.folder / POLICY, trainer.policy)
 
 
-def _note(stats: Mapping[str, float | None], history: Sequence[Audit]) -> str:
+def _note(stats: Mapping[str, float | None], history: Sequence[Audit], raised: Sequence[Alarm]) -> str:
     reward = "no valid judgement" if stats["reward"] is None else f"reward {stats['reward']:.3f}"
     last, base = (audit.mean("auditor", REWARD) for audit in (history[-1], history[0]))
-    return f"{reward}, by the auditor's scores {last:.3f} (base {base:.3f})"
+    warnings = "".join(f"; ALARM: {alarm.text}" for alarm in raised)
+    return f"{reward}, by the auditor's scores {last:.3f} (base {base:.3f}){warnings}"
 
 
 if __name__ == "__main__":

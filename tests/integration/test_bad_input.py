@@ -43,6 +43,15 @@ def failing(split):
 FILES = "curation.sources=[{kind: files, name: mine, path: mine.jsonl}]"
 SCORES = "bench.sources=[{kind: scores, name: people, path: scores.jsonl}]"
 PROMPTS = "prompts={path: %s, test_share: 0.5}"
+EDITS = [
+    "curation.labeller=difference_first",
+    "curation.dimensions={execution: {rubric: evaluate_execution}, consistency: {rubric: evaluate_consistency}}",
+    "critic.rubrics={execution: short_execution, consistency: short_consistency}",
+    "auditor.rubrics={execution: execution, consistency: consistency}",
+    "reward={formula: cme}",
+    "bench.gate.accept_gaps=[execution.skill_low, execution.pairwise, consistency.skill_low, consistency.pairwise]",
+    "further_rounds={}",
+]
 Result = subprocess.CompletedProcess[str]
 
 
@@ -174,6 +183,33 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "candidates malformed": ({"mine.jsonl": '\n{"prompt": "a"\n'}, [FILES], ["mine.jsonl, line 2"]),
     "candidates without image": ({"mine.jsonl": '{"prompt": "a"}'}, [FILES], ["mine.jsonl, line 1", "'image'"]),
     "image missing": ({"mine.jsonl": '{"prompt": "a", "image": "a.png"}'}, [FILES], ["mine.jsonl, entry 0: a.png"]),
+    "edits without rubrics of edits": (
+        {"mine.jsonl": '{"prompt": "a", "image": "a.png", "source_image": "b.png"}'},
+        [FILES],
+        ["mine.jsonl, entry 0: a.png", "judge 1 image(s), not 2", "source_image"],
+    ),
+    "edits without a source": (
+        {"mine.jsonl": '{"prompt": "a", "image": "a.png"}'},
+        [FILES, *EDITS],
+        ["mine.jsonl, entry 0: a.png", "judge 2 image(s), not 1", "source_image"],
+    ),
+    "edits with a source that is missing": (
+        {"mine.jsonl": '{"prompt": "a", "image": "a.png", "source_image": "b.png"}', "a.png": b""},
+        [FILES, *EDITS],
+        ["mine.jsonl, entry 0: b.png", "no such image"],
+    ),
+    "rubrics of generation and of editing": (
+        {},
+        ["curation.dimensions.execution={rubric: evaluate_execution}"],
+        ["curation.dimensions.", "judges 1 image(s)", "judges 2", "rubrics of one of the two"],
+    ),
+    "plans without a planner": ({}, ["curation.planner=null"], ["curation", "plan_then_score needs a planner"]),
+    "a report that is a score": (
+        {},
+        ["curation.reporter_rubrics=[execution]"],
+        ["curation.reporter_rubrics.0", "judges execution, not no dimension"],
+    ),
+    "a bound of no share": ({}, ["rl.monitors.copies=50"], ["rl.monitors.copies", "less than or equal to 1"]),
     "judge that is not there": ({}, ["auditor.judge.target=judges:Nobody"], ["auditor.judge.target", "judges:Nobody"]),
     "judge at no URL": (
         {},
@@ -335,7 +371,7 @@ def test_a_disk_full_to_the_last_byte_is_named(folder: Path, disk: Callable[[str
 
 
 def test_a_journal_that_cannot_grow_is_named(folder: Path) -> None:
-    limit = 6000  # bytes a file
+    limit = 7000  # bytes a file
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -1,11 +1,20 @@
 """Whatever a judge says, parsing does not raise; whatever curation writes parses back to the same score."""
 
+import json
 from typing import Literal
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firm.critics.answers import final_analysis, parse_answer, parse_plan, parse_score_first, write_answer
+from firm.critics.answers import (
+    final_analysis,
+    parse_answer,
+    parse_instruction,
+    parse_plan,
+    parse_report,
+    parse_score_first,
+    write_answer,
+)
 from firm.records import Invalid, Judgement
 
 PIECES = st.sampled_from(
@@ -24,8 +33,22 @@ def test_parsing_never_raises_and_never_leaves_the_scale(
     for outcome in (parse_answer(text, answer, truncated), parse_score_first(text, truncated)):
         assert isinstance(outcome, Invalid) or outcome.score in (1, 2, 3, 4, 5)
     assert isinstance(final_analysis(text), str)
-    plan = parse_plan(text, truncated)
-    assert isinstance(plan, Invalid) or (plan and all(question.strip() for question in plan))
+    for parse in (parse_plan, parse_report):
+        lines = parse(text, truncated)
+        assert isinstance(lines, Invalid) or (lines and all(line.strip() for line in lines))
+        assert isinstance(lines, Invalid) or len(set(lines)) == len(lines)
+    rewritten = parse_instruction(text, truncated)
+    assert isinstance(rewritten, Invalid) or rewritten[0].strip()
+    assert not truncated or all(
+        isinstance(p(text, True), Invalid) for p in (parse_plan, parse_report, parse_instruction)
+    )
+
+
+@given(TEXTS.filter(lambda text: "think>" not in text and text.strip()), TEXTS)
+def test_a_rewritten_instruction_is_read_as_it_was_written(instruction: str, reasoning: str) -> None:
+    text = json.dumps({"reasoning": reasoning.replace("think>", ""), "instruction": instruction})
+    outcome = parse_instruction(f"Here it is: {text}")
+    assert isinstance(outcome, tuple) and outcome[0] == " ".join(instruction.split())
 
 
 RATIONALES = TEXTS.filter(lambda text: "think>" not in text)  # a teacher's thoughts are cut out of its rationale

@@ -1,5 +1,6 @@
 """Every YAML and command in README and docs works word for word, as far as it needs no cluster."""
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from edits import edit_run
 from typer.testing import CliRunner
 
 from firm import preflight
@@ -50,12 +52,17 @@ COMMANDS = sorted({command for page in PAGES for command in commands(page.read_t
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """What the examples of docs/bring-your-own.md are about: my.yaml, the user's prompts and people's scores."""
+    """What the examples of docs/bring-your-own.md are about: my.yaml, the user's prompts, people's scores and edits."""
     (tmp_path / "my.yaml").write_text(yamls(BRING)[0])
+    (tmp_path / "edits.yaml").write_text(yaml.safe_dump(edit_run()))
     (tmp_path / "prompts.json").write_text(str([f"prompt {i}" for i in range(100)]).replace("'", '"'))
     [row] = re.findall(r'^ {4}(\{"prompt".*"scores".*)$', BRING, re.MULTILINE)
     (tmp_path / "scores.jsonl").write_text(row)
-    (tmp_path / "0001.png").touch()
+    [edit] = re.findall(r'(\{"prompt": "make the car red",.*?\})', BRING, re.DOTALL)
+    edits = [{**json.loads(edit), "prompt": f"make the car red, {i}"} for i in range(100)]
+    (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
+    for name in ("0001.png", "car.png", "red.png"):
+        (tmp_path / name).touch()
     return tmp_path
 
 
@@ -73,7 +80,8 @@ def test_every_yaml_is_a_configuration(page: str, text: str, folder: Path, monke
 def within(given: Any, shown: Any) -> bool:
     """Whether what is given is in the whole configuration, whose defaults it may leave out."""
     if isinstance(given, dict):
-        return all(key in shown and within(value, shown[key]) for key, value in given.items())
+        shown = {str(key): value for key, value in shown.items()}
+        return all(str(key) in shown and within(value, shown[str(key)]) for key, value in given.items())
     if isinstance(given, list):
         return len(given) == len(shown) and all(map(within, given, shown))
     return bool(given == shown)

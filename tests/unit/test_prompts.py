@@ -6,9 +6,11 @@ from pathlib import Path
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from PIL import Image
 
 from firm.config import PromptsConfig
-from firm.prompts import Splits, load_prompts
+from firm.images import decode_image, encode_image
+from firm.prompts import Splits, load_prompts, with_source
 from firm.records import Prompt, UserError
 
 ALL = [f"prompt number {i}" for i in range(200)]
@@ -136,3 +138,32 @@ def test_a_prompt_survives_json_and_a_text_alone_stays_a_text(text: str, image: 
     assert Prompt.model_validate_json(prompt.model_dump_json()) == prompt
     assert image is not None or text.startswith("{") or prompt.model_dump() == text
     assert {prompt: 1}[Prompt(text=text, image=image)] == 1 and str(prompt) == text
+
+
+def test_a_sample_is_judged_behind_its_source_in_its_own_size(tmp_path: Path) -> None:
+    sample = encode_image(Image.new("RGB", (8, 8), "blue"))
+    assert with_source(Prompt(text="a blue square"), sample) == [sample]
+    for size in ((8, 8), (32, 16)):
+        path = tmp_path / f"{size[0]}.webp"
+        Image.new("RGB", size, "red").save(path, lossless=True)
+        source, same = with_source(Prompt(text="paint it blue", image=str(path)), sample)
+        assert same == sample and source == encode_image(Image.new("RGB", (8, 8), "red"))
+        assert decode_image(source, "").size == (8, 8)
+
+
+def test_a_source_that_is_gone_is_named(tmp_path: Path) -> None:
+    path = str(tmp_path / "gone.png")
+    with pytest.raises(UserError, match="cannot read an image") as caught:
+        with_source(Prompt(text="paint it blue", image=path), encode_image(Image.new("RGB", (8, 8))))
+    assert path in str(caught.value)
+
+
+def edits(split: str) -> list[str | Prompt]:
+    return [Prompt(text=f"{split} it", image=f"{i}.png") for i in range(2)] + [f"a {split}"]  # type: ignore[operator]
+
+
+def test_a_function_may_give_prompts_with_source_images() -> None:
+    config = PromptsConfig(function=f"{__name__}:edits")
+    found = load_prompts(config, "train")
+    assert [(p.text, p.image) for p in found] == [("train it", "0.png"), ("train it", "1.png"), ("a train", None)]
+    assert [Splits(config).of(Prompt(text=text)) for text in ("test it", "train it")] == ["test", "train"]

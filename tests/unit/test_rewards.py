@@ -35,6 +35,39 @@ def test_the_paper_s_values() -> None:
     assert editing.tolist() == pytest.approx([0.6, 0.4, 1, 0])
 
 
+def test_every_pair_of_scores_of_an_edit() -> None:
+    """The whole table of CME, Exec * (0.6 + 0.4 Cons), rows execution 1..5, columns consistency 1..5."""
+    table = [
+        [0, 0, 0, 0, 0],
+        [0.15, 0.175, 0.2, 0.225, 0.25],
+        [0.3, 0.35, 0.4, 0.45, 0.5],
+        [0.45, 0.525, 0.6, 0.675, 0.75],
+        [0.6, 0.7, 0.8, 0.9, 1],
+    ]
+    grid = torch.arange(1, 6, dtype=torch.float64)
+    for executed, row in zip(grid, table, strict=True):
+        scores = {"execution": executed.expand(5), "consistency": grid}
+        assert reward(RewardConfig(formula="cme"), scores).tolist() == pytest.approx(row)
+
+
+@pytest.mark.parametrize(
+    ("config", "untouched", "half", "perfect"),
+    [
+        ({"formula": "cme"}, 0, 0.45, 1),
+        ({"formula": "weighted_sum", "weights": [0.5, 0.5]}, 0.5, 0.625, 1),
+        ({"formula": "weighted_sum", "weights": [0.6, 0.4]}, 0.4, 0.6, 1),
+        ({"formula": "base_only"}, 0, 0.5, 1),
+    ],
+)
+def test_the_rewards_of_the_paper_s_ablation(
+    config: dict[str, Any], untouched: float, half: float, perfect: float
+) -> None:
+    """Table 5: under the sums the untouched source (1, 5) earns something, under CME nothing."""
+    edits = {"execution": tensor(1, 3, 5), "consistency": tensor(5, 4, 5)}
+    settings = RewardConfig(base="execution", bonuses=["consistency"], **config)
+    assert reward(settings, edits).tolist() == pytest.approx([untouched, half, perfect])
+
+
 @pytest.mark.parametrize(
     ("formula", "given", "words"),
     [

@@ -9,7 +9,9 @@ from firm.critics.answers import (
     MAX_CHARS,
     final_analysis,
     parse_answer,
+    parse_instruction,
     parse_plan,
+    parse_report,
     parse_score_first,
     write_answer,
 )
@@ -248,6 +250,48 @@ def test_a_plan_that_failed_is_invalid(text: str, truncated: bool, reason: str) 
     assert isinstance(outcome, Invalid) and outcome.reason == reason
 
 
+def test_parse_report() -> None:
+    text = "<think>- no</think>\n## **Objects**\n\n- a - b\n* a - b\n   + **one** cat_\nplain\n---\n- None"
+    assert parse_report(text) == ["Objects", "a - b", "one** cat", "plain", "None"]
+
+
+def test_parse_instruction() -> None:
+    text = 'Well: {"instruction": "a"} or ```{"reasoning": " why ", "instruction": " make\n it {red} "}``` {"x": 1}'
+    assert parse_instruction(text) == ("make it {red}", "why")
+    assert parse_instruction('{"instruction": "a", "reasoning": ["b"]}') == ("a", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "truncated", "reason"),
+    [
+        ("", False, "empty"),
+        ("<think>- a", False, "empty"),
+        ("- a\n- b", True, "truncated"),
+        ("- \n***", False, "empty"),
+    ],
+)
+def test_a_report_that_failed_is_invalid(text: str, truncated: bool, reason: str) -> None:
+    outcome = parse_report(text, truncated)
+    assert isinstance(outcome, Invalid) and outcome.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "truncated", "reason"),
+    [
+        ("", False, "empty"),
+        ("make it red", False, "unparsable"),
+        ('{"instruction": ""}', False, "unparsable"),
+        ('{"instruction": ["a"]}', False, "unparsable"),
+        ('{"instruction": "a", "more', False, "unparsable"),
+        ('{"instruction": "a"}', True, "truncated"),
+        ('<think>{"instruction": "a"}', False, "empty"),
+    ],
+)
+def test_a_rewriting_that_failed_is_invalid(text: str, truncated: bool, reason: str) -> None:
+    outcome = parse_instruction(text, truncated)
+    assert isinstance(outcome, Invalid) and outcome.reason == reason
+
+
 @pytest.mark.parametrize(
     "piece",
     ['{"a":', "{", '{"x', "\\boxed{", "\\boxed   ", "Score: ", "[*_ ", "final alignment rating:\n ", "- [ ] ", "{[["],
@@ -259,5 +303,6 @@ def test_hostile_answers_take_little_time(piece: str) -> None:
         assert isinstance(parse_answer(text, answer), Invalid)  # type: ignore[arg-type]
     parse_score_first(text)
     final_analysis(text)
-    parse_plan(text)
+    for parse in (parse_plan, parse_report, parse_instruction):
+        parse(text)
     assert time.process_time() - start < 3

@@ -129,7 +129,7 @@ def test_misuse() -> None:
         judge.ask(item(), "consistency")
     with pytest.raises(UserError, match="judges 1 image"):
         judge.ask(JudgeInput(Prompt(text="a"), [PNG, PNG]), "instruction_following")
-    with pytest.raises(UserError, match="asks for a plan"):
+    with pytest.raises(UserError, match="asks for a text"):
         ChatJudge(Scripted(), {"instruction_following": "plan"})
     assert judge.judge([]) == []
     assert judge.versions == {"instruction_following": load_rubric("instruction_following").version}

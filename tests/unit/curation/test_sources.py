@@ -19,6 +19,7 @@ from firm.config import (
     PromptsConfig,
     PythonChat,
 )
+from firm.curation.sources import Files as FilesOf
 from firm.curation.sources import count, open_source
 from firm.images import decode_image, encode_image
 from firm.policies.policy import Policy, save_policy
@@ -159,6 +160,89 @@ def test_a_function_that_gives_a_held_out_prompt_for_training_is_refused() -> No
     with pytest.raises(UserError, match=f"a prompt of the other split when asked for {other}: 'a picture'") as caught:
         open_source(config, PROMPTS, 0).make(other, [0])
     assert caught.value.exit_code == 2
+
+
+# ---- edits
+
+
+def edits(*numbers: int) -> list[dict[str, str]]:
+    return [{"prompt": f"edit {i}", "source_image": f"{i}.png", "image": f"{9 - i}.png"} for i in numbers]
+
+
+def test_an_edit_is_a_pair_of_the_source_and_the_edited_image(files: Files) -> None:
+    config = files(edits(*range(10)))
+    train, test = both(config, 0.5)
+    assert len(train) + len(test) == 10 and test
+    for c in train + test:
+        i = int(c.prompt.text.split()[1])
+        shades = [decode_image(png, "").getpixel((0, 0)) for png in c.images]
+        assert shades == [(i * 20, 0, 0), ((9 - i) * 20, 0, 0)]
+        assert c.prompt.image == str(Path(config.path).parent / f"{i}.png")
+
+
+def test_equal_instructions_for_two_sources_are_two_prompts(files: Files) -> None:
+    rows = [{"prompt": "make it red", "source_image": f"{i}.png", "image": "9.png"} for i in (1, 2)]
+    train, _ = both(files(rows), 0)
+    assert len({c.prompt for c in train}) == 2 and len({c.prompt.text for c in train}) == 1
+
+
+def test_a_source_of_another_size_is_named(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "wide.png").write_bytes(encode_image(Image.new("RGB", (12, 8))))
+    config = files([*edits(0), {"prompt": "x", "source_image": "wide.png", "image": "1.png"}])
+    with pytest.raises(UserError, match="source image has 12 x 8 pixels, the edited one 8 x 8") as caught:
+        both(config, 0)
+    assert "entry 1: 1.png" in str(caught.value) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "wanted", "words"),
+    [
+        ({"prompt": "x", "source_image": "absent.png", "image": "1.png"}, 2, "entry 1: absent.png"),
+        ({"prompt": "x", "source_image": "1.png", "image": "absent.png"}, 2, "entry 1: absent.png"),
+        ({"prompt": "x", "image": "1.png"}, 2, "give each entry a source_image"),
+        ({"prompt": "x", "source_image": "1.png", "image": "2.png"}, 1, "leave source_image out"),
+    ],
+)
+def test_a_missing_or_superfluous_source_is_named_before_a_run(
+    files: Files, row: dict[str, str], wanted: int, words: str
+) -> None:
+    first = edits(0) if wanted == 2 else rows(0)
+    with pytest.raises(UserError) as caught:
+        FilesOf(files([*first, row]), Splits(PROMPTS)).check(wanted)
+    assert words in str(caught.value) and "entry 1" in str(caught.value) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("source", ['""', "7", '["1.png"]'])
+def test_a_malformed_source_is_named(files: Files, source: str) -> None:
+    with pytest.raises(UserError, match="must be texts, and not empty") as caught:
+        both(files(f'{{"prompt": "x", "image": "1.png", "source_image": {source}}}'), 0)
+    assert "line 1" in str(caught.value) and "source_image" in str(caught.value)
+
+
+PAINTED = PromptsConfig(function="edits:prompts")
+
+
+def test_a_function_may_give_pairs() -> None:
+    source = open_source(FunctionSource(name="painted", function="edits:candidate", num_images=9), PAINTED, 0)
+    made = source.make("train", range(9))
+    assert all(len(c.images) == 2 and c.images[0] != c.images[1] for c in made)
+    assert all((c.prompt.image or "").startswith("sha256:") for c in made)
+    known = {c.images[0]: c.prompt.image for c in made}
+    assert len(set(known.values())) == len(known)  # equal instructions for other images stay apart
+
+
+def squeezed(index: int, seed: int, split: Split) -> tuple[Prompt, Image.Image, Image.Image]:
+    prompt = Prompt(text="paint the first patch red", image="mine.png")
+    return prompt, Image.new("RGB", (8, 8)), Image.new("RGB", (8, 8 + index))
+
+
+def test_a_function_may_name_its_sources_and_must_keep_their_size() -> None:
+    source = open_source(FunctionSource(name="x", function=f"{__name__}:squeezed", num_images=2), PAINTED, 0)
+    [candidate] = source.make("train", [0])
+    assert candidate.prompt.image == "mine.png"
+    with pytest.raises(UserError, match="8 x 8 pixels, the edited one 8 x 9") as caught:
+        source.make("train", [1])
+    assert "squeezed, train 1" in str(caught.value)
 
 
 def test_a_generator_samples_its_own_prompts_and_mismatches_a_share() -> None:

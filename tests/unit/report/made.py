@@ -42,7 +42,21 @@ def curation() -> Summary:
         for what, size, invalid in (("judged: <b>$x$", 70, 3), ("judged: _base", 30, 0), ("train examples", 50, 0))
     ]
     metrics = {"candidates": 1503.0, "invalid_judgements": 6.0, "train_examples": 1500.0, "test_examples": 240.0}
-    return Summary(stage="curation", metrics=metrics, tables={"histogram": rows})
+    metrics["rewritten"] = 40.0
+    rewritten = [
+        {"source": "<b>$x$", "dimension": "quality", "when": when, **dict.fromkeys("12345", 8), "invalid": 2}
+        for when in ("before", "after")
+    ]
+    shown = {
+        "before": "a red square",
+        "after": EVIL,
+        "reason": "<i>no circle",
+        "quality_before": 5,
+        "quality_after": None,
+    }
+    scores = {f"{DIMENSIONS[0]}_{when}": 3 for when in ("before", "after")}
+    tables = {"histogram": rows, "rewritten": rewritten, "rewritings": [{**shown, **scores}]}
+    return Summary(stage="curation", metrics=metrics, tables=tables)
 
 
 def sft(trained: bool = True) -> Summary:

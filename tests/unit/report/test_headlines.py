@@ -95,3 +95,15 @@ def test_a_dimension_without_pairs_after_rl_is_not_passed_over(config: RunConfig
 def test_what_a_further_round_is_compared_with_is_named(config: RunConfig) -> None:
     summaries = {"bench": bench(config), "samples": scores(), "policy": rl()}
     assert "(before the first round: 83%)" in headlines(config, summaries, number=2)[2]["title"]
+
+
+def test_alarms_are_in_the_headline(config: RunConfig) -> None:
+    quiet = rl(stopped=False)
+    said = "Alarm from epoch 5 to 9: 70% of the images were nearly empty (bound 50%)."
+    row = {"monitor": "blanks", "since": 5, "until": 9, "worst": 0.7, "bound": 0.5, "text": "...", "sentence": said}
+    loud = quiet.model_copy(update={"tables": {**quiet.tables, "alarms": [row]}})
+    summaries = {"bench": bench(config), "samples": scores()}
+    *_, before = headlines(config, {**summaries, "policy": quiet})
+    *_, after = headlines(config, {**summaries, "policy": loud})
+    assert (before["tone"], after["tone"]) == ("good", "note") and said not in before["text"]
+    assert after["text"] == f"{before['text']} {said}"

@@ -59,6 +59,11 @@ def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
         assert f'id="{part}' in page
 
 
+def test_the_page_says_what_was_rewritten(whole: tuple[str, str, Summary]) -> None:
+    page, _, _ = whole
+    assert "the prompts of 40 images were rewritten" in page and "5 → –" in page and "&lt;i&gt;no circle" in page
+
+
 def test_the_page_needs_nothing_else(whole: tuple[str, str, Summary]) -> None:
     page = whole[0]
     targets = re.findall(r"""\b(?:src|href|srcset|action|poster|data)\s*=\s*["']?([^"'\s>]+)""", page)
