@@ -82,10 +82,11 @@ def with_source(prompt: Prompt, png: bytes) -> list[bytes]:
 
 
 @lru_cache(maxsize=64)
-def _source(path: str, size: tuple[int, int]) -> bytes:
+def _source(source: str, size: tuple[int, int]) -> bytes:
     """A source image as PNG of a size; the samples of a group follow one another."""
-    png = read_image(Path(path), path)
-    image = decode_image(png, path)
+    where = source[:200]  # a data URL may be long
+    png = read_image(source, where)
+    image = decode_image(png, where)
     return png if image.size == size else encode_image(image.resize(size, Image.Resampling.LANCZOS))
 
 
