@@ -31,6 +31,9 @@ class Thing:
         return f"{self.colour} {self.shape}"
 
 
+THINGS = tuple(Thing(colour, shape) for colour in COLOURS for shape in SHAPES)
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A shape in a scene; centre and radius in pixels.
