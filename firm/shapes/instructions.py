@@ -14,7 +14,12 @@ from firm.shapes.texts import digest, normalised, of_split
 
 Kind = Literal["recolor", "replace", "remove", "add", "move", "resize", "swap"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-CORNERS = {"top left": (8.5, 8.5), "top right": (23.5, 8.5), "bottom left": (8.5, 23.5), "bottom right": (23.5, 23.5)}
+CORNERS = {
+    "top left": (8.25, 8.25),
+    "top right": (23.75, 8.25),
+    "bottom left": (8.25, 23.75),
+    "bottom right": (23.75, 23.75),
+}
 """Where things are added and moved to: centres (x, y) in pixels."""
 
 _FORMS: dict[Kind, str] = {
@@ -33,7 +38,7 @@ _WORDS: dict[Kind, tuple[str, ...]] = {
     "resize": ("bigger", "smaller"),
 }
 _THEN = " and then "
-_COMPOUNDS = 12  # listed instructions of every two kinds: a sample, as there are tens of thousands
+_COMPOUNDS = 6  # listed instructions of every two kinds: a sample, as there are tens of thousands
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,7 @@ def draw_instruction(split: Split, rng: np.random.Generator) -> str:
 
 @cache
 def singles(kind: Kind) -> tuple[Step, ...]:
-    """Returns every step of a kind; of the two orders of a swap only one, so that no test swap is a reworded train one."""
+    """Returns every step of a kind; a swap in one order only, so that no test swap is a train swap reworded."""
     others = THINGS if "{other}" in _FORMS[kind] else (None,)
     steps = (Step(kind, *parts) for parts in product(THINGS, others, _WORDS.get(kind, ("",))))
     changing = (s for s in steps if s.thing not in (s.other, s.becomes if s.kind == "recolor" else None))

@@ -37,7 +37,9 @@ _WORDS = """
     a an and of object objects shape background score scores judge rate image images picture prompt the is this
     follows follow instruction following quality aesthetics technical structure texture yes no system user assistant
     execution consistency before after edited source edit make move remove add replace change to with into same new now
-    gone on from 1 2 3 4 5 : ; , . ? ! - / ( ) [ ] { } < > " = _
+    gone on from at then swap bigger smaller larger turn every other both all everything background size place half
+    done not missing wrong extra kept moved recolored reshaped resized replaced removed added swapped redrawn untouched
+    changed unchanged noise stain blur tint little some much 1 2 3 4 5 : ; , . ? ! - / ( ) [ ] { } < > " = _
 """
 _CHAT_TEMPLATE = """\
 {%- for message in messages -%}

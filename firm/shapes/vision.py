@@ -23,13 +23,30 @@ _MAX_SEEN = 5  # in a noisy picture only the largest specks are reported
 
 @dataclass(frozen=True)
 class Seen:
-    """One object in a picture: centre in pixels, `clearness` of its shape in [0, 1]; the shape may be "blob"."""
+    """One object in a picture; its shape may be "blob".
+
+    Attributes:
+        colour: One of the palette.
+        shape: What it looks most like.
+        clearness: Of its shape, in [0, 1].
+        x: Of its centre of mass, in pixels; `y` likewise.
+        size: Radius in pixels of a circle of its area.
+        box: Its rows and columns.
+    """
 
     colour: str
     shape: str
     clearness: float
     x: float
     y: float
+    size: float
+    box: tuple[slice, slice]
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """The middle (x, y) of its box in pixels: of equal meaning for all shapes, unlike the centre of mass."""
+        rows, columns = self.box
+        return (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2
 
     @property
     def where(self) -> str:
@@ -59,13 +76,18 @@ class Observation:
     impurity: float
 
 
-def observe(image: Image.Image) -> Observation:
-    """Finds the objects of a picture (any size and mode) and measures how clean it is; about half a millisecond."""
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Returns the pixels [32, 32, 3] in [0, 1] of a picture of any size and mode."""
     if image.mode != "RGB":
         image = image.convert("RGB")
     if image.size != (SIZE, SIZE):
         image = image.resize((SIZE, SIZE), Image.Resampling.BOX)
-    pixels = np.asarray(image, np.float32) / 255
+    return np.asarray(image, np.float32) / 255
+
+
+def observe(image: Image.Image) -> Observation:
+    """Finds the objects of a picture (any size and mode) and measures how clean it is; about half a millisecond."""
+    pixels = pixels_of(image)
     distance = np.sqrt(((pixels[..., None, :] - _PALETTE) ** 2).sum(-1))  # [32, 32, 4]
     nearest = distance.argmin(-1)
     nearness = distance.min(-1)
@@ -120,7 +142,7 @@ def _recognise(colour: str, part: np.ndarray, box: tuple[slice, slice]) -> Seen:
     x = xs.mean() + 0.5 + box[1].start
     y = ys.mean() + 0.5 + box[0].start
     shape = SHAPES[best] if clearness > 0.25 else "blob"
-    return Seen(colour, shape, float(clearness), float(x), float(y))
+    return Seen(colour, shape, float(clearness), float(x), float(y), float(np.sqrt(len(xs) / np.pi)), box)
 
 
 def _cleanness(pixels: np.ndarray, solid: np.ndarray, nearness: np.ndarray) -> tuple[float, float, float, float]:
