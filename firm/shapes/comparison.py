@@ -1,6 +1,6 @@
 """What differs between a source picture and its edit, measured from their pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage, optimize
 
-from firm.shapes.scene import SIZE, Drawn, Thing
+from firm.shapes.scene import SIZE, Drawn
 from firm.shapes.vision import Observation, Seen, observe, pixels_of
 
 SAME_PLACE = 2.5
@@ -40,7 +40,7 @@ class Picture:
     @property
     def drawn(self) -> list[Drawn]:
         """Its objects, as if they had been drawn so."""
-        return [Drawn(Thing(s.colour, s.shape), *s.middle, s.size) for s in self.observation.seen]
+        return [Drawn(s.thing, *s.middle, s.size) for s in self.observation.seen]
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,78 @@ class Comparison:
         change = abs(smooth[disc] - np.median(smooth[around], 0)).max(-1) - 1.5 * smooth[around].std(0).max()
         return float(np.clip((change - 0.1) / 0.12, 0, 1).mean())
 
+    def clauses(self) -> Iterator[str]:
+        """Yields what became of each object of the source, what is new, and what became of the background, in words."""
+        for source, found in zip(self.before.observation.seen, self.found, strict=False):
+            yield f"{source.thing} {_change(source, found)}"
+        yield from (f"{seen.thing} added {seen.where}" for seen in self._new)
+        change = max(self.ground, self.noise)
+        limits = ((SAME_GROUND, "unchanged"), (0.08, "changed little"), (0.14, "changed some"))
+        yield f"background {next((words for limit, words in limits if change < limit), 'redrawn')}"
+
+    def obvious(self) -> Iterator[str]:
+        """Yields what each object that changed looks like in each picture."""
+        pairs = [*zip(self.before.observation.seen, self.found, strict=False), *((None, seen) for seen in self._new)]
+        for source, found in pairs:
+            if source is None or _change(source, found) != "kept":
+                yield f"image 1 : {source or 'nothing'} ; image 2 : {found or 'nothing'}"
+
+    def detailed(self) -> Iterator[str]:
+        """Yields how the pictures differ in the number of objects, in each attribute of each, and in the background."""
+        yield f"objects : {len(self.before.observation.seen)} in image 1 , {len(self.after.observation.seen)} in image 2"
+        for source, found in zip(self.before.observation.seen, self.found, strict=False):
+            if found is None:
+                yield f"{source.thing} : only in image 1 , {source.where}"
+                continue
+            attributes = {
+                "colour": (source.colour, found.colour),
+                "shape": (source.shape, found.shape),
+                "position": (source.where, found.where),
+                "size": (round(source.size), round(found.size)),
+            }
+            said = (f"{name} {'same' if a == b else f'{a} to {b}'}" for name, (a, b) in attributes.items())
+            yield f"{source.thing} : {' , '.join(said)}"
+        yield from (f"{seen.thing} : only in image 2 , {seen.where}" for seen in self._new)
+        yield [*self.clauses()][-1]
+
+    @property
+    def _new(self) -> list[Seen]:
+        added = self.found[len(self.before.observation.seen) :]
+        return [seen for seen in (*added, *self.extra) if seen is not None]
+
+
+def obvious_differences(before: Picture, after: Picture) -> str:
+    """Describes what changed as it looks in each image, one line a subject, without comparing."""
+    return "\n".join(f"- {line}" for line in Comparison.of(before, after).obvious()) or "- Nothing has changed."
+
+
+def detailed_differences(before: Picture, after: Picture) -> str:
+    """Compares number, colour, shape, position and size of the objects, and the background, one line each."""
+    return "\n".join(f"- {line}" for line in Comparison.of(before, after).detailed())
+
 
 def distance(a: tuple[float, float], b: tuple[float, float]) -> float:
     """Returns the distance of two points in pixels."""
     return float(np.hypot(a[0] - b[0], a[1] - b[1]))
+
+
+def _change(source: Seen, found: Seen | None) -> str:
+    """Says what became of an object: "recolored blue moved top left", for example, or "kept"."""
+    if found is None:
+        return "removed"
+    words = []
+    if source.colour != found.colour and source.shape != found.shape:
+        words.append(f"replaced {found.thing}")
+    elif source.colour != found.colour:
+        words.append(f"recolored {found.colour}")
+    elif source.shape != found.shape:
+        words.append(f"reshaped {found.shape}")
+    if distance(source.middle, found.middle) > 2 * SAME_PLACE:
+        words.append(f"moved {found.where}")
+    growth = np.log(found.size / source.size)
+    if source.shape == found.shape and abs(growth) > 1.5 * SAME_SIZE:
+        words.append(f"resized {'bigger' if growth > 0 else 'smaller'}")
+    return " ".join(words) or "kept"
 
 
 def _resemblance(drawn: Drawn, seen: Seen) -> float:

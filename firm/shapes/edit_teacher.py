@@ -1,4 +1,4 @@
-"""How the teacher judges edits: two scores, its evidence, reports of differences, and rewritten instructions.
+"""How the teacher judges edits: two scores with its evidence, and instructions rewritten so that an edit misses them.
 
 The rubrics are those of the paper (section 3.1), graded, as a small critic cannot learn sharp thresholds.
 
@@ -12,7 +12,7 @@ background as up to three. Not counted, as in the paper: what is behind moved th
 attributes of what is to be replaced. Of what is to be edited otherwise, only the attribute in question may change.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +97,7 @@ class Edit:
             case "move" | "swap":
                 way = distance((wish.x, wish.y), source.middle) - SAME_PLACE
                 rest = max(0.0, distance((wish.x, wish.y), found.middle) - SAME_PLACE)
-                copied = any((s.colour, s.shape) == (source.colour, source.shape) for s in self.seen.extra)
+                copied = any(s.thing == source.thing for s in self.seen.extra)
                 return _looks(found, wish) * max(0.0, 1 - rest / max(way, 1)) * (0.5 if copied else 1)
             case "resize":
                 grown = np.log(found.size / source.size) * (1 if step.word == "bigger" else -1)
@@ -126,10 +126,12 @@ class Edit:
 
     def evidence(self) -> str:
         """Says what became of each object and of the background: "red circle recolored blue ; background unchanged"."""
-        return " ; ".join(_clauses(self.seen))
+        return " ; ".join(self.seen.clauses())
 
     def rewritten(self, rng: np.random.Generator) -> str:
-        """Returns another instruction of the same split that the source allows and that this edit does not fulfil.
+        """Returns another instruction that the source allows and that this edit does not fulfil.
+
+        It is of the split of this one; of "train" if this one is not listed, see `instructions`.
 
         Raises:
             ValueError: if there is none.
@@ -143,53 +145,6 @@ class Edit:
             if possible(parse(text), before.drawn) and Edit.of(text, before, after).execution <= _MISSED:
                 return text
         raise ValueError("this edit fulfils every instruction that the source allows")
-
-
-def obvious_differences(before: Picture, after: Picture) -> str:
-    """Describes what changed as it looks in each image, one line a subject, without comparing."""
-    seen = Comparison.of(before, after)
-    pairs = [*zip(before.observation.seen, seen.found, strict=True), *((None, s) for s in seen.extra)]
-    lines = [f"- image 1 : {a or 'nothing'} ; image 2 : {b or 'nothing'}" for a, b in pairs if _changes(a, b)]
-    return "\n".join(lines) or "- Nothing has changed."
-
-
-def detailed_differences(before: Picture, after: Picture) -> str:
-    """Compares number, colour, shape, position and size of the objects, and the background; one line each."""
-    seen = Comparison.of(before, after)
-    counts = f"{len(before.observation.seen)} in image 1 , {len(after.observation.seen)} in image 2"
-    return "\n".join(f"- {line}" for line in (f"objects : {counts}", *_clauses(seen, detailed=True)))
-
-
-def _clauses(seen: Comparison, detailed: bool = False) -> Iterator[str]:
-    """What became of each object of the source, of what else is in the edit, and of the background."""
-    for source, found in zip(seen.before.observation.seen, seen.found, strict=False):
-        changes = _changes(source, found)
-        yield f"{source.colour} {source.shape} {' '.join(changes) or 'kept'}"
-    for new in (*seen.found[len(seen.before.observation.seen) :], *seen.extra):
-        if new is not None:
-            yield f"{new.colour} {new.shape} added {new.where}"
-    change = max(seen.ground, seen.noise)
-    limits = (SAME_GROUND, "unchanged"), (0.08, "changed little"), (0.14, "changed some")
-    yield f"background {next((words for limit, words in limits if change < limit), 'redrawn')}"
-
-
-def _changes(source: Seen | None, found: Seen | None) -> list[str]:
-    """The changes of an object, in words; none if it is as it was."""
-    if source is None or found is None:
-        return [] if source is found else ["removed" if found is None else "added"]
-    changes = []
-    if source.colour != found.colour and source.shape != found.shape:
-        changes.append(f"replaced {found.colour} {found.shape}")
-    elif source.colour != found.colour:
-        changes.append(f"recolored {found.colour}")
-    elif source.shape != found.shape:
-        changes.append(f"reshaped {found.shape}")
-    if distance(source.middle, found.middle) > 2 * SAME_PLACE:
-        changes.append(f"moved {found.where}")
-    growth = np.log(found.size / source.size)
-    if source.shape == found.shape and abs(growth) > 1.5 * SAME_SIZE:
-        changes.append(f"resized {'bigger' if growth > 0 else 'smaller'}")
-    return changes
 
 
 def _part(measure: float, none: float, all_: float) -> float:

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from firm.shapes.comparison import Picture
-from firm.shapes.edit_teacher import Edit, detailed_differences, obvious_differences
+from firm.shapes.comparison import Picture, detailed_differences, obvious_differences
+from firm.shapes.edit_teacher import Edit
 from firm.shapes.generation import Wanted, parse
 from firm.shapes.scene import Thing
 from firm.shapes.vision import Observation, Seen, caption, observe

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from firm.shapes.scene import COLOURS, SHAPES, SIZE
+from firm.shapes.scene import COLOURS, SHAPES, SIZE, Thing
 
 VOCABULARY = (
     *COLOURS, *SHAPES, "blob", "clear", "fair", "rough", "top", "middle", "bottom", "left", "center", "right",
@@ -41,6 +41,11 @@ class Seen:
     y: float
     size: float
     box: tuple[slice, slice]
+
+    @property
+    def thing(self) -> Thing:
+        """Its colour and shape."""
+        return Thing(self.colour, self.shape)
 
     @property
     def middle(self) -> tuple[float, float]:
