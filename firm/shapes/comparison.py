@@ -128,8 +128,9 @@ class Comparison:
                 yield f"image 1 : {source or 'nothing'} ; image 2 : {found or 'nothing'}"
 
     def detailed(self) -> Iterator[str]:
-        """Yields how the pictures differ in the number of objects, in each attribute of each, and in the background."""
-        yield f"objects : {len(self.before.observation.seen)} in image 1 , {len(self.after.observation.seen)} in image 2"
+        """Yields how the number of objects, each of their attributes and the background differ."""
+        counts = [len(picture.observation.seen) for picture in (self.before, self.after)]
+        yield f"objects : {counts[0]} in image 1 , {counts[1]} in image 2"
         for source, found in zip(self.before.observation.seen, self.found, strict=False):
             if found is None:
                 yield f"{source.thing} : only in image 1 , {source.where}"
