@@ -152,15 +152,20 @@ def _part(measure: float, none: float, all_: float) -> float:
     return float(np.clip((measure - none) / (all_ - none), 0, 1))
 
 
+def _single(seen: Seen) -> float:
+    """In [0, 1]: whether something is one object of the world, and not a picture painted over."""
+    return 1 - _part(seen.size, 8.5, 11)
+
+
 def _clear(seen: Seen) -> float:
-    """In [0, 1]: how clearly something is one object of the world; a picture painted over is none."""
-    return min(1.0, seen.clearness / 0.85) * (1 - _part(seen.size, 8.5, 11))
+    """In [0, 1]: how clear the shape of an object is."""
+    return min(1.0, seen.clearness / 0.85) * _single(seen)
 
 
 def _looks(seen: Seen, wish: Drawn) -> float:
     """Credit in [0, 1] for the right colour and the right shape."""
     thing = wish.thing
-    return 0.4 * (seen.colour == thing.colour) + 0.6 * _clear(seen) * (seen.shape == thing.shape)
+    return 0.4 * (seen.colour == thing.colour) * _single(seen) + 0.6 * _clear(seen) * (seen.shape == thing.shape)
 
 
 def _nearness(seen: Seen, wish: Drawn) -> float:
@@ -179,7 +184,7 @@ def _changed(source: Seen, found: Seen, wish: Drawn) -> float:
             credits.append(full if new == wanted else 0.25 * (new != old))
         else:
             kept = 0.5 + 0.5 * full * (new == wanted)
-    return float(np.mean(credits)) * kept
+    return float(np.mean(credits)) * kept * _single(found)
 
 
 def _lost(source: Seen, found: Seen | None, free: str) -> float:

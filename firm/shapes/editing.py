@@ -114,6 +114,14 @@ def perfect(instruction: str, rng: np.random.Generator) -> tuple[Image.Image, Im
     return _picture(before, rng), _picture(after, rng)
 
 
+def perfect_edits(split: Split, count: int, seed: int) -> Iterator[tuple[str, Image.Image, Image.Image]]:
+    """Yields triples of a random instruction, a clean source and its perfect edit, from which an editor learns."""
+    rng = np.random.default_rng([seed, SPLITS.index(split)])
+    for _ in range(count):
+        instruction = draw_instruction(split, rng)
+        yield instruction, *perfect(instruction, rng)
+
+
 def prompts(split: Split) -> list[Prompt]:
     """Returns instructions with source pictures: every one of a split at least once, all kinds equally often.
 

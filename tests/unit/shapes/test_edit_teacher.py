@@ -159,6 +159,13 @@ def test_a_picture_of_nothing_is_not_an_edit(text: str, picture: str) -> None:
     assert consistency(text, SOURCE, image) <= 3
 
 
+@pytest.mark.parametrize("text", ["replace the red circle with a yellow square", "make the red circle yellow"])
+def test_a_picture_painted_over_with_the_right_colour_is_not_an_edit(text: str) -> None:
+    painted = Image.new("RGB", (SIZE, SIZE), (237, 214, 38))
+    assert execution(text, draw(RED), painted) == 1
+    assert consistency(text, draw(RED), painted) <= 2
+
+
 def test_what_is_left_in_its_place_counts_against_a_removal() -> None:
     pixels = np.asarray(draw(BLUE)).copy()
     pixels[4:12, 4:12] = 200  # a gray smear, which is no object

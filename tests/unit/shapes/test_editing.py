@@ -108,6 +108,13 @@ def test_a_perfect_edit_changes_only_what_is_asked() -> None:
     assert not changed.any()
 
 
+def test_perfect_edits_repeat_and_are_of_the_split() -> None:
+    edits = list(editing.perfect_edits("test", 5, seed=1))
+    assert {text for text, _, _ in edits} <= set(instructions.instructions("test"))
+    again = editing.perfect_edits("test", 5, seed=1)
+    assert [after.tobytes() for _, _, after in edits] == [after.tobytes() for _, _, after in again]
+
+
 def test_a_candidate_depends_on_seed_split_and_index_only() -> None:
     stream = list(editing.candidates(6, seed=3, split="train"))
     for index in (5, 0, 3):
