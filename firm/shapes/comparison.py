@@ -103,7 +103,7 @@ class Comparison:
         """Share in [0, 1] of the place of an object of the source that is not background in the edit, if it is gone."""
         y, x = np.mgrid[0:SIZE, 0:SIZE] + 0.5
         radius = np.hypot(x - source.middle[0], y - source.middle[1])
-        disc = (radius < 0.7 * source.size) & ~_occupied(self.after, 0)
+        disc = (radius < 0.7 * source.size) & ~_occupied(self.after, 1)
         around = (radius > 1.5 * source.size) & (radius < 2.5 * source.size) & ~_occupied(self.after)
         if not disc.any() or not around.any():
             return 0.0

@@ -101,7 +101,7 @@ class Edit:
                 return _looks(found, wish) * max(0.0, 1 - rest / max(way, 1)) * (0.5 if copied else 1)
             case "resize":
                 grown = np.log(found.size / source.size) * (1 if step.word == "bigger" else -1)
-                return _looks(found, wish) * _part(float(grown), SAME_SIZE, 0.2)
+                return _looks(found, wish) * _part(float(grown), SAME_SIZE, 0.24)
             case _:
                 return _changed(source, found, wish) * (0.5 + 0.5 * _nearness(found, wish))
 

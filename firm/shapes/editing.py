@@ -109,9 +109,12 @@ def compose(instruction: str, rng: np.random.Generator) -> Scene:
 
 def perfect(instruction: str, rng: np.random.Generator) -> tuple[Image.Image, Image.Image]:
     """Returns a clean source picture and its perfect edit; raises ValueError where `parse` does."""
-    before = compose(instruction, rng)
-    after = edit(parse(instruction), before, "none", "none", rng)
-    return _picture(before, rng), _picture(after, rng)
+    while True:
+        before, source = _source(instruction, rng)
+        after = edit(parse(instruction), before, "none", "none", rng)
+        picture = _picture(after, rng)
+        if _legible(picture, after):
+            return source, picture
 
 
 def perfect_edits(split: Split, count: int, seed: int) -> Iterator[tuple[str, Image.Image, Image.Image]]:
@@ -139,7 +142,7 @@ def candidate(index: int, seed: int, split: Split) -> tuple[str, Image.Image, Im
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     instruction = draw_instruction(split, rng)
     noise = rng.uniform(0, 0.02)
-    before, source = _source(instruction, noise * rng.integers(2), rng)
+    before, source = _source(instruction, rng, noise * rng.integers(2), bent=0.2)
     fault, damage = _draw(_FAULTS, rng), _draw(_DAMAGES, rng)
     after = edit(parse(instruction), before, fault, "none" if fault == "untouched" else damage, rng)
     # Slight differences, as editors make them, do not count: of place, and of quality. Unclear outlines may.
@@ -259,18 +262,23 @@ def _there(drawn: Sequence[Drawn | None]) -> list[Drawn]:
     return [d for d in drawn if d is not None]
 
 
-def _source(instruction: str, noise: float, rng: np.random.Generator) -> tuple[Scene, Image.Image]:
-    """Returns a source with noise; in one of five the shapes are not quite regular, but no other ones to the eye."""
+def _source(
+    instruction: str, rng: np.random.Generator, noise: float = 0.0, bent: float = 0.0
+) -> tuple[Scene, Image.Image]:
+    """Returns a source with noise and its picture; a share of sources is `bent`: of not quite regular shapes."""
     while True:
         scene = replace(compose(instruction, rng), noise=noise)
-        if rng.random() < 0.2:
+        if rng.random() < bent:
             # Without a wobble, as its waves differ in every drawing.
             scene = replace(scene, drawn=tuple(replace(deform(d, rng, 0.35), wobble=0.0) for d in scene.drawn))
         picture = _picture(scene, rng)
-        if {(s.colour, s.shape) for s in observe(picture).seen} == {
-            (d.thing.colour, d.thing.shape) for d in scene.drawn
-        }:
+        if _legible(picture, scene):
             return scene, picture
+
+
+def _legible(picture: Image.Image, scene: Scene) -> bool:
+    """Whether the teacher sees what was drawn: some small circles are square by the pixel."""
+    return {seen.thing for seen in observe(picture).seen} == {drawn.thing for drawn in scene.drawn}
 
 
 def _shift(drawn: Drawn, rng: np.random.Generator) -> Drawn:
@@ -287,7 +295,7 @@ def _prompts(split: Split) -> tuple[Prompt, ...]:
     rng = np.random.default_rng(SPLITS.index(split))
     rounds = range(max(map(len, kinds.values())))
     texts = [listed[n % len(listed)] for n in rounds for listed in kinds.values()]
-    return tuple(Prompt(text=text, image=_data_url(_picture(compose(text, rng), rng))) for text in texts)
+    return tuple(Prompt(text=text, image=_data_url(_source(text, rng)[1])) for text in texts)
 
 
 def _data_url(image: Image.Image) -> str:
