@@ -27,6 +27,7 @@ CHAT = ("tests/unit/chat",)
 CURATION = ("tests/unit/curation", "tests/property/test_balance.py")
 BENCH = ("tests/unit/bench", "tests/unit/test_stats.py")
 CONFIG = ("tests/unit/config",)
+EDITS = ("tests/unit/shapes/test_edit_teacher.py", "tests/unit/shapes/test_editing.py")
 PLANTED = ("tests/planted",)
 
 
@@ -227,6 +228,14 @@ FAULTS = [
     Fault("tests/planted/table.py", "accumulate(self.rewards, max)", "accumulate(self.rewards, min)", PLANTED),
     Fault("tests/planted/table.py", "self.stopped and self.fall < LIMIT", "self.stopped", PLANTED),
     Fault("tests/planted/table.py", "not self.failures and not self.stopped", "not self.failures", PLANTED),
+    # the teacher of edits
+    Fault("firm/shapes/edit_teacher.py", "(1 - left) * self._something_left()", "1 - left", EDITS),
+    Fault("firm/shapes/edit_teacher.py", 'kind not in ("replace", "remove")', "kind is None", EDITS),
+    Fault("firm/shapes/edit_teacher.py", "execution <= _MISSED", "execution <= 5", EDITS),
+    Fault("firm/shapes/edit_teacher.py", "if name != free", "", EDITS),
+    Fault("firm/shapes/comparison.py", "0.95 * _resemblance", "1.05 * _resemblance", EDITS),
+    Fault("firm/shapes/comparison.py", "return 1.0", "return 0.0", EDITS),
+    Fault("firm/shapes/editing.py", "split), index])", "split)])", EDITS),
     # presets, keys
     Fault("firm/presets/gen-sd35.yaml", "weights: [0.4, 0.6]", "weights: [0.6, 0.4]", CONFIG),
     Fault("firm/presets/gen-sd35.yaml", "group_size: 16", "group_size: 12", CONFIG),

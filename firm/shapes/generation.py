@@ -1,19 +1,17 @@
 """The text-to-image task: prompts, scenes that show what they ask for, and deliberately flawed pictures to curate."""
 
-import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations, permutations
-from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from firm.shapes.scene import COLOURS, SHAPES, Drawn, Scene, Thing, deform, degrade, random_places, render
-
-Split = Literal["train", "test"]
+from firm.records import SPLITS, Split
+from firm.shapes.scene import COLOURS, SHAPES, THINGS, Drawn, Scene, Thing, deform, degrade, random_places, render
+from firm.shapes.texts import digest, normalised, of_split
 
 _OBJECT = rf"an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 _PROMPT = re.compile(rf"{_OBJECT}(?: (and|left of) {_OBJECT})?")
@@ -29,9 +27,7 @@ class Wanted:
 
 def prompts(split: Split) -> list[str]:
     """Returns every prompt of a split in a fixed order; about one in five is "test", by the SHA-256 of its text."""
-    if split not in ("train", "test"):
-        raise ValueError(f"unknown split {split!r}: the shapes world has 'train' and 'test'")
-    return list(_split()[split])
+    return list(of_split(_texts(), split))
 
 
 def draw_prompt(split: Split, rng: np.random.Generator) -> str:
@@ -46,7 +42,7 @@ def parse(prompt: str) -> Wanted:
     Raises:
         ValueError: if the prompt is not one of the shapes world.
     """
-    match = _PROMPT.fullmatch(" ".join(prompt.lower().split()).rstrip("."))
+    match = _PROMPT.fullmatch(normalised(prompt))
     if not match:
         raise ValueError(
             f"the shapes world does not know the prompt {prompt[:200]!r}: it knows 'a COLOUR SHAPE', "
@@ -76,7 +72,7 @@ def candidate(index: int, seed: int, split: Split) -> tuple[str, Image.Image]:
     The number of faults is drawn first, so that every score from 1 to 5 is common; flaws that only a quality rubric
     notices are drawn separately.
     """
-    rng = np.random.default_rng([seed, ("train", "test").index(split), index])
+    rng = np.random.default_rng([seed, SPLITS.index(split), index])
     prompt = draw_prompt(split, rng)
     num_faults = int(rng.choice(6, p=(0.27, 0.20, 0.20, 0.16, 0.08, 0.09)))
     scene = compose(prompt, rng)
@@ -98,21 +94,13 @@ def candidates(count: int, seed: int, split: Split) -> Iterator[tuple[str, Image
 
 
 @cache
-def _split() -> dict[str, list[str]]:
-    things = [Thing(colour, shape) for colour in COLOURS for shape in SHAPES]
-    texts = [f"a {thing}" for thing in things]
+def _texts() -> tuple[str, ...]:
+    texts = [f"a {thing}" for thing in THINGS]
     # "and" is symmetric: only one of its two orders is used, so that no test prompt is a train prompt reworded.
-    pairs = [(a, b) for a, b in combinations(things, 2) if a.colour != b.colour]
-    texts += [min(f"a {a} and a {b}", f"a {b} and a {a}", key=_digest) for a, b in pairs]
-    texts += [f"a {a} left of a {b}" for a, b in permutations(things, 2) if a.colour != b.colour]
-    split: dict[str, list[str]] = {"train": [], "test": []}
-    for text in texts:
-        split["test" if _digest(text) % 5 == 0 else "train"].append(text)
-    return split
-
-
-def _digest(text: str) -> int:
-    return int(hashlib.sha256(text.encode()).hexdigest(), 16)
+    pairs = [(a, b) for a, b in combinations(THINGS, 2) if a.colour != b.colour]
+    texts += [min(f"a {a} and a {b}", f"a {b} and a {a}", key=digest) for a, b in pairs]
+    texts += [f"a {a} left of a {b}" for a, b in permutations(THINGS, 2) if a.colour != b.colour]
+    return tuple(texts)
 
 
 def _spoil(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -153,6 +141,6 @@ def _unrelated(wanted: Wanted, split: Split, rng: np.random.Generator) -> Scene:
     if kind < 0.24:
         return Scene((), background=rng.uniform(0.3, 0.7), noise=rng.uniform(0.1, 0.3), stain=rng.uniform(0, 0.3))
     other = compose(draw_prompt(split, rng), rng)
-    wrong = [(c, s) for c in COLOURS for s in SHAPES if all(c != o.colour and s != o.shape for o in wanted.objects)]
-    things = [Thing(*wrong[int(rng.integers(len(wrong)))]) for _ in other.drawn]
+    wrong = [t for t in THINGS if all(t.colour != o.colour and t.shape != o.shape for o in wanted.objects)]
+    things = [wrong[int(rng.integers(len(wrong)))] for _ in other.drawn]
     return replace(other, drawn=tuple(replace(d, thing=t) for d, t in zip(other.drawn, things, strict=True)))

@@ -31,6 +31,9 @@ class Thing:
         return f"{self.colour} {self.shape}"
 
 
+THINGS = tuple(Thing(colour, shape) for colour in COLOURS for shape in SHAPES)
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A shape in a scene; centre and radius in pixels.
@@ -50,13 +53,17 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture to draw: shapes on gray; `noise` and `stain` are standard deviations in [0, 1], `blur` in pixels."""
+    """A picture to draw: shapes on gray.
+
+    `noise`, `stain` and `tint` (of each shape's colour) are standard deviations in [0, 1], `blur` is in pixels.
+    """
 
     drawn: tuple[Drawn, ...]
     background: float = 0.5
     noise: float = 0.02
     stain: float = 0.0
     blur: float = 0.0
+    tint: float = 0.02
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
@@ -67,7 +74,7 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
         image += scene.stain * ndimage.zoom(coarse, (SIZE / 4, SIZE / 4, 1), order=1)
     for drawn in scene.drawn:
         coverage = np.clip(0.5 - _distance(drawn, rng), 0, 1)[..., None]
-        colour = np.array(COLOURS[drawn.thing.colour]) + rng.normal(0, 0.02, 3)
+        colour = np.array(COLOURS[drawn.thing.colour]) + rng.normal(0, scene.tint, 3)
         image = image * (1 - coverage) + colour * coverage
     if scene.blur:
         image = ndimage.gaussian_filter(image, (scene.blur, scene.blur, 0))

@@ -2,7 +2,7 @@
 
 It knows exactly what its pictures show, as a very large model is presumed to for real ones, so curation can use
 either. Instruction following is graded as in section 3.2 of the paper (plan, then score), quality in three sub-scores
-that never depend on the prompt.
+that never depend on the prompt. How edits are judged is in `edit_teacher`.
 """
 
 import base64
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from firm.shapes.comparison import Picture, detailed_differences, obvious_differences
+from firm.shapes.edit_teacher import Edit
 from firm.shapes.generation import Wanted, parse
 from firm.shapes.scene import Thing
 from firm.shapes.vision import Observation, Seen, caption, observe
@@ -23,6 +25,12 @@ from firm.shapes.vision import Observation, Seen, caption, observe
 _EXTRA = 0.2  # credit lost for every object that was not asked for
 _RELATION = 0.25  # share of the credit for the relation
 _APART = 3.0  # pixels between the centres that make "left of" true
+_SECTION = re.compile(
+    r"^[ \t]*<START OF (?P<name>[A-Z ]+)>[ \t]*\n(?P<content>.*?)\n[ \t]*<END OF (?P=name)>", re.MULTILINE | re.DOTALL
+)
+_ABOUT_EDITS = (
+    "obvious differences", "detailed differences", "execution score", "consistency score", "rewrite the instruction",
+)  # fmt: skip
 
 
 def plan(prompt: str) -> list[str]:
@@ -51,27 +59,51 @@ class PixelTeacher:
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> str:
-        """Answers a request for a plan (no image), for quality ("technical quality" in the text), or for a rating.
+        """Answers what the text asks for, about no image, one, or two: a source and its edit.
 
-        The prompt is between lines `<START OF PROMPT>` and `<END OF PROMPT>`, an evaluator's plan between
-        `<START OF PLAN>` and `<END OF PLAN>`. The answer is exact: it does not depend on the sampling arguments.
+        Without an image that is a plan; about one, its quality ("technical quality" in the text) or a rating; about
+        two, the "obvious differences" or "detailed differences", the "execution score" or "consistency score", or
+        "rewrite the instruction". The prompt is between lines `<START OF PROMPT>` and `<END OF PROMPT>`, and so are an
+        evaluator's PLAN and the INSTRUCTION of an edit. Answers are exact: they do not depend on the sampling
+        arguments, except that another seed gives another rewritten instruction.
 
         Raises:
-            ValueError: for missing markers, a prompt that `parse` refuses, or an image that cannot be read.
+            ValueError: for missing markers, a prompt or instruction that cannot be parsed or does not fit the source,
+                or images that cannot be read or differ in size.
         """
-        text, url = _read(messages)
-        observation = None if url is None else _observe(url)
-        if observation is not None and "technical quality" in text.lower():
+        text, urls = _read(messages)
+        sections = {match["name"]: match["content"].strip() for match in _SECTION.finditer(text)}
+        asked = _SECTION.sub("", text).lower()
+        pictures = [_look(url) for url in urls]
+        if question := next((q for q in _ABOUT_EDITS if q in asked), None):
+            return _answer_about_edit(question, sections, pictures, seed or 0)
+        if len(pictures) > 1:
+            raise ValueError(f"the teacher rates one image, and of two it must be asked for {', '.join(_ABOUT_EDITS)}")
+        observation = pictures[0].observation if pictures else None
+        if observation is not None and "technical quality" in asked:
             return json.dumps({"reasoning": caption(observation), "score": list(_quality(observation))})
-        prompt = _between(text, "PROMPT")
-        if prompt is None:
-            raise ValueError("the text has no lines <START OF PROMPT> and <END OF PROMPT> around a prompt")
+        prompt = _get(sections, "PROMPT")
         wanted = parse(prompt)
         if observation is None:
-            sections = (f"## {head}\n" + "".join(f"- {q}\n" for q in qs) for head, qs in _checklist(wanted).items())
-            return "\n".join(sections).strip()
-        listed = re.findall(r"^\s*[-*]\s+(?:\[.\]\s*)?(.+?)\s*$", _between(text, "PLAN") or "", re.MULTILINE)
+            parts = (f"## {head}\n" + "".join(f"- {q}\n" for q in qs) for head, qs in _checklist(wanted).items())
+            return "\n".join(parts).strip()
+        listed = re.findall(r"^\s*[-*]\s+(?:\[.\]\s*)?(.+?)\s*$", sections.get("PLAN", ""), re.MULTILINE)
         return _evaluate(wanted, observation, listed or plan(prompt))
+
+
+def _answer_about_edit(question: str, sections: dict[str, str], pictures: list[Picture], seed: int) -> str:
+    if len(pictures) != 2:
+        raise ValueError(f"an edit is a source image and an edited one, not {len(pictures)} image(s)")
+    before, after = pictures
+    if question == "obvious differences":
+        return obvious_differences(before, after)
+    if question == "detailed differences":
+        return detailed_differences(before, after)
+    edit = Edit.of(_get(sections, "INSTRUCTION"), before, after)
+    if question == "rewrite the instruction":
+        return json.dumps({"reasoning": edit.evidence(), "instruction": edit.rewritten(np.random.default_rng(seed))})
+    score = edit.execution if question == "execution score" else edit.consistency
+    return json.dumps({"reasoning": edit.evidence(), "score": [score]})
 
 
 def _match(wanted: Wanted, observation: Observation) -> tuple[float, list[tuple[Seen | None, float]]]:
@@ -157,13 +189,14 @@ def _answers(wanted: Wanted, observation: Observation) -> dict[str, str]:
     return answers
 
 
-def _between(text: str, name: str) -> str | None:
-    match = re.search(rf"^[ \t]*<START OF {name}>[ \t]*\n(.*?)\n[ \t]*<END OF {name}>", text, re.MULTILINE | re.DOTALL)
-    return match.group(1).strip() if match else None
+def _get(sections: dict[str, str], name: str) -> str:
+    if name not in sections:
+        raise ValueError(f"the text has no lines <START OF {name}> and <END OF {name}>, with one between them")
+    return sections[name]
 
 
-def _read(messages: list[dict[str, Any]]) -> tuple[str, str | None]:
-    """Returns the text of all messages except the assistant's, and the URL of the image if there is one."""
+def _read(messages: list[dict[str, Any]]) -> tuple[str, list[str]]:
+    """Returns the text of all messages except the assistant's, and the URLs of the images: at most two."""
     if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
         raise ValueError("messages must be a list of objects with 'role' and 'content'")
     texts: list[str] = []
@@ -181,15 +214,15 @@ def _read(messages: list[dict[str, Any]]) -> tuple[str, str | None]:
                     urls.append(url)
                 case _:
                     raise ValueError(f"a content part must be a text or an image_url, not {str(part)[:80]!r}")
-    if len(urls) > 1:
-        raise ValueError(f"the teacher of the shapes world judges one image, not {len(urls)}")
-    return "\n".join(texts), urls[0] if urls else None
+    if len(urls) > 2:
+        raise ValueError(f"the teacher of the shapes world judges one image or two, not {len(urls)}")
+    return "\n".join(texts), urls
 
 
 @lru_cache(maxsize=256)
-def _observe(url: str) -> Observation:
+def _look(url: str) -> Picture:
     """What is seen in an image, remembered because it is judged on several dimensions, one after the other."""
-    return observe(_decode(url))
+    return Picture.of(_decode(url))
 
 
 def _decode(url: str) -> Image.Image:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from firm.shapes.scene import COLOURS, SHAPES, SIZE
+from firm.shapes.scene import COLOURS, SHAPES, SIZE, Thing
 
 VOCABULARY = (
     *COLOURS, *SHAPES, "blob", "clear", "fair", "rough", "top", "middle", "bottom", "left", "center", "right",
@@ -23,13 +23,35 @@ _MAX_SEEN = 5  # in a noisy picture only the largest specks are reported
 
 @dataclass(frozen=True)
 class Seen:
-    """One object in a picture: centre in pixels, `clearness` of its shape in [0, 1]; the shape may be "blob"."""
+    """One object in a picture; its shape may be "blob".
+
+    Attributes:
+        colour: One of the palette.
+        shape: What it looks most like.
+        clearness: Of its shape, in [0, 1].
+        x: Of its centre of mass, in pixels; `y` likewise.
+        size: Radius in pixels of a circle of its area, with fractions of pixels at its edge.
+        box: Its rows and columns.
+    """
 
     colour: str
     shape: str
     clearness: float
     x: float
     y: float
+    size: float
+    box: tuple[slice, slice]
+
+    @property
+    def thing(self) -> Thing:
+        """Its colour and shape."""
+        return Thing(self.colour, self.shape)
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """The middle (x, y) of its box in pixels: of equal meaning for all shapes, unlike the centre of mass."""
+        rows, columns = self.box
+        return (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2
 
     @property
     def where(self) -> str:
@@ -59,17 +81,23 @@ class Observation:
     impurity: float
 
 
-def observe(image: Image.Image) -> Observation:
-    """Finds the objects of a picture (any size and mode) and measures how clean it is; about half a millisecond."""
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Returns the pixels [32, 32, 3] in [0, 1] of a picture of any size and mode."""
     if image.mode != "RGB":
         image = image.convert("RGB")
     if image.size != (SIZE, SIZE):
         image = image.resize((SIZE, SIZE), Image.Resampling.BOX)
-    pixels = np.asarray(image, np.float32) / 255
+    return np.asarray(image, np.float32) / 255
+
+
+def observe(image: Image.Image) -> Observation:
+    """Finds the objects of a picture (any size and mode) and measures how clean it is; about half a millisecond."""
+    pixels = pixels_of(image)
     distance = np.sqrt(((pixels[..., None, :] - _PALETTE) ** 2).sum(-1))  # [32, 32, 4]
     nearest = distance.argmin(-1)
     nearness = distance.min(-1)
     near = nearness < _NEAR
+    level = np.median(pixels[~near], 0) if not near.all() else np.zeros(3)
     found: list[tuple[int, Seen]] = []
     solid = np.zeros_like(near)
     for index, colour in enumerate(COLOURS):
@@ -82,7 +110,7 @@ def observe(image: Image.Image) -> Observation:
             if areas[label] >= _MIN_AREA:
                 part = labels[box] == label
                 solid[box] |= part
-                found.append((int(areas[label]), _recognise(colour, part, box)))
+                found.append((int(areas[label]), _recognise(colour, part, box, pixels - level)))
     found = sorted(found, key=lambda item: -item[0])[:_MAX_SEEN]
     seen = sorted((item[1] for item in found), key=lambda s: (_third(s.y), s.x))
     return Observation(tuple(seen), *_cleanness(pixels, solid, nearness))
@@ -106,7 +134,7 @@ def _templates(height: int, width: int) -> np.ndarray:
     return np.stack([u**2 + v**2 <= 1, np.ones((height, width), bool), triangle])
 
 
-def _recognise(colour: str, part: np.ndarray, box: tuple[slice, slice]) -> Seen:
+def _recognise(colour: str, part: np.ndarray, box: tuple[slice, slice], contrast: np.ndarray) -> Seen:
     """Names the shape that overlaps best with a part of the picture [height, width]."""
     height, width = part.shape
     templates = _templates(height, width)
@@ -120,7 +148,17 @@ def _recognise(colour: str, part: np.ndarray, box: tuple[slice, slice]) -> Seen:
     x = xs.mean() + 0.5 + box[1].start
     y = ys.mean() + 0.5 + box[0].start
     shape = SHAPES[best] if clearness > 0.25 else "blob"
-    return Seen(colour, shape, float(clearness), float(x), float(y))
+    return Seen(colour, shape, float(clearness), float(x), float(y), _size(part, box, contrast), box)
+
+
+def _size(part: np.ndarray, box: tuple[slice, slice], contrast: np.ndarray) -> float:
+    """Radius of a circle of a part's area; pixels at its edge count as much as they are covered."""
+    edge = np.zeros(contrast.shape[:2], bool)
+    edge[box] = part
+    edge = ndimage.binary_dilation(edge, np.ones((3, 3), bool))
+    full = contrast[box][part].mean(0)
+    covered = contrast[edge] @ full / max(float(full @ full), 1e-6)
+    return float(np.sqrt(covered.clip(0, 1).sum() / np.pi))
 
 
 def _cleanness(pixels: np.ndarray, solid: np.ndarray, nearness: np.ndarray) -> tuple[float, float, float, float]:
