@@ -26,7 +26,7 @@ further_rounds:
     sources:
       - {{kind: generated, name: kept, policy: kept, num_images: 64, num_inference_steps: 2}}
   sft: {{max_steps: 2}}
-  bench: {{gate: {{rules: [{{metric: coverage, at_least: 0.9}}]}}}}
+  bench: {{gate: {gate({"metric": "coverage", "at_least": 0.9})}}}
 """
 
 
