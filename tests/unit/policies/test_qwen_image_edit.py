@@ -161,7 +161,7 @@ def test_two_sources_of_one_instruction_stay_apart(policy: Policy, prompts: list
     first, second = groups.generated.conditions.tensors["source_latents"]
     assert not torch.allclose(first, second)
     rewards = torch.tensor([0.5, 0.75, 1.0, 0.0, 0.25, 0.5])  # pooled, those of the first source would be good
-    advantage = with_advantages(groups, rewards, torch.ones(6, dtype=torch.bool), [None] * 6, rl, ALONE).advantage
+    advantage = with_advantages(groups, rewards, torch.ones(6, dtype=torch.bool), [{}] * 6, rl, ALONE).advantage
     assert advantage.view(2, 3).sign().tolist() == [[-1, 0, 1]] * 2
 
 
@@ -196,7 +196,7 @@ def test_an_update_trains_it(policy: Policy, prompts: list[Prompt]) -> None:
         dtype="bfloat16",
     )  # fmt: skip
     groups = sample_groups(policy, prompts, rl, 0, 0, ALONE)
-    rollout = with_advantages(groups, torch.rand(12), torch.ones(12, dtype=torch.bool), [None] * 12, rl, ALONE)
+    rollout = with_advantages(groups, torch.rand(12), torch.ones(12, dtype=torch.bool), [{}] * 12, rl, ALONE)
     values = Updater(policy, rl, 0, ALONE).epoch(rollout, 0)
     assert all(value is not None and np.isfinite(value) for value in values.values()) and values["grad_norm"]
     assert any(not torch.equal(a, b) for a, b in zip(before, sets.trainable, strict=True))
