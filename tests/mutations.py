@@ -67,6 +67,13 @@ FAULTS = [
     Fault("firm/rl/auditor.py", 'f"audit/{sample}"', '"audit"', TRAINER),
     Fault("firm/rl/auditor.py", "-1 - get_args(SampleName).index(sample)", "-1", TRAINER),
     Fault("firm/rl/auditor.py", 'candidates[epoch], "report"', 'candidates[epoch], "choice"', RL),
+    Fault(
+        "firm/rl/auditor.py", "for judge in (self.critic, self.judge)", "for judge in (self.critic, self.critic)", RL
+    ),
+    Fault("firm/rl/auditor.py", "d, formula.soft)", "d, True)", RL),
+    Fault("firm/rl/auditor.py", "kept = best(choice).epoch", "kept = max(candidates)", RL),
+    Fault("firm/rl/train.py", "candidates[audits[-1].epoch]", "candidates[audits[0].epoch]", RL),
+    Fault("firm/rl/audit.py", "recent = audits[-window:]", "recent = audits[-1:]", RL),
     Fault("firm/rl/train.py", '0: "reference"}', '0: "ema"}', TRAINER),
     Fault("firm/rl/audit.py", "interval[1] >= 0", "interval[0] >= 0", RL),
     Fault("firm/rl/audit.py", "(whole * looks * len(earlier) * len(measures))", "1", RL),
@@ -128,6 +135,7 @@ FAULTS = [
     Fault("firm/critics/local.py", 'seed_for(seed, "answer", text, *digests)', "seed", CRITICS),
     Fault("firm/critics/soft.py", "at_least[1:]", "at_least[:-1]", CRITICS),
     Fault("firm/critics/soft.py", 'whole.rfind("</think>") + 1', "0", CRITICS),
+    Fault("firm/critics/soft.py", "offset > 0", "False", CRITICS),
     Fault("firm/critics/soft.py", "tuple(int(text[at]) for at in verdict) !=", "() ==", CRITICS),
     Fault("firm/critics/soft.py", "MIN_MASS <= total", "0 < total", CRITICS),
     Fault("firm/critics/soft.py", "<= 1.01", "< math.inf", CRITICS),
@@ -188,6 +196,7 @@ FAULTS = [
     Fault("firm/bench/gate.py", "if rule.dimension else dimensions", "if rule.dimension else dimensions[:1]", BENCH),
     Fault("firm/bench/items.py", "if isinstance(o, Judgement)", "", BENCH),
     Fault("firm/bench/run.py", "indices)[done:]", "indices)", BENCH),
+    Fault("firm/bench/run.py", "bench.point_estimate, bench.num", '"score", bench.num', BENCH),
     Fault("firm/bench/run.py", 'load_prompts(config.prompts, "test")', 'load_prompts(config.prompts, "train")', BENCH),
     Fault("firm/bench/scores.py", "(total - score) / (len(scores) - 1)", "total / len(scores)", BENCH),
     Fault("firm/bench/scores.py", "clusters.append((rater, prompt))", "clusters.append((0, prompt))", BENCH),
@@ -204,6 +213,8 @@ FAULTS = [
     Fault("firm/rewards.py", "(score - 1) / 4", "score / 5", ("tests/unit/test_rewards.py",)),
     Fault("firm/evaluate/held_out.py", "f - b for b, f in pairs", "b - f for b, f in pairs", ("tests/unit/evaluate",)),
     Fault("firm/evaluate/held_out.py", "source=sample.policy", 'source="final"', ("tests/unit/evaluate",)),
+    Fault("firm/evaluate/held_out.py", "= self.config.bench.point_estimate", '= "score"', ("tests/unit/evaluate",)),
+    Fault("firm/report/rounds.py", '("critic", dimension)', '("auditor", dimension)', ("tests/unit/report",)),
     Fault("firm/report/headlines.py", "not rule.holds(row[rule.metric])", "not row", ("tests/unit/report",)),
     Fault("firm/config/bench.py", "value >= self.at_least", "value <= self.at_least", BENCH),
     # rounds

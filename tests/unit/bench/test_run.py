@@ -26,8 +26,8 @@ from firm.storage.shards import ShardWriter, iter_shards
 
 FOLLOWING = "instruction_following"
 NUMBER = 144  # of the policy's images, about four of each prompt
-Distort = Callable[[str, int, bool], int]
-"""(dimension, the teacher's score, whether the image is the policy's) -> the critic's score."""
+Distort = Callable[[str, int, bool], int | Judgement]
+"""(dimension, the teacher's score, whether the image is the policy's) -> the critic's score or judgement."""
 Bench = Callable[..., tuple[Summary, Verdict]]
 """Runs the stage with the critic that a `Distort` describes."""
 
@@ -77,12 +77,12 @@ class Oracle:
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         self.asked += len(items)
         return [
-            {
-                d: Judgement(score=self.distort(d, s, i.images[0] in self.own))
-                for d, s in self.scores[i.images[0]].items()
-            }
-            for i in items
+            {d: self._answer(d, s, i.images[0] in self.own) for d, s in self.scores[i.images[0]].items()} for i in items
         ]
+
+    def _answer(self, dimension: str, score: int, own: bool) -> Judgement:
+        answer = self.distort(dimension, score, own)
+        return Judgement(score=answer) if isinstance(answer, int) else answer
 
 
 @pytest.fixture
@@ -98,6 +98,16 @@ def bench(tmp_path: Path, config: RunConfig, data: Path, judged: Path, monkeypat
         return summary, Verdict.model_validate_json((out.folder / "verdict.json").read_text())
 
     return measure
+
+
+def test_a_critic_is_measured_by_the_configured_point_estimate(bench: Bench) -> None:
+    """All its belief is in the right score, and what it says is 1."""
+
+    def mumbling(_: str, score: int, __: bool) -> Judgement:
+        return Judgement(score=1, distribution=tuple(float(s == score) for s in range(1, 6)))  # type: ignore[arg-type]
+
+    summary, _ = bench(mumbling, point_estimate="median")
+    assert summary.metrics[f"{FOLLOWING}_mae"] == 0
 
 
 def test_a_good_critic_is_trusted_and_the_auditor_is_measured_beside_it(bench: Bench, tmp_path: Path) -> None:

@@ -58,6 +58,11 @@ def test_a_distribution_is_read_where_the_verdict_was_first_written(
     )
 
 
+def test_tokens_of_another_text_give_no_distribution() -> None:
+    judgement = read(reply("\\boxed{", token("4", {"4": 0.5, "5": 0.5}), "}", text="x\\boxed{4}"), "boxed")
+    assert (judgement.score, judgement.distribution) == (4, None)
+
+
 def test_the_written_forms_of_a_score_count_together_and_others_not_at_all() -> None:
     belief = {" 4": 0.3, "4": 0.2, "**4": 0.1, " 5": 0.1, " 45": 0.2, " four": 0.1}
     assert read(reply("Score:", token(" 4", belief)), "score_first").distribution == pytest.approx(

@@ -185,6 +185,18 @@ def test_a_guided_base_without_a_judgement_has_no_row() -> None:
     assert {**where, "invalid": 2, "of": 2} in summary.tables["invalid"]
 
 
+def test_the_critics_error_is_that_of_the_benchs_point_estimate() -> None:
+    """The likeliest score is 2, the median 4."""
+    unsure: list[Score] = [(0, 0.4, 0, 0.3, 0.3)]
+    judged = zip(samples("auditor", [4], [4]), samples("critic", unsure, unsure), strict=True)
+    both = [a.model_copy(update={"scores": a.scores | {"critic": c.scores["critic"]}}) for a, c in judged]
+    for estimate, error in (("median", 0), ("score", 2)):
+        measured = config()
+        measured = measured.model_copy(update={"bench": measured.bench.model_copy(update={"point_estimate": estimate})})
+        rows = HeldOut(measured, Path(), CPU).summary(both).tables["agreement"]
+        assert [row["mae"] for row in rows] == [error, error]
+
+
 def test_the_critic_is_measured_against_the_auditor_before_and_after() -> None:
     """Two images of each prompt: before RL the critic ranks all pairs like the auditor, after it one of two."""
     auditor = samples("auditor", [1, 2, 3, 5], [1, 2, 3, 5])

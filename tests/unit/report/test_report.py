@@ -182,6 +182,10 @@ def test_a_further_round_goes_on_from_the_last(tmp_path: Path) -> None:
     assert data["config"] == config.model_dump(mode="json", exclude={"store"}, exclude_none=True)
     rounds = data["rounds"]
     assert [row["gain"] for row in rounds] == [0.48, 0.9]
+    agreement = Summary.model_validate_json((inputs["bench"] / "summary.json").read_text()).tables["agreement"]
+    own = {r["dimension"]: r["pairwise"] for r in agreement if (r["judge"], r["value"]) == ("critic", "policy")}
+    for row in rounds:
+        assert {d: pairs["start"] for d, pairs in row["pairwise"].items()} == own
     assert rounds[0]["lineage"] == json.loads((first.folder / "data.json").read_text())["lineage"]
     with pytest.raises(UserError, match="policy was made from last_policy 0000.*, but the last_policy given is"):
         second("0" * 64)

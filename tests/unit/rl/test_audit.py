@@ -1,16 +1,22 @@
 """The auditor's statistics: what is stopped, what is not, and what is kept, in runs with the demo's noise."""
 
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from shared import CPU, TINY
 
 from firm.config import PythonChat, RewardConfig, RunConfig
 from firm.config.loading import load_config
+from firm.critics.judge import JudgeInput
+from firm.policies.policy import Policy
+from firm.prompts import load_prompts
 from firm.records import Assessment, Invalid, Judgement, UserError
-from firm.rl.audit import REWARD, Audit, best, num_looks, over_optimised
+from firm.rl.audit import REWARD, Audit, SampleName, best, num_looks, over_optimised
 from firm.rl.auditor import Auditor, values
 from firm.rl.run import summary
+from firm.rl.train import RLTrainer
 from firm.stats import Floats
 
 BASE, BONUS = "instruction_following", "quality"
@@ -204,6 +210,36 @@ def test_a_better_policy_is_kept_and_measured(demo: RunConfig, monkeypatch: pyte
     assert "was kept" in result.notes[0] and "Over-optimisation" not in result.notes[0]
 
 
+@pytest.mark.parametrize(("rewards", "kept"), [((0.4, 0.5, 0.3), 5), ((0.4, 0.3, 0.2), 0), ((0.2, 0.3, 0.4), 10)])
+def test_the_best_of_the_fresh_audits_is_kept(
+    rewards: tuple[float, ...], kept: int, demo: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = dict(zip((0, 5, 10), rewards, strict=True))
+
+    def check(_: Auditor, epoch: int, __: str, sample: SampleName) -> Audit:
+        return Audit(sample=sample, epoch=epoch, prompts=(0,), critic={}, auditor={REWARD: (reward[epoch],)})
+
+    monkeypatch.setattr(Auditor, "check", check)
+    history = [check(object.__new__(Auditor), epoch, "ema", "check") for epoch in (0, 5, 10)]
+    trainer = SimpleNamespace(auditor=object.__new__(Auditor), history=history, epoch=10)
+    parameters, audits = RLTrainer.choose(trainer)  # type: ignore[arg-type]
+    assert [a.epoch for a in audits if a.sample == "report"] == sorted({0, kept})
+    assert parameters == {0: "reference", 5: "best", 10: "ema"}[kept]
+
+
+def test_one_bad_check_of_a_dimension_stops_nothing(demo: RunConfig) -> None:
+    """A dimension is looked at in whole windows: its fall has to last."""
+
+    def run(first_bad: int) -> list[Audit]:
+        audits = simulated(demo, 0, 7, {BONUS: lambda check: -0.25 * (check >= first_bad)})
+        level = audits[0].auditor[REWARD]
+        return [a.model_copy(update={"auditor": a.auditor | {REWARD: level}}) for a in audits]
+
+    assert over_optimised(run(6), demo) is None
+    fall = over_optimised(run(4), demo)
+    assert fall is not None and fall.measure == BONUS
+
+
 # ---- one audit
 
 FORMULA = RewardConfig.model_validate({"formula": "qma"})
@@ -222,6 +258,30 @@ def judged(*pairs: tuple[int | None, int | None]) -> list[Assessment]:
 def test_an_image_has_a_reward_where_all_its_judgements_are_valid() -> None:
     found = values(judged((5, 5), (3, 5), (5, None), (None, 2)), FORMULA)
     assert found == {REWARD: (1.0, 0.5, None, None), BASE: (5.0, 3.0, 5.0, None), BONUS: (5.0, 5.0, None, 2.0)}
+
+
+def test_values_are_soft_where_the_reward_is() -> None:
+    unsure = {d: Judgement(score=4, distribution=(0, 0, 0, 0.5, 0.5)) for d in (BASE, BONUS)}
+    for soft, score in ((True, 4.5), (False, 4.0)):
+        found = values([unsure], FORMULA.model_copy(update={"soft": soft}))
+        assert (found[BASE], found[BONUS]) == ((score,), (score,))
+
+
+class Twos:
+    """A critic that gives 2 to everything."""
+
+    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
+        return judged(*[(2, 2)] * len(items))
+
+
+def test_an_audit_has_the_scores_of_both_judges(demo: RunConfig) -> None:
+    rl = demo.rl.model_copy(update={"num_inference_steps": 2})
+    config = demo.model_copy(update={"rl": rl, "auditor": demo.auditor.model_copy(update={"num_images": 4})})
+    policy = Policy(TINY, CPU)
+    policy.train(None, ("ema",), seed=0)
+    audit = Auditor(policy, Twos(), load_prompts(config.prompts, "train"), config).check(0)
+    assert audit.critic[BASE] == audit.critic[BONUS] == (2.0,) * 4
+    assert audit.auditor[BASE] != audit.critic[BASE] and audit.auditor[BONUS] != audit.critic[BONUS]
 
 
 def test_an_audit_of_nothing_is_an_error() -> None:
