@@ -78,11 +78,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Sequence[str]) ->
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
     """Inverse of :func:`optimizer_tensors`."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [(p, group) for group in optimizer.param_groups for p in group["params"]]
     by_name = dict(zip(names, parameters, strict=True))
     for full_name, value in tensors.items():
         if full_name.startswith("optimizer/"):
             _, key, name = full_name.split("/", 2)
-            target = by_name[name]
-            device = "cpu" if key == "step" else target.device
+            target, group = by_name[name]
+            # torch counts steps on the CPU, but where one kernel updates all parameters
+            counts_there = group.get("fused") or group.get("capturable")
+            device = "cpu" if key == "step" and not counts_there else target.device
             optimizer.state[target][key] = value.clone().to(device)

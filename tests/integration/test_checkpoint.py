@@ -46,6 +46,19 @@ def test_training_continues_exactly(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(module.parameters(), again.parameters(), strict=True))
 
 
+@pytest.mark.parametrize(("options", "where"), [({}, "cpu"), ({"fused": True}, "meta"), ({"capturable": True}, "meta")])
+def test_steps_are_counted_where_the_optimizer_needs_them(options: dict[str, Any], where: str) -> None:
+    module, optimizer, names = made()
+    step(module, optimizer, 0)
+    tensors = optimizer_tensors(optimizer, names)
+    elsewhere = [nn.Parameter(p.to("meta")) for p in module.parameters()]  # stands for a GPU
+    other = torch.optim.AdamW(elsewhere, **options)
+    load_optimizer(other, names, tensors)
+    for parameter in elsewhere:
+        devices = {key: value.device.type for key, value in other.state[parameter].items()}
+        assert devices == {"step": where, "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
 def test_tensors_that_share_memory_types_and_devices_survive(tmp_path: Path) -> None:
     x = torch.randn(4, 4)
     tensors = {"a": x, "b": x.t(), "c": x[0], "d": torch.tensor(3), "e": x.bfloat16(), "f": torch.zeros(0)}
