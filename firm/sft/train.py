@@ -127,7 +127,7 @@ def prepare(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None 
 def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> TrainingArguments:
     """Our settings as the Trainer's arguments; it writes its checkpoints into ``folder``."""
     bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and critic.dtype == "bfloat16"
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=sft.batch_size,
         gradient_accumulation_steps=sft.gradient_accumulation,
@@ -153,6 +153,9 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    # A process has one GPU. With more in sight the Trainer would split batches itself, and images from their texts.
+    made._n_gpu = min(made.n_gpu, 1)
+    return made
 
 
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
