@@ -7,6 +7,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 pytho
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 STAGES := curation sft bench rl
+# make demo TASK=edit edits images instead of generating them.
+TASK ?= gen
 ROUNDS := two three
 # With REGISTRY=host/path the compiled pipelines take the images from there.
 REGISTERED = $(if $(REGISTRY),sed -i 's#image: firm/#image: $(REGISTRY)/firm/#' $@)
@@ -19,8 +21,8 @@ help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(INSTALLED) ## Run the whole pipeline on this machine with tiny models
-	$(BIN)/firm run gen-shapes
+demo: $(INSTALLED) ## Run the whole pipeline on this machine with tiny models; TASK=edit runs that of an editor
+	$(BIN)/firm run $(TASK)-shapes
 
 pipelines: build/pipelines/full.yaml $(ROUNDS:%=build/pipelines/%.yaml) $(STAGES:%=build/pipelines/%.yaml) ## Compile the pipelines for Kubeflow to build/pipelines
 	@ls build/pipelines/*.yaml

@@ -1,7 +1,7 @@
 """Makes the shipped editor: `python -m firm.shapes.pretrain_editor OUT` writes `OUT/editor`.
 
 It learns from perfect edits alone, and briefly, so that it still fails often enough for reinforcement learning to have
-something to do. About six minutes on one core.
+something to do. About ten minutes on one core.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from firm.shapes.editor_models import build_editor
 from firm.shapes.pretrain import flow_matching_loss, save, train_flow, train_vae
 from firm.shapes.scene import SIZE
 
-VAE_STEPS = 1400
-STEPS = 1400
-NUM_EDITS = 8000
+VAE_STEPS = 4000
+STEPS = 2000
+NUM_EDITS = 16000
 NUM_HELD_OUT = 96
 BATCH = 32
 SEED = 0

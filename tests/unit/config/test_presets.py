@@ -1,4 +1,4 @@
-"""Every preset loads, and the numbers of the preset that follows the paper say where they come from."""
+"""Every preset loads, and the numbers of those that follow the paper say where they come from."""
 
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from firm.config.loading import load_config, preset_names
+
+PAPER = ("gen-sd35", "edit-qwen-image-edit-2509")
 
 
 def numbers(node: yaml.Node, path: str = "") -> Iterator[tuple[str, int, int]]:
@@ -27,11 +29,12 @@ def test_preset_loads(name: str) -> None:
 
 
 def test_there_are_presets() -> None:
-    assert {"gen-shapes", "gen-sd35"} <= set(preset_names())
+    assert {"gen-shapes", "edit-shapes", *PAPER} <= set(preset_names())
 
 
-def test_numbers_of_the_preset_of_the_paper_name_their_source() -> None:
-    text = resources.files("firm.presets").joinpath("gen-sd35.yaml").read_text()
+@pytest.mark.parametrize("name", PAPER)
+def test_numbers_of_the_presets_of_the_paper_name_their_source(name: str) -> None:
+    text = resources.files("firm.presets").joinpath(f"{name}.yaml").read_text()
     lines = text.splitlines()
     found = list(numbers(yaml.compose(text)))
     bare = [key for key, first, last in found if not any("#" in line for line in lines[max(first - 1, 0) : last + 1])]
@@ -51,9 +54,10 @@ def table(node: yaml.Node, lines: list[str], path: str = "") -> Iterator[str]:
 
 
 @pytest.mark.golden
-def test_the_values_of_the_preset_of_the_paper_are_those_of_the_golden_table(
-    golden: Callable[[str, str], None],
+@pytest.mark.parametrize("name", PAPER)
+def test_the_values_of_the_presets_of_the_paper_are_those_of_the_golden_tables(
+    name: str, golden: Callable[[str, str], None]
 ) -> None:
     """The paper's settings change on purpose only."""
-    text = resources.files("firm.presets").joinpath("gen-sd35.yaml").read_text()
-    golden("gen-sd35.txt", "\n".join(table(yaml.compose(text), text.splitlines())) + "\n")
+    text = resources.files("firm.presets").joinpath(f"{name}.yaml").read_text()
+    golden(f"{name}.txt", "\n".join(table(yaml.compose(text), text.splitlines())) + "\n")
