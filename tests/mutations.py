@@ -190,7 +190,7 @@ FAULTS = [
         "firm/critics/agreement.py",
         "soft, reference, prompts, num_bootstrap",
         "soft, predicted, prompts, num_bootstrap",
-        BENCH,
+        CRITICS,
     ),
     Fault("firm/config/bench.py", "value <= self.at_most", "value >= self.at_most", BENCH),
     Fault("firm/bench/gate.py", "if rule.dimension else dimensions", "if rule.dimension else dimensions[:1]", BENCH),

@@ -189,3 +189,14 @@ def test_skill_and_pairs_have_intervals_that_count_failures() -> None:
     assert half["skill_low"] is not None and half["skill_low"] < half["skill"] < 0  # type: ignore[operator]
     inverted = group([prediction(i, 1 + i % 5, 5 - i % 5, prompt=f"prompt {i // 5}") for i in range(100)]).metrics
     assert inverted["pairwise_high"] == 0 and inverted["skill_high"] < 0  # type: ignore[operator]
+
+
+def test_pairs_are_ranked_by_the_soft_score_against_the_reference() -> None:
+    sure, doubtful = (0.0, 0.0, 0.6, 0.4, 0.0), (0.0, 0.4, 0.6, 0.0, 0.0)  # the hard score of both is 3
+    rows = [
+        prediction(2 * i + j, human, Judgement(score=3, distribution=distribution), prompt=f"prompt {i}")
+        for i in range(4)
+        for j, (human, distribution) in enumerate([(4, sure), (2, doubtful)])
+    ]
+    metrics = group(rows).metrics
+    assert [metrics[name] for name in ("pairwise", "pairwise_low", "pairwise_high", "num_pairs")] == [1, 1, 1, 4]
