@@ -128,7 +128,7 @@ FAULTS = [
         ".logits[:, -2, self._scores]",
         (*CRITICS, "tests/training/test_sft_learns.py"),
     ),
-    Fault("firm/critics/local.py", "return rows[0][:length], ids", "return rows[0][:length], ids[::-1]", CRITICS),
+    Fault("firm/critics/encoder.py", "return rows[0][:length], ids", "return rows[0][:length], ids[::-1]", CRITICS),
     Fault("firm/critics/local.py", "scores / self._temperature", "scores", CRITICS),
     Fault("firm/critics/local.py", "logprobs = scores.log_softmax", "logprobs = chosen.log_softmax", CRITICS),
     Fault("firm/critics/local.py", "question_seed(sample, text", "question_seed(0, text", CRITICS),

@@ -1,11 +1,10 @@
-"""Critics in this process: a Qwen3-VL-class model judges batches; training and judging share one way of encoding."""
+"""Critics in this process: a Qwen3-VL-class model judges batches."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,15 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from firm.chat.messages import IMAGE_MARK, MAX_TOP_LOGPROBS, Reply, Token
+from firm.chat.messages import MAX_TOP_LOGPROBS, Reply, Token
 from firm.config import CriticConfig
-from firm.critics.answers import SCORE_PREFIX
+from firm.critics.encoder import Batch, Encoder
 from firm.critics.judge import JudgeInput, question
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.critics.soft import pool, read_reply
-from firm.images import decode_image
 from firm.locate import model_path
 from firm.records import SCORES, Assessment, Invalid, Judgement, UserError
 from firm.seeds import seed_for
-
-Batch = dict[str, Tensor]
 
 
 def load_processor(model: str) -> Any:
@@ -60,99 +56,6 @@ def _cannot_load(model: str, error: Exception) -> UserError:
     reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
     fix = "give the folder of an image-text-to-text model, or a hub id that this machine can reach"
     return UserError(f"cannot load a critic: {reason}", model, fix, usage=True)
-
-
-class Encoder:
-    """Turns questions with images into left-padded model inputs, and appends answers to them."""
-
-    def __init__(self, processor: Any) -> None:
-        """``processor``: from :func:`load_processor`."""
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.pad = self.tokenizer.pad_token_id
-        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        self._control = [token for token in added if len(token) > 1]
-        self.text_of: Callable[[int], str] = cache(lambda token: self.read([token]))
-
-    def questions(self, texts: Sequence[str], images: Sequence[Sequence[bytes]], first: int = 0) -> Batch:
-        """Encode user messages; each ``<image>`` in a text stands for the next of its PNG images.
-
-        Raises:
-            UserError: An image cannot be decoded; names its item, counted from ``first``.
-        """
-        prompts = [self._chat(text) for text in texts]
-        pictures = [decode_image(png, f"item {i}") for i, pngs in enumerate(images, first) for png in pngs]
-        inputs = self.processor(
-            text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="pt",
-            return_mm_token_type_ids=True,
-        )  # fmt: skip
-        return dict(inputs)
-
-    def _chat(self, text: str) -> str:
-        parts = text.split(IMAGE_MARK)
-        content: list[dict[str, str]] = []
-        for i, part in enumerate(parts):
-            content += [{"type": "image"}] if i else []
-            content += [{"type": "text", "text": self._plain(part)}] if part else []
-        chat: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        return chat
-
-    def _plain(self, text: str) -> str:
-        """Escape special tokens: a prompt that spells one must not act as one."""
-        for token in self._control:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
-
-    def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of assistant answers, with the end-of-turn token."""
-        ids: list[list[int]] = self.tokenizer([t.strip() for t in texts], add_special_tokens=False)["input_ids"]
-        return [[*row, self.tokenizer.eos_token_id] for row in ids]
-
-    def read(self, tokens: Sequence[int]) -> str:
-        """Text of an answer."""
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """What each token adds to the text of an answer; a character of several tokens is added by its last."""
-        pieces = []
-        start = end = 0  # of the tokens last added: what follows is read behind them, as spaces depend on it
-        for position in range(1, len(tokens) + 1):
-            before, after = self.read(tokens[start:end]), self.read(tokens[start:position])
-            incomplete = after.endswith("\ufffd")
-            pieces.append("" if incomplete else after[len(before) :])
-            if not incomplete:
-                start, end = end, position
-        return pieces
-
-    def append(self, batch: Batch, rows: Sequence[Sequence[int]]) -> Batch:
-        """Append token rows (padded on the right) to encoded questions; sets ``labels`` on the appended part only."""
-        width = max(map(len, rows))
-        tail = torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        ignored = torch.full_like(batch["input_ids"], -100)
-        return {
-            **batch,
-            "input_ids": torch.cat([batch["input_ids"], tail], 1),
-            "attention_mask": torch.cat([batch["attention_mask"], mask], 1),
-            "mm_token_type_ids": torch.cat([batch["mm_token_type_ids"], torch.zeros_like(tail)], 1),
-            "labels": torch.cat([ignored, tail.masked_fill(mask == 0, -100)], 1),
-        }
-
-    def score_tokens(self) -> tuple[list[int], list[int]]:
-        """Forced prefix of a score-first answer and the five token ids, one per score, that may follow it.
-
-        Raises:
-            UserError: The tokenizer does not give each score a token of its own.
-        """
-        rows = self.tokenizer([f"{SCORE_PREFIX} {s}" for s in SCORES], add_special_tokens=False)["input_ids"]
-        length = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), 0)
-        ids = [row[length] for row in rows if len(row) == length + 1]
-        if len(set(ids)) != len(SCORES):
-            raise UserError("the tokenizer has no separate token for each score 1..5", "critic.model", "", usage=True)
-        return rows[0][:length], ids
 
 
 class LocalCritic:
