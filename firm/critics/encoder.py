@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -42,6 +43,22 @@ class Encoder:
             return_mm_token_type_ids=True,
         )  # fmt: skip
         return dict(inputs)
+
+    def wordings(
+        self, texts: Sequence[Sequence[str]], images: Sequence[Sequence[bytes]], first: int = 0
+    ) -> list[Batch]:
+        """Encode several rows of questions about the same images, each as `questions` does; images are read once."""
+        batch = self.questions(texts[0], images, first)
+        return [batch, *(self._reworded(batch, row) for row in texts[1:])]
+
+    def _reworded(self, batch: Batch, texts: Sequence[str]) -> Batch:
+        mark = self.processor.image_token
+        sizes = batch["image_grid_thw"].prod(1) // self.processor.image_processor.merge_size**2
+        marks = iter([mark * size for size in sizes.tolist()])  # what the processor makes of the mark of each image
+        prompts = [re.sub(re.escape(mark), lambda _: next(marks), self._chat(text)) for text in texts]
+        inputs = self.tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+        kinds = (inputs["input_ids"] == self.processor.image_token_id).to(batch["mm_token_type_ids"].dtype)
+        return {**batch, **inputs, "mm_token_type_ids": kinds}
 
     def _chat(self, text: str) -> str:
         parts = text.split(IMAGE_MARK)

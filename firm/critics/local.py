@@ -17,6 +17,7 @@ from firm.chat.messages import MAX_TOP_LOGPROBS, Reply, Token
 from firm.config import CriticConfig
 from firm.critics.encoder import Batch, Encoder
 from firm.critics.judge import JudgeInput, question
+from firm.critics.prefix import Past, groups, split
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.critics.soft import pool, read_reply
 from firm.locate import model_path
@@ -72,41 +73,76 @@ class LocalCritic:
 
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         """One outcome per dimension for each item, in order."""
-        outcomes: list[Assessment] = [{} for _ in items]
-        answer = self._score_first if self.config.answer_style == "score_first" else self._reason_first
-        for dimension, rubric in self.rubrics.items():
-            for start in range(0, len(items), self.config.batch_size):
-                batch = items[start : start + self.config.batch_size]
-                texts = [question(rubric, item.prompt) for item in batch]
-                images = [item.images for item in batch]
-                inputs = self.encoder.questions(texts, images, start)
-                for i, outcome in enumerate(answer(inputs, rubric, texts, images), start):
-                    outcomes[i][dimension] = outcome
-        return outcomes
+        size = self.config.batch_size
+        batches = [self._judge(items[start : start + size], start) for start in range(0, len(items), size)]
+        return [assessment for batch in batches for assessment in batch]
 
-    def _score_first(self, inputs: Batch, *_: object) -> Iterator[Judgement | Invalid]:
-        for row in self.score(inputs):
+    def _judge(self, items: Sequence[JudgeInput], first: int) -> list[Assessment]:
+        """Judge one batch, whose first item is number ``first``."""
+        images = [item.images for item in items]
+        texts = {d: [question(rubric, item.prompt) for item in items] for d, rubric in self.rubrics.items()}
+        answer = self._score_first if self.config.answer_style == "score_first" else self._reason_first
+        outcomes = {}
+        for dimension, inputs, past in self._questions(texts, images, first):
+            rubric = self.rubrics[dimension]
+            outcomes[dimension] = list(answer(inputs, rubric, texts[dimension], images, past))
+        return [{d: outcomes[d][i] for d in self.rubrics} for i in range(len(items))]
+
+    def _questions(
+        self, texts: Mapping[str, Sequence[str]], images: Sequence[Sequence[bytes]], first: int
+    ) -> Iterator[tuple[str, Batch, Past | None]]:
+        """The questions of each dimension, without their start where the model has read it for several dimensions."""
+        encoded = dict(zip(texts, self.encoder.wordings(list(texts.values()), images, first), strict=True))
+        for group in groups(texts):
+            batches = [encoded[dimension] for dimension in group]
+            past = None
+            if len(group) > 1:
+                start, batches = split(batches, self.encoder.pad)
+                past = self._read(start)
+            for dimension, batch in zip(group, batches, strict=True):
+                yield dimension, batch, past
+
+    @torch.inference_mode()
+    def _read(self, start: Batch) -> Past:
+        inputs = self._arguments(start)
+        positions, deltas = self.model.model.get_rope_index(**inputs)
+        return Past(self.model.model(**inputs, position_ids=positions, use_cache=True).past_key_values, deltas)
+
+    def _score_first(
+        self, inputs: Batch, _rubric: Rubric, _texts: object, _images: object, past: Past | None
+    ) -> Iterator[Judgement | Invalid]:
+        for row in self.score(inputs, past):
             yield _judgement(row, "")
 
     def _reason_first(
-        self, inputs: Batch, rubric: Rubric, texts: Sequence[str], images: Sequence[Sequence[bytes]]
+        self,
+        inputs: Batch,
+        rubric: Rubric,
+        texts: Sequence[str],
+        images: Sequence[Sequence[bytes]],
+        past: Past | None = None,
     ) -> Iterator[Judgement | Invalid]:
         temperature = self.config.temperature if self.config.num_samples > 1 else 0.0
         samples = []
         for sample in range(self.config.num_samples):
             seeds = [question_seed(sample, text, pngs) for text, pngs in zip(texts, images, strict=True)]
-            replies = self.write(inputs, self.config.max_new_tokens, MAX_TOP_LOGPROBS, temperature, seeds)
+            replies = self.write(inputs, self.config.max_new_tokens, MAX_TOP_LOGPROBS, temperature, seeds, past)
             samples.append(
                 [read_reply(r, "json" if rubric.answer == "json" else "boxed", "reason_first") for r in replies]
             )
         yield from map(pool, zip(*samples, strict=True))
 
     @torch.inference_mode()
-    def score(self, inputs: Batch) -> list[list[float]]:
-        """Probabilities of the five scores after the forced prefix of a score-first answer, one row per question."""
+    def score(self, inputs: Batch, past: Past | None = None) -> list[list[float]]:
+        """Probabilities of the five scores after the forced prefix of a score-first answer, one row per question.
+
+        Args:
+            inputs: The questions, or what they have after ``past``.
+            past: What the model has read.
+        """
         inputs = self.encoder.append(inputs, [self._prefix] * len(inputs["input_ids"]))
         del inputs["labels"]
-        logits = self.model(**self._to_device(inputs), logits_to_keep=1).logits[:, -1, self._scores]
+        logits = self.model(**self._arguments(inputs, past), logits_to_keep=1).logits[:, -1, self._scores]
         rows: list[list[float]] = logits.double().softmax(-1).tolist()
         return rows
 
@@ -118,20 +154,22 @@ class LocalCritic:
         top_logprobs: int | None = None,
         temperature: float = 0.0,
         seeds: Sequence[int] = (),
+        past: Past | None = None,
     ) -> list[Reply]:
         """Write an answer to each question.
 
         Args:
-            inputs: The questions.
+            inputs: The questions, or what they have after ``past``.
             limit: Most tokens of an answer.
             top_logprobs: Tokens to name in the place of each token, likeliest first; None: replies have no tokens.
             temperature: 0 writes what is likeliest; above, answers are drawn.
             seeds: One for each question, to draw by.
+            past: What the model has read.
         """
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds] if temperature else []
         pen = _Pen(top_logprobs, temperature, generators)
         output = self.model.generate(
-            **self._to_device(inputs), do_sample=False, max_new_tokens=limit, pad_token_id=self.encoder.pad,
+            **self._arguments(inputs, past), do_sample=False, max_new_tokens=limit, pad_token_id=self.encoder.pad,
             logits_processor=[pen],
         )  # fmt: skip
         rows: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
@@ -151,11 +189,10 @@ class LocalCritic:
             tokens.append(Token(piece, logprob, tuple(zip(texts, logprobs, strict=True))))
         return Reply(text, truncated, tuple(tokens))
 
-    def _to_device(self, inputs: Batch) -> Batch:
-        dtype = self.model.dtype
-        return {
-            k: (t.to(self.device, dtype) if t.is_floating_point() else t.to(self.device)) for k, t in inputs.items()
-        }
+    def _arguments(self, inputs: Batch, past: Past | None = None) -> dict[str, Any]:
+        floats = self.model.dtype
+        moved = {k: t.to(self.device, floats if t.is_floating_point() else None) for k, t in inputs.items()}
+        return moved | past.go_on(moved) if past else moved
 
 
 _Step = tuple[float, list[float], list[int]]

@@ -266,7 +266,9 @@ def test_several_samples_are_one_judgement(folder: Path) -> None:
     given = iter(["\\boxed{4}", "nothing", "\\boxed{2}"])
     asked = []
 
-    def write(_inputs: object, _limit: int, _top: int, temperature: float, seeds: Sequence[int]) -> list[Reply]:
+    def write(
+        _inputs: object, _limit: int, _top: int, temperature: float, seeds: Sequence[int], *_: object
+    ) -> list[Reply]:
         asked.append((temperature, *seeds))
         return [Reply(next(given))]
 
