@@ -22,6 +22,7 @@ TRAINER = (*RL, "tests/training/test_rl_learns.py::test_the_old_policy_follows_a
 PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one",)
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
+SHARED = ("tests/unit/critics/test_prefix.py",)
 SERVED = ("tests/integration/test_critic_server.py",)
 CHAT = ("tests/unit/chat",)
 CURATION = ("tests/unit/curation", "tests/property/test_balance.py")
@@ -128,11 +129,15 @@ FAULTS = [
         ".logits[:, -2, self._scores]",
         (*CRITICS, "tests/training/test_sft_learns.py"),
     ),
-    Fault("firm/critics/local.py", "return rows[0][:length], ids", "return rows[0][:length], ids[::-1]", CRITICS),
+    Fault("firm/critics/encoder.py", "return rows[0][:length], ids", "return rows[0][:length], ids[::-1]", CRITICS),
     Fault("firm/critics/local.py", "scores / self._temperature", "scores", CRITICS),
     Fault("firm/critics/local.py", "logprobs = scores.log_softmax", "logprobs = chosen.log_softmax", CRITICS),
     Fault("firm/critics/local.py", "question_seed(sample, text", "question_seed(0, text", CRITICS),
     Fault("firm/critics/local.py", 'seed_for(seed, "answer", text, *digests)', "seed", CRITICS),
+    Fault("firm/critics/local.py", "if len(group) > 1", "if False", SHARED),
+    Fault("firm/critics/prefix.py", "copy.deepcopy(self.cache)", "self.cache", SHARED),
+    Fault("firm/critics/prefix.py", " - 1 + self.deltas", " - 1", SHARED),
+    Fault("firm/critics/prefix.py", '["attention_mask"], mask], 1)', '["attention_mask"], mask * 0 + 1], 1)', SHARED),
     Fault("firm/critics/soft.py", "at_least[1:]", "at_least[:-1]", CRITICS),
     Fault("firm/critics/soft.py", 'whole.rfind("</think>") + 1', "0", CRITICS),
     Fault("firm/critics/soft.py", "offset > 0", "False", CRITICS),

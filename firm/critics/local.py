@@ -1,11 +1,10 @@
-"""Critics in this process: a Qwen3-VL-class model judges batches; training and judging share one way of encoding."""
+"""Critics in this process: a Qwen3-VL-class model judges batches."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,16 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, PreTrainedModel
 from transformers.utils import logging
 
-from firm.chat.messages import IMAGE_MARK, MAX_TOP_LOGPROBS, Reply, Token
+from firm.chat.messages import MAX_TOP_LOGPROBS, Reply, Token
 from firm.config import CriticConfig
-from firm.critics.answers import SCORE_PREFIX
+from firm.critics.encoder import Batch, Encoder
 from firm.critics.judge import JudgeInput, question
+from firm.critics.prefix import Past, groups, split
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.critics.soft import pool, read_reply
-from firm.images import decode_image
 from firm.locate import model_path
 from firm.records import SCORES, Assessment, Invalid, Judgement, UserError
 from firm.seeds import seed_for
-
-Batch = dict[str, Tensor]
 
 
 def load_processor(model: str) -> Any:
@@ -62,99 +59,6 @@ def _cannot_load(model: str, error: Exception) -> UserError:
     return UserError(f"cannot load a critic: {reason}", model, fix, usage=True)
 
 
-class Encoder:
-    """Turns questions with images into left-padded model inputs, and appends answers to them."""
-
-    def __init__(self, processor: Any) -> None:
-        """``processor``: from :func:`load_processor`."""
-        self.processor = processor
-        self.tokenizer = processor.tokenizer
-        self.pad = self.tokenizer.pad_token_id
-        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
-        self._control = [token for token in added if len(token) > 1]
-        self.text_of: Callable[[int], str] = cache(lambda token: self.read([token]))
-
-    def questions(self, texts: Sequence[str], images: Sequence[Sequence[bytes]], first: int = 0) -> Batch:
-        """Encode user messages; each ``<image>`` in a text stands for the next of its PNG images.
-
-        Raises:
-            UserError: An image cannot be decoded; names its item, counted from ``first``.
-        """
-        prompts = [self._chat(text) for text in texts]
-        pictures = [decode_image(png, f"item {i}") for i, pngs in enumerate(images, first) for png in pngs]
-        inputs = self.processor(
-            text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="pt",
-            return_mm_token_type_ids=True,
-        )  # fmt: skip
-        return dict(inputs)
-
-    def _chat(self, text: str) -> str:
-        parts = text.split(IMAGE_MARK)
-        content: list[dict[str, str]] = []
-        for i, part in enumerate(parts):
-            content += [{"type": "image"}] if i else []
-            content += [{"type": "text", "text": self._plain(part)}] if part else []
-        chat: str = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
-        return chat
-
-    def _plain(self, text: str) -> str:
-        """Escape special tokens: a prompt that spells one must not act as one."""
-        for token in self._control:
-            text = text.replace(token, f"{token[0]} {token[1:]}")
-        return text
-
-    def answers(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of assistant answers, with the end-of-turn token."""
-        ids: list[list[int]] = self.tokenizer([t.strip() for t in texts], add_special_tokens=False)["input_ids"]
-        return [[*row, self.tokenizer.eos_token_id] for row in ids]
-
-    def read(self, tokens: Sequence[int]) -> str:
-        """Text of an answer."""
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
-
-    def pieces(self, tokens: Sequence[int]) -> list[str]:
-        """What each token adds to the text of an answer; a character of several tokens is added by its last."""
-        pieces = []
-        start = end = 0  # of the tokens last added: what follows is read behind them, as spaces depend on it
-        for position in range(1, len(tokens) + 1):
-            before, after = self.read(tokens[start:end]), self.read(tokens[start:position])
-            incomplete = after.endswith("\ufffd")
-            pieces.append("" if incomplete else after[len(before) :])
-            if not incomplete:
-                start, end = end, position
-        return pieces
-
-    def append(self, batch: Batch, rows: Sequence[Sequence[int]]) -> Batch:
-        """Append token rows (padded on the right) to encoded questions; sets ``labels`` on the appended part only."""
-        width = max(map(len, rows))
-        tail = torch.tensor([[*row, *[self.pad] * (width - len(row))] for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-        ignored = torch.full_like(batch["input_ids"], -100)
-        return {
-            **batch,
-            "input_ids": torch.cat([batch["input_ids"], tail], 1),
-            "attention_mask": torch.cat([batch["attention_mask"], mask], 1),
-            "mm_token_type_ids": torch.cat([batch["mm_token_type_ids"], torch.zeros_like(tail)], 1),
-            "labels": torch.cat([ignored, tail.masked_fill(mask == 0, -100)], 1),
-        }
-
-    def score_tokens(self) -> tuple[list[int], list[int]]:
-        """Forced prefix of a score-first answer and the five token ids, one per score, that may follow it.
-
-        Raises:
-            UserError: The tokenizer does not give each score a token of its own.
-        """
-        rows = self.tokenizer([f"{SCORE_PREFIX} {s}" for s in SCORES], add_special_tokens=False)["input_ids"]
-        length = next((i for i, column in enumerate(zip(*rows, strict=False)) if len(set(column)) > 1), 0)
-        ids = [row[length] for row in rows if len(row) == length + 1]
-        if len(set(ids)) != len(SCORES):
-            raise UserError("the tokenizer has no separate token for each score 1..5", "critic.model", "", usage=True)
-        return rows[0][:length], ids
-
-
 class LocalCritic:
     """A critic in this process; implements :class:`firm.critics.judge.Judge`."""
 
@@ -169,41 +73,76 @@ class LocalCritic:
 
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         """One outcome per dimension for each item, in order."""
-        outcomes: list[Assessment] = [{} for _ in items]
-        answer = self._score_first if self.config.answer_style == "score_first" else self._reason_first
-        for dimension, rubric in self.rubrics.items():
-            for start in range(0, len(items), self.config.batch_size):
-                batch = items[start : start + self.config.batch_size]
-                texts = [question(rubric, item.prompt) for item in batch]
-                images = [item.images for item in batch]
-                inputs = self.encoder.questions(texts, images, start)
-                for i, outcome in enumerate(answer(inputs, rubric, texts, images), start):
-                    outcomes[i][dimension] = outcome
-        return outcomes
+        size = self.config.batch_size
+        batches = [self._judge(items[start : start + size], start) for start in range(0, len(items), size)]
+        return [assessment for batch in batches for assessment in batch]
 
-    def _score_first(self, inputs: Batch, *_: object) -> Iterator[Judgement | Invalid]:
-        for row in self.score(inputs):
+    def _judge(self, items: Sequence[JudgeInput], first: int) -> list[Assessment]:
+        """Judge one batch, whose first item is number ``first``."""
+        images = [item.images for item in items]
+        texts = {d: [question(rubric, item.prompt) for item in items] for d, rubric in self.rubrics.items()}
+        answer = self._score_first if self.config.answer_style == "score_first" else self._reason_first
+        outcomes = {}
+        for dimension, inputs, past in self._questions(texts, images, first):
+            rubric = self.rubrics[dimension]
+            outcomes[dimension] = list(answer(inputs, rubric, texts[dimension], images, past))
+        return [{d: outcomes[d][i] for d in self.rubrics} for i in range(len(items))]
+
+    def _questions(
+        self, texts: Mapping[str, Sequence[str]], images: Sequence[Sequence[bytes]], first: int
+    ) -> Iterator[tuple[str, Batch, Past | None]]:
+        """The questions of each dimension, without their start where the model has read it for several dimensions."""
+        encoded = dict(zip(texts, self.encoder.wordings(list(texts.values()), images, first), strict=True))
+        for group in groups(texts):
+            batches = [encoded[dimension] for dimension in group]
+            past = None
+            if len(group) > 1:
+                start, batches = split(batches, self.encoder.pad)
+                past = self._read(start)
+            for dimension, batch in zip(group, batches, strict=True):
+                yield dimension, batch, past
+
+    @torch.inference_mode()
+    def _read(self, start: Batch) -> Past:
+        inputs = self._arguments(start)
+        positions, deltas = self.model.model.get_rope_index(**inputs)
+        return Past(self.model.model(**inputs, position_ids=positions, use_cache=True).past_key_values, deltas)
+
+    def _score_first(
+        self, inputs: Batch, _rubric: Rubric, _texts: object, _images: object, past: Past | None
+    ) -> Iterator[Judgement | Invalid]:
+        for row in self.score(inputs, past):
             yield _judgement(row, "")
 
     def _reason_first(
-        self, inputs: Batch, rubric: Rubric, texts: Sequence[str], images: Sequence[Sequence[bytes]]
+        self,
+        inputs: Batch,
+        rubric: Rubric,
+        texts: Sequence[str],
+        images: Sequence[Sequence[bytes]],
+        past: Past | None = None,
     ) -> Iterator[Judgement | Invalid]:
         temperature = self.config.temperature if self.config.num_samples > 1 else 0.0
         samples = []
         for sample in range(self.config.num_samples):
             seeds = [question_seed(sample, text, pngs) for text, pngs in zip(texts, images, strict=True)]
-            replies = self.write(inputs, self.config.max_new_tokens, MAX_TOP_LOGPROBS, temperature, seeds)
+            replies = self.write(inputs, self.config.max_new_tokens, MAX_TOP_LOGPROBS, temperature, seeds, past)
             samples.append(
                 [read_reply(r, "json" if rubric.answer == "json" else "boxed", "reason_first") for r in replies]
             )
         yield from map(pool, zip(*samples, strict=True))
 
     @torch.inference_mode()
-    def score(self, inputs: Batch) -> list[list[float]]:
-        """Probabilities of the five scores after the forced prefix of a score-first answer, one row per question."""
+    def score(self, inputs: Batch, past: Past | None = None) -> list[list[float]]:
+        """Probabilities of the five scores after the forced prefix of a score-first answer, one row per question.
+
+        Args:
+            inputs: The questions, or what they have after ``past``.
+            past: What the model has read.
+        """
         inputs = self.encoder.append(inputs, [self._prefix] * len(inputs["input_ids"]))
         del inputs["labels"]
-        logits = self.model(**self._to_device(inputs), logits_to_keep=1).logits[:, -1, self._scores]
+        logits = self.model(**self._arguments(inputs, past), logits_to_keep=1).logits[:, -1, self._scores]
         rows: list[list[float]] = logits.double().softmax(-1).tolist()
         return rows
 
@@ -215,20 +154,22 @@ class LocalCritic:
         top_logprobs: int | None = None,
         temperature: float = 0.0,
         seeds: Sequence[int] = (),
+        past: Past | None = None,
     ) -> list[Reply]:
         """Write an answer to each question.
 
         Args:
-            inputs: The questions.
+            inputs: The questions, or what they have after ``past``.
             limit: Most tokens of an answer.
             top_logprobs: Tokens to name in the place of each token, likeliest first; None: replies have no tokens.
             temperature: 0 writes what is likeliest; above, answers are drawn.
             seeds: One for each question, to draw by.
+            past: What the model has read.
         """
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds] if temperature else []
         pen = _Pen(top_logprobs, temperature, generators)
         output = self.model.generate(
-            **self._to_device(inputs), do_sample=False, max_new_tokens=limit, pad_token_id=self.encoder.pad,
+            **self._arguments(inputs, past), do_sample=False, max_new_tokens=limit, pad_token_id=self.encoder.pad,
             logits_processor=[pen],
         )  # fmt: skip
         rows: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
@@ -248,11 +189,10 @@ class LocalCritic:
             tokens.append(Token(piece, logprob, tuple(zip(texts, logprobs, strict=True))))
         return Reply(text, truncated, tuple(tokens))
 
-    def _to_device(self, inputs: Batch) -> Batch:
-        dtype = self.model.dtype
-        return {
-            k: (t.to(self.device, dtype) if t.is_floating_point() else t.to(self.device)) for k, t in inputs.items()
-        }
+    def _arguments(self, inputs: Batch, past: Past | None = None) -> dict[str, Any]:
+        floats = self.model.dtype
+        moved = {k: t.to(self.device, floats if t.is_floating_point() else None) for k, t in inputs.items()}
+        return moved | past.go_on(moved) if past else moved
 
 
 _Step = tuple[float, list[float], list[int]]

@@ -12,7 +12,8 @@ from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from firm.config import CriticConfig, SFTConfig
-from firm.critics.local import Batch, Encoder, load_model, load_processor
+from firm.critics.encoder import Batch, Encoder
+from firm.critics.local import load_model, load_processor
 from firm.launch.job import worker_main
 from firm.progress import Task
 from firm.records import UserError

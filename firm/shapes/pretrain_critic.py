@@ -18,7 +18,8 @@ from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel, get_cosine_schedule_with_warmup
 
 from firm.config import SFTConfig
-from firm.critics.local import Encoder, load_processor
+from firm.critics.encoder import Encoder
+from firm.critics.local import load_processor
 from firm.images import encode_image
 from firm.sft.optimizer import Muon
 from firm.sft.train import Collator

@@ -12,7 +12,7 @@ import torch
 from shared import CPU, TINY
 from torch import Tensor
 
-from firm.config import LoraConfig
+from firm.config import CriticConfig, LoraConfig
 from firm.config.loading import load_config
 from firm.critics.judge import JudgeInput
 from firm.critics.local import LocalCritic, load_processor
@@ -21,7 +21,9 @@ from firm.policies.policy import Conditions, Policy
 from firm.records import Prompt
 from firm.rl.nft import branch_errors, kl_loss, policy_loss
 from firm.sft.train import prepare
+from firm.shapes.editing import candidates
 from firm.shapes.generation import candidate
+from firm.shapes.models import WEIGHTS
 
 pytestmark = pytest.mark.bench
 
@@ -57,6 +59,24 @@ def test_score_first_judges_faster_than_generating(tmp_path: Path) -> None:
     result = interleaved(lambda: first.judge(items), lambda: second.judge(items), rounds=3)
     show("score-first / reason-first judgement", result)
     assert result["ratio"] < 0.5
+
+
+@pytest.mark.parametrize("style", ["score_first", "reason_first"])
+def test_two_dimensions_of_a_pair_cost_less_than_twice_one(style: str) -> None:
+    """One pass over the pair's images for both dimensions, against a critic for each dimension."""
+    folder = WEIGHTS / "critic"
+    dimensions = {d: f"short_{d}" for d in ("execution", "consistency")}
+    plain = {"model": str(folder), "answer_style": style, "dtype": "float32", "batch_size": 64, "max_new_tokens": 24}
+
+    def critic(**rubrics: str) -> LocalCritic:
+        return LocalCritic(folder, CriticConfig.model_validate({**plain, "rubrics": rubrics}), CPU)
+
+    both = critic(**dimensions)
+    single = [critic(**{d: rubric}) for d, rubric in dimensions.items()]
+    items = [JudgeInput(Prompt(text=p), [*map(encode_image, pair)]) for p, *pair in candidates(64, 0, "train")]
+    result = interleaved(lambda: both.judge(items), lambda: [one.judge(items) for one in single])
+    show(f"two dimensions of a pair / twice one, {style}", result)
+    assert result["ratio"] < (0.75 if style == "score_first" else 0.85)
 
 
 def lora_policy() -> Policy:

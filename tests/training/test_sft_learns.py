@@ -21,8 +21,9 @@ from firm.config import (
     PythonChat,
     SFTConfig,
 )
+from firm.critics.encoder import Encoder
 from firm.critics.judge import JudgeInput, soft_scores
-from firm.critics.local import Encoder, LocalCritic, load_processor
+from firm.critics.local import LocalCritic, load_processor
 from firm.critics.plan_then_score import PlanThenScore
 from firm.curation.examples import student_example
 from firm.curation.sources import open_source

@@ -14,8 +14,9 @@ from shared import CPU
 from firm.chat.messages import Reply
 from firm.config import CriticConfig
 from firm.critics.answers import write_answer
+from firm.critics.encoder import Encoder
 from firm.critics.judge import JudgeInput, question
-from firm.critics.local import Encoder, LocalCritic, _Pen, load_processor, question_seed
+from firm.critics.local import LocalCritic, _Pen, load_processor, question_seed
 from firm.critics.rubrics import load_rubric
 from firm.images import encode_image
 from firm.records import Assessment, Invalid, Judgement, Prompt, UserError
@@ -265,7 +266,9 @@ def test_several_samples_are_one_judgement(folder: Path) -> None:
     given = iter(["\\boxed{4}", "nothing", "\\boxed{2}"])
     asked = []
 
-    def write(_inputs: object, _limit: int, _top: int, temperature: float, seeds: Sequence[int]) -> list[Reply]:
+    def write(
+        _inputs: object, _limit: int, _top: int, temperature: float, seeds: Sequence[int], *_: object
+    ) -> list[Reply]:
         asked.append((temperature, *seeds))
         return [Reply(next(given))]
 
