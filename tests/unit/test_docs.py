@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from edits import edit_run
 from typer.testing import CliRunner
 
 from firm import preflight
@@ -54,7 +53,6 @@ COMMANDS = sorted({command for page in PAGES for command in commands(page.read_t
 def folder(tmp_path: Path) -> Path:
     """What the examples of docs/bring-your-own.md are about: my.yaml, the user's prompts, people's scores and edits."""
     (tmp_path / "my.yaml").write_text(yamls(BRING)[0])
-    (tmp_path / "edits.yaml").write_text(yaml.safe_dump(edit_run()))
     (tmp_path / "prompts.json").write_text(str([f"prompt {i}" for i in range(100)]).replace("'", '"'))
     [row] = re.findall(r'^ {4}(\{"prompt".*"scores".*)$', BRING, re.MULTILINE)
     (tmp_path / "scores.jsonl").write_text(row)
