@@ -234,6 +234,8 @@ FAULTS = [
     ),
     Fault("firm/bench/run.py", 'load_policy(last / "policy", device) if last else ', "", BENCH),
     Fault("firm/policies/policy.py", "            self._load(start)", "            pass", POLICIES),
+    Fault("firm/policies/policy.py", "if width != height", "if False", POLICIES),
+    Fault("firm/policies/policy.py", "if not edits and prompt.image is not None", "if False", POLICIES),
     # planted critics
     Fault("tests/planted/critics.py", "[low + 1 - value, value - low]", "[value - low, low + 1 - value]", PLANTED),
     Fault("tests/planted/table.py", "accumulate(self.rewards, max)", "accumulate(self.rewards, min)", PLANTED),
