@@ -187,6 +187,9 @@ FAULTS = [
     ),
     Fault("firm/critics/agreement.py", "max(reference - 1, 5 - reference)", "0", BENCH),
     Fault(
+        "firm/critics/agreement.py", "_mae(valid, num_bootstrap, seed)", "_mae(valid[:1], num_bootstrap, seed)", CRITICS
+    ),
+    Fault(
         "firm/critics/agreement.py",
         "soft, reference, prompts, num_bootstrap",
         "soft, predicted, prompts, num_bootstrap",

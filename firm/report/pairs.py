@@ -1,4 +1,4 @@
-"""Pairs of samples of one prompt and one noise, before and after RL: which are shown, and their images."""
+"""Pairs of samples of one prompt and one noise, before and after RL: which are shown, with the source of edits."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def choose(folder: Path, dimension: str, number: int) -> dict[str, Any]:
         number: How many to choose.
 
     Returns:
-        ``items`` (with ``index``, ``prompt``, ``gain`` and ``scores``), ``total``, ``unrated``, ``better``, ``equal``
-        and ``worse``. Pairs without the auditor's judgement cannot be ordered: they are counted, and shown only where
-        no pair has one.
+        ``items`` (with ``index``, ``prompt``, ``gain`` and ``scores``), ``edits`` (whether they are edits of a source),
+        ``total``, ``unrated``, ``better``, ``equal`` and ``worse``. Pairs without the auditor's judgement cannot be
+        ordered: they are counted, and shown only where no pair has one.
     """
     samples: dict[int, dict[str, Scored]] = {}
     for sample in iter_shards(folder, Scored):
@@ -67,6 +67,7 @@ def choose(folder: Path, dimension: str, number: int) -> dict[str, Any]:
     signs = Counter((item["gain"] > 0) - (item["gain"] < 0) for item in rated)
     return {
         "items": _spread(rated or items, number),
+        "edits": any(base.prompt.image is not None for base, _ in pairs),
         "total": len(items),
         "unrated": len(items) - len(rated),
         "better": signs[1],
