@@ -84,12 +84,9 @@ def _spread(items: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]
 
 
 def _item(base: Scored, final: Scored, dimension: str) -> dict[str, Any]:
-    names: list[tuple[Literal["auditor", "critic"], str]] = [
-        *(("auditor", d) for d in base.outcomes("auditor")),
-        *(("critic", d) for d in base.outcomes("critic")),
-    ]
+    names = [(judge, d) for judge in ("auditor", "critic") for d in base.outcomes(judge)]
     scores = []
-    for judge, name in names:
+    for judge, name in sorted(names, key=lambda name: (name[0], name[1] != dimension)):
         row: dict[str, Any] = {"judge": judge, "dimension": name}
         for which, sample in zip(_WHICH, (base, final), strict=True):
             outcome = sample.outcomes(judge).get(name)
