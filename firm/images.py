@@ -8,6 +8,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -60,13 +61,31 @@ def read_image(image: Path | str, where: str) -> bytes:
 
 def open_image(image: Path | str, where: str) -> Image.Image:
     """A user's image as a fully loaded RGB image; arguments and errors are those of :func:`read_image`."""
+    with _open(image, where) as file:
+        data = file.read()
+    try:
+        return decode_image(data, where)
+    except UserError as error:
+        raise UserError(error.what, error.where, error.fix, usage=True) from error
+
+
+def image_size(image: Path | str, where: str) -> tuple[int, int]:
+    """Width and height of a user's image, by the head of its file; arguments and errors are those of `read_image`."""
+    with _open(image, where) as file:
+        try:
+            with Image.open(file, formats=FORMATS) as head:
+                return head.size
+        except _FAULTS as error:
+            what = f"cannot decode image: {str(error) or type(error).__name__}"
+            raise UserError(what, where, "replace or remove this image", usage=True) from error
+
+
+def _open(image: Path | str, where: str) -> BinaryIO:
     head, _, data = str(image).partition(",")
     in_url = head.startswith("data:image/") and head.endswith(";base64")
     try:
-        return decode_image(base64.b64decode(data) if in_url else Path(image).read_bytes(), where)
+        return io.BytesIO(base64.b64decode(data)) if in_url else Path(image).open("rb")
     except OSError as error:
         raise UserError(f"cannot read an image: {error.strerror}", where, "correct the path", usage=True) from error
     except binascii.Error as error:
         raise UserError(f"cannot decode a data URL: {error}", where, "replace this image", usage=True) from error
-    except UserError as error:
-        raise UserError(error.what, error.where, error.fix, usage=True) from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from PIL import Image
 
 from firm.chat.client import open_chat
@@ -39,13 +41,13 @@ def check(config: RunConfig) -> None:
 
 
 def _check_round(config: RunConfig, number: int) -> None:
-    for split in SPLITS:
-        load_prompts(config.prompts, split)
-    _check_policy(config.policy, "policy")
+    prompts = [prompt for split in SPLITS for prompt in load_prompts(config.prompts, split)]
+    _check_policy(config.policy, "policy", prompts)
     if config.critic.kind == "trained":
         kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
     check_rubrics(config)
-    _check_sources(config, number)
+    _check_sources(config, number, prompts)
+    _check_prompts(config, prompts)
     for key, section in config.walk(""):
         if isinstance(section, EndpointChat):
             open_chat(section)
@@ -91,7 +93,20 @@ def _check_names(config: RunConfig) -> None:
     find_suite(config.evaluate.suite)
 
 
-def _check_sources(config: RunConfig, number: int) -> None:
+def _check_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Rubrics that judge edits need prompts with a source image, all others prompts without."""
+    dimension, name = next(iter(config.critic.rubrics.items()))
+    images = load_rubric(name).images
+    for prompt in prompts:
+        if images != 1 + (prompt.image is not None):
+            what = (
+                f"the rubric {name!r} judges {images} image(s), and a prompt has {'a' if prompt.image else 'no'} source"
+            )
+            fix = "use rubrics of edits for prompts with a source_image, and others for those without"
+            raise UserError(what, f"critic.rubrics.{dimension}, prompt {prompt.text!r}", fix, usage=True)
+
+
+def _check_sources(config: RunConfig, number: int, prompts: Sequence[Prompt]) -> None:
     from firm.bench.scores import ScoreFile  # imports scipy
     from firm.curation.sources import Files, count, no_candidates, no_kept_policy  # imports torch
 
@@ -99,7 +114,7 @@ def _check_sources(config: RunConfig, number: int) -> None:
         key = f"curation.sources.{i}"
         if isinstance(source, GeneratedSource):
             if source.policy != "kept":
-                _check_policy(source.policy, f"{key}.policy")
+                _check_policy(source.policy, f"{key}.policy", prompts)
             elif number == 1:
                 raise no_kept_policy(f"{key}.policy")
         elif isinstance(source, FunctionSource):
@@ -116,7 +131,8 @@ def _check_sources(config: RunConfig, number: int) -> None:
             raise no_candidates(split)
 
 
-def _check_policy(policy: PolicyConfig, key: str) -> None:
-    from firm.policies.policy import find_family  # imports torch
+def _check_policy(policy: PolicyConfig, key: str, prompts: Sequence[Prompt]) -> None:
+    from firm.policies.policy import check_prompts, find_family  # imports torch
 
     find_family(policy.family, f"{key}.family").check(policy.model, f"{key}.model")
+    check_prompts(prompts, policy.family, f"{key}.family")

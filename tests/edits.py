@@ -11,6 +11,7 @@ from PIL import Image
 
 from firm.config.loading import load_config
 from firm.images import decode_image, encode_image
+from firm.records import Prompt
 
 COLOURS = {"red": (200, 0, 0), "green": (0, 160, 0), "blue": (0, 0, 220), "white": (250, 250, 250)}
 NAMES = list(COLOURS)
@@ -22,9 +23,9 @@ SHORT = {d: f"short_{d}" for d in DIMENSIONS}
 
 
 def picture(*colours: str) -> Image.Image:
-    """Four patches from left to right."""
+    """Four stripes from left to right, which make a square."""
     pixels = np.repeat(np.array([[COLOURS[c] for c in colours]], dtype=np.uint8), SIDE, 1)
-    return Image.fromarray(np.repeat(pixels, SIDE, 0))
+    return Image.fromarray(np.repeat(pixels, SIDE * len(colours), 0))
 
 
 def colours(png: bytes) -> list[str]:
@@ -33,20 +34,33 @@ def colours(png: bytes) -> list[str]:
     return [min(NAMES, key=lambda name: abs(middle - COLOURS[name]).sum()) for middle in middles]
 
 
-def prompts(split: str) -> list[str]:
+def instructions(split: str) -> list[str]:
     """Every instruction is known; the split goes by the colour's name: only white is held out."""
     held_out = split == "test"
     return [f"paint the {p} patch {c}" for p in PATCHES for c in NAMES if (c == "white") == held_out]
 
 
+def prompts(split: str) -> list[Prompt]:
+    """Each instruction with a source image in which there is something to do."""
+    return [Prompt(text=text, image=data_url(perfect(text, random.Random(text))[0])) for text in instructions(split)]
+
+
+def data_url(image: Image.Image) -> str:
+    return "data:image/png;base64," + base64.b64encode(encode_image(image)).decode()
+
+
+def perfect(asked: str, draw: random.Random) -> tuple[Image.Image, Image.Image]:
+    """A source image and its perfect edit."""
+    _, _, patch, _, colour = asked.split()
+    before = [draw.choice([n for n in NAMES if n != colour]) for _ in PATCHES]
+    return picture(*before), picture(*[colour if p == patch else b for p, b in zip(PATCHES, before, strict=True)])
+
+
 def candidate(index: int, seed: int, split: str) -> tuple[str, Image.Image, Image.Image]:
     """An instruction of the split with a source and the perfect edit."""
     draw = random.Random(f"{index} {seed} {split}")
-    asked = draw.choice(prompts(split))
-    _, _, patch, _, colour = asked.split()
-    before = [draw.choice([n for n in NAMES if n != colour]) for _ in PATCHES]
-    after = [colour if p == patch else b for p, b in zip(PATCHES, before, strict=True)]
-    return asked, picture(*before), picture(*after)
+    asked = draw.choice(instructions(split))
+    return asked, *perfect(asked, draw)
 
 
 def scores(instruction: str, before: list[str], after: list[str]) -> dict[str, int]:
@@ -104,6 +118,7 @@ def edit_run(**curation: Any) -> dict[str, Any]:
     return {
         **plain,
         "prompts": {"function": "edits:prompts"},
+        "policy": {"family": "qwen_image_edit", "model": "Qwen/Qwen-Image-Edit-2509", "resolution": 32},
         "curation": {
             "labeller": "difference_first", "evaluator": TEACHER, "sources": [source], "dimensions": dimensions,
             **curation,

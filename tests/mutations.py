@@ -192,6 +192,9 @@ FAULTS = [
     ),
     Fault("firm/critics/agreement.py", "max(reference - 1, 5 - reference)", "0", BENCH),
     Fault(
+        "firm/critics/agreement.py", "_mae(valid, num_bootstrap, seed)", "_mae(valid[:1], num_bootstrap, seed)", CRITICS
+    ),
+    Fault(
         "firm/critics/agreement.py",
         "soft, reference, prompts, num_bootstrap",
         "soft, predicted, prompts, num_bootstrap",
@@ -239,6 +242,8 @@ FAULTS = [
     ),
     Fault("firm/bench/run.py", 'load_policy(last / "policy", device) if last else ', "", BENCH),
     Fault("firm/policies/policy.py", "            self._load(start)", "            pass", POLICIES),
+    Fault("firm/policies/policy.py", "if width != height", "if False", POLICIES),
+    Fault("firm/policies/policy.py", "if not edits and prompt.image is not None", "if False", POLICIES),
     # planted critics
     Fault("tests/planted/critics.py", "[low + 1 - value, value - low]", "[value - low, low + 1 - value]", PLANTED),
     Fault("tests/planted/table.py", "accumulate(self.rewards, max)", "accumulate(self.rewards, min)", PLANTED),

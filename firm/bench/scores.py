@@ -1,8 +1,8 @@
 """A user's file of images with scores: JSONL or Parquet, a row for each rater's judgement of an image.
 
 A row has ``prompt``; ``image`` (or a list, ``images``), paths relative to the file; ``scores``, dimension -> score in
-[1, 5] (or ``dimension`` and ``score``); and may have ``rater`` and, for editing, ``source_image``. Rows of the same
-prompt and images are one example: its reference is the mean of its raters.
+[1, 5] (or ``dimension`` and ``score``); and may have ``rater`` and, for editing, ``source_image`` (or ``images`` begin
+with it). Rows of the same prompt and images are one example: its reference is the mean of its raters.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class ScoreFile:
         for where, value in iter_rows(self.path):
             row = _parse(value, where)
             images = tuple(self.path.parent / name for name in (*filter(None, [row.source_image]), *row.images))
-            prompt = Prompt(text=row.prompt, image=str(images[0]) if row.source_image else None)
+            prompt = Prompt(text=row.prompt, image=str(images[0]) if len(images) > 1 else None)
             mine = rated.setdefault((prompt, images), Rated(prompt, images, where))
             for dimension, score in row.scores.items():
                 if dimension in dimensions:
@@ -102,7 +102,8 @@ class ScoreFile:
             for dimension in rated.ratings:
                 if len(rated.images) != wanted[dimension]:
                     what = f"the critic judges {dimension} of {wanted[dimension]} image(s), not of {len(rated.images)}"
-                    raise UserError(what, rated.where, "give other images, or another rubric", usage=True)
+                    fix = "give each row a source_image" if wanted[dimension] > 1 else "leave source_image out"
+                    raise UserError(what, rated.where, f"{fix}, or use another rubric", usage=True)
             for image in rated.images:
                 if not image.is_file():
                     raise UserError("there is no such image", f"{rated.where}: {image}", "correct the path", usage=True)

@@ -65,12 +65,26 @@ class Group(Record):
     confusion: list[list[int]]
 
 
+class Overall(Record):
+    """The error over all dimensions at once, of all examples or of one source.
+
+    As in the paper, a dimension weighs as much as it has (valid) judgements: sum(n_d * MAE_d) / sum(n_d). The best
+    constant is one answer for all dimensions.
+    """
+
+    by: By
+    value: str
+    whose: Whose | Literal["both"]
+    metrics: Metrics
+
+
 class Agreement(Record):
-    """Agreement of one judge by dimension, source, difficulty and (rounded) reference score."""
+    """Agreement of one judge by dimension, source, difficulty and (rounded) reference score, and over dimensions."""
 
     judge: str
     estimate: PointEstimate
     groups: list[Group]
+    overall: list[Overall]
 
     @property
     def measured(self) -> dict[tuple[str, str | None], Group]:
@@ -78,14 +92,11 @@ class Agreement(Record):
         return {(g.dimension, None if g.by == "all" else g.value): g for g in self.groups if g.by in ("all", "source")}
 
     def headline(self) -> dict[str, float]:
-        """The defined metrics of whole dimensions as ``<dimension>_<metric>``, for `Summary.metrics`."""
-        return {
-            f"{g.dimension}_{name}": value
-            for g in self.groups
-            if g.by == "all"
-            for name, value in g.metrics.items()
-            if value is not None
-        }
+        """The defined metrics of whole dimensions as ``<dimension>_<metric>``, and ``overall_mae``, for a summary."""
+        wholes = [g for g in self.groups if g.by == "all"]
+        found = {f"{g.dimension}_{name}": value for g in wholes for name, value in g.metrics.items()}
+        found["overall_mae"] = self.overall[0].metrics["mae"] if self.overall else None
+        return {name: value for name, value in found.items() if value is not None}
 
     def confusion(self, dimension: str) -> ConfusionMatrix | None:
         """Reference scores against predicted ones over all examples of a dimension; None where it has none."""
@@ -95,12 +106,16 @@ class Agreement(Record):
         return None
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
-        """Rows of JSON scalars for `Summary.tables`: ``agreement``, ``invalid`` and ``confusion``."""
+        """Rows of JSON scalars for `Summary.tables`: ``agreement``, ``overall``, ``invalid`` and ``confusion``."""
         wholes = [g for g in self.groups if g.by == "all"]
         return {
             "agreement": [
                 {"judge": self.judge, **g.model_dump(include={"dimension", "by", "value", "whose"}), **g.metrics}
                 for g in self.groups
+            ],
+            "overall": [
+                {"judge": self.judge, "dimension": "overall", **o.model_dump(exclude={"metrics"}), **o.metrics}
+                for o in self.overall
             ],
             "invalid": [
                 {"judge": self.judge, "dimension": g.dimension, "reason": reason, "count": count}
@@ -203,7 +218,11 @@ def agreement(
             for value in sorted({value_of(row.example) for row in mine}):
                 part = [row for row in mine if value_of(row.example) == value]
                 groups.append(_group(dimension, by, value, part, num_bootstrap, seed))
-    return Agreement(judge=judge, estimate=estimate, groups=groups)
+    parts: list[tuple[By, str, list[_Row]]] = [("all", "all", rows)] if rows else []
+    for source in sorted({row.example.source for row in rows}):
+        parts.append(("source", source, [row for row in rows if row.example.source == source]))
+    overall = [_overall(by, value, part, num_bootstrap, seed) for by, value, part in parts]
+    return Agreement(judge=judge, estimate=estimate, groups=groups, overall=overall)
 
 
 def _group(dimension: str, by: By, value: str, rows: Sequence[_Row], num_bootstrap: int, seed: int) -> Group:
@@ -231,16 +250,46 @@ def _group(dimension: str, by: By, value: str, rows: Sequence[_Row], num_bootstr
         metrics["soft_share"] = sum(row.has_distribution for row in valid) / len(valid)
         metrics |= _valid_metrics(valid, num_bootstrap, seed)
         counts = stats.confusion(np.array([row.estimate for row in valid]), [row.example.reference for row in valid])
-    whose = {row.example.whose for row in rows}
     return Group(
         dimension=dimension,
         by=by,
         value=value,
-        whose=whose.pop() if len(whose) == 1 else "both",
+        whose=_whose(rows),
         metrics=metrics,
         invalid=dict(Counter(row.reason for row in rows if row.estimate is None)),
         confusion=counts.tolist(),
     )
+
+
+def _overall(by: By, value: str, rows: Sequence[_Row], num_bootstrap: int, seed: int) -> Overall:
+    constant, constant_mae = stats.best_constant([row.example.reference for row in rows])
+    valid = [row for row in rows if row.estimate is not None]
+    metrics: Metrics = {
+        "n": float(len(rows)),
+        "num_valid": float(len(valid)),
+        "coverage": len(valid) / len(rows),
+        "mae": None,
+        **_ends("mae", None),
+        "constant_score": constant,
+        "constant_mae": constant_mae,
+    }
+    if valid:
+        metrics |= _mae(valid, num_bootstrap, seed)
+    return Overall(by=by, value=value, whose=_whose(rows), metrics=metrics)
+
+
+def _whose(rows: Sequence[_Row]) -> Whose | Literal["both"]:
+    whose = {row.example.whose for row in rows}
+    return whose.pop() if len(whose) == 1 else "both"
+
+
+def _mae(rows: Sequence[_Row], num_bootstrap: int, seed: int) -> Metrics:
+    """The mean absolute error of valid judgements, and the ends of its interval, which is clustered by prompt."""
+    predicted = np.array([row.estimate for row in rows])
+    reference = [row.example.reference for row in rows]
+    prompts = [row.example.prompt for row in rows]
+    interval = stats.mae_ci(predicted, reference, num_bootstrap, seed, prompts)
+    return {"mae": stats.mae(predicted, reference), **_ends("mae", interval)}
 
 
 def _penalised_error(row: _Row) -> float:
@@ -261,8 +310,7 @@ def _valid_metrics(rows: Sequence[_Row], num_bootstrap: int, seed: int) -> Metri
     prompts = [row.example.prompt for row in rows]
     pairwise, num_pairs = stats.pairwise_accuracy(soft, reference, prompts)
     return {
-        "mae": stats.mae(predicted, reference),
-        **_ends("mae", stats.mae_ci(predicted, reference, num_bootstrap, seed, prompts)),
+        **_mae(rows, num_bootstrap, seed),
         "macro_mae": stats.macro_mae(predicted, reference),
         "spearman": stats.spearman(predicted, reference),
         **_ends("spearman", stats.spearman_ci(predicted, reference, num_bootstrap, seed, prompts)),

@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 from firm.config import CandidateSource, RunConfig
 from firm.critics.labeller import find_labeller, remembering
+from firm.critics.rubrics import load_rubric
 from firm.curation.balance import balance, histogram
 from firm.curation.examples import student_example
 from firm.curation.rewriting import REWRITING, Rewriter, audit
-from firm.curation.sources import Source, count, no_candidates, open_source
+from firm.curation.sources import Source, check_images, count, no_candidates, open_source
 from firm.progress import Task
 from firm.records import (
     SPLITS,
@@ -95,6 +96,8 @@ def _candidates(config: RunConfig, kept: Path | None, batches: list[Batch], done
 
     Batches are always made whole: what a generator samples may differ in the last bit with the size of its batch.
     """
+    judged = next(iter(config.curation.dimensions.values()))
+    wanted = load_rubric(judged.rubric).images
     source: Source | None = None
     opened = ""
     for batch in batches:
@@ -104,7 +107,9 @@ def _candidates(config: RunConfig, kept: Path | None, batches: list[Batch], done
         if source is None or opened != batch.source.name:
             source = open_source(batch.source, config.prompts, config.seed, kept)
             opened = batch.source.name
-        yield source.make(batch.split, batch.indices)[done:]
+        candidates = source.make(batch.split, batch.indices)
+        check_images(candidates, wanted)
+        yield candidates[done:]
         done = 0
 
 

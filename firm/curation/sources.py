@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL import Image
 
 from firm.config import CandidateSource, CurationConfig, FilesSource, FunctionSource, GeneratedSource, PromptsConfig
 from firm.dist import generator
@@ -20,6 +21,8 @@ from firm.prompts import Splits, load_prompts, with_source
 from firm.records import SPLITS, Candidate, Prompt, Split, UserError
 from firm.seeds import seed_for
 from firm.storage.files import sha256
+
+_MADE = "a function gives (prompt, image), where edits are judged (prompt, source image, edited image)"
 
 
 class Source(Protocol):
@@ -119,14 +122,12 @@ class Function:
         equal instructions for different images stay apart.
 
         Raises:
-            UserError: It gives a prompt of the other split: a held-out prompt must not train the critic; or images of
-                different sizes.
+            UserError: It gives something else, images of different sizes, or a prompt of the other split: a held-out
+                prompt must not train the critic.
         """
         made = []
         for i in indices:
-            asked, *pictures = self.function(i, self.seed, split)
-            images = [encode_image(picture) for picture in pictures]
-            prompt = asked if isinstance(asked, Prompt) else Prompt(text=asked)
+            prompt, images = self._call(i, split)
             if len(images) > 1 and prompt.image is None:
                 prompt = Prompt(text=prompt.text, image=f"sha256:{sha256(images[0])}")
             if self.splits.of(prompt) != split:
@@ -138,6 +139,17 @@ class Function:
             same_size(images, f"{self.config.function}, {split} {i}")
             made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=images))
         return made
+
+    def _call(self, index: int, split: Split) -> tuple[Prompt, list[bytes]]:
+        match self.function(index, self.seed, split):
+            case (str() | Prompt() as asked, *pictures) if pictures and all(
+                isinstance(p, Image.Image) for p in pictures
+            ):
+                prompt = asked if isinstance(asked, Prompt) else Prompt(text=asked)
+                return prompt, [encode_image(picture) for picture in pictures]
+            case made:
+                what = f"{self.config.function} gives no prompt with images for {split} {index}: {made!r:.200}"
+                raise UserError(what, "curation.sources.function", _MADE, usage=True)
 
 
 class Files:
@@ -187,6 +199,19 @@ class Files:
             same_size(images, self._where(entry, names[-1]))
             made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=images))
         return made
+
+
+def check_images(candidates: Sequence[Candidate], wanted: int) -> None:
+    """Check that candidates have as many images as the evaluator's rubrics judge.
+
+    Raises:
+        UserError: One has not; its source is named.
+    """
+    for candidate in candidates:
+        if len(candidate.images) != wanted:
+            what = f"the evaluator's rubrics judge {wanted} image(s), not {len(candidate.images)}"
+            where = f"curation.sources: {candidate.source}, {candidate.split} {candidate.index}"
+            raise UserError(what, where, _MADE, usage=True)
 
 
 def same_size(images: Sequence[bytes], where: str) -> None:

@@ -7,17 +7,18 @@ a class like :class:`firm.policies.sd3.SD3` and one line in ``FAMILIES``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from firm.config import LoraConfig, PolicyConfig
+from firm.images import image_size
 from firm.locate import load_named
 from firm.policies.parameters import ParameterSets
 from firm.records import Prompt, UserError
@@ -43,11 +44,13 @@ class Family(Protocol):
     Latents are [B, *latent_shape], of any rank: [B, C, H, W], or packed [B, L, C].
 
     Attributes:
+        edits: Whether its prompts are instructions with a source image; those of a generator have none.
         denoiser: What RL trains.
         lora_targets: Names of the denoiser's layers that a LoRA adapts.
         latent_shape: Shape of one sample's latents.
     """
 
+    edits: ClassVar[bool]
     denoiser: nn.Module
     lora_targets: tuple[str, ...]
     latent_shape: tuple[int, ...]
@@ -68,10 +71,10 @@ class Family(Protocol):
         """
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditions:
-        """Encode prompts, one row each.
+        """Encode prompts, one row each, that :func:`check_prompts` has checked.
 
         Raises:
-            UserError: The family does not edit, and there is a source image, or edits, and cannot use a source image.
+            UserError: A source image cannot be used.
         """
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
@@ -111,6 +114,32 @@ def find_family(name: str, key: str) -> type[Family]:
     """
     found: type[Family] = load_named(FAMILIES, name, key)
     return found
+
+
+def check_prompts(prompts: Iterable[Prompt], family: str, key: str) -> None:
+    """Check that each prompt has a square source image if the family edits, and none if it does not.
+
+    Sources are read no further than their size. A critic would compare the whole of one that is cropped with the edit
+    of a part, so they are to be square, as what a policy makes is.
+
+    Raises:
+        UserError: One has not; the message names it, and the configuration's ``key`` of the family.
+    """
+    edits = find_family(family, key).edits
+    for prompt in prompts:
+        where = f"{key}, prompt {prompt.text!r}"
+        if edits and prompt.image is None:
+            fix = "give every prompt a source_image, or choose a family of generators"
+            raise UserError(f"the family {family} edits, and needs a source image", where, fix, usage=True)
+        if not edits and prompt.image is not None:
+            fix = "leave source_image out of the prompts, or choose a family of editors"
+            raise UserError(f"the family {family} generates and does not edit", where, fix, usage=True)
+        if prompt.image is not None:
+            where = f"{prompt.image[:200]}, prompt {prompt.text!r}"  # a data URL is long
+            width, height = image_size(prompt.image, where)
+            if width != height:
+                what = f"a source image must be square, and this one is {width} x {height}"
+                raise UserError(what, where, "crop it, or leave it out", usage=True)
 
 
 class Policy:
@@ -183,7 +212,12 @@ class Policy:
         return self.parameters.using(name) if self.parameters else nullcontext()
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditions:
-        """Conditions of prompts, one row each."""
+        """Conditions of prompts, one row each.
+
+        Raises:
+            UserError: The family cannot use one, see :func:`check_prompts`.
+        """
+        check_prompts(prompts, self.config.family, "policy.family")
         with torch.no_grad():
             return self.family.encode(prompts)
 

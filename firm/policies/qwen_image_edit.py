@@ -27,6 +27,7 @@ GRID = 32  # pixels; the pipeline rounds the sides of a source to multiples of i
 class QwenImageEdit:
     """The family's adapter; see :class:`firm.policies.policy.Family` for shapes. Latents are packed, [B, L, C]."""
 
+    edits = True
     lora_targets = JOINT_ATTENTION
 
     def __init__(self, config: PolicyConfig, device: torch.device) -> None:
@@ -62,7 +63,7 @@ class QwenImageEdit:
         An instruction without text is a blank, which is what the model's card has guidance move away from.
 
         Raises:
-            UserError: A source is missing, cannot be read, or is not square.
+            UserError: A source cannot be read.
         """
         return self.conditions([prompt.text or " " for prompt in prompts], [_source(prompt) for prompt in prompts])
 
@@ -146,14 +147,5 @@ class QwenImageEdit:
 
 
 def _source(prompt: Prompt) -> Image.Image:
-    if prompt.image is None:
-        fix = "give every prompt a source_image, or choose a family of generators"
-        what = "the family qwen_image_edit edits, and needs a source image"
-        raise UserError(what, f"prompt {prompt.text!r}", fix, usage=True)
-    where = f"{prompt.image[:200]}, prompt {prompt.text!r}"  # a data URL is long
-    source = open_image(prompt.image, where)
-    if source.width != source.height:
-        what = f"a source image must be square, and this one is {source.width} x {source.height}"
-        # Cropped here, the critic would miss in the edit what was cut off from the source that it is shown.
-        raise UserError(what, where, "crop it, or leave it out", usage=True)
-    return source
+    assert prompt.image is not None, "checked by check_prompts"
+    return open_image(prompt.image, f"{prompt.image[:200]}, prompt {prompt.text!r}")  # a data URL is long

@@ -12,12 +12,13 @@ from firm.config import PolicyConfig
 from firm.locate import model_path
 from firm.policies.pipe import JOINT_ATTENTION, check_pipe, load_denoiser, load_pipe, pixels, save_denoiser
 from firm.policies.policy import Conditions
-from firm.records import Prompt, UserError
+from firm.records import Prompt
 
 
 class SD3:
     """The family's adapter; see :class:`firm.policies.policy.Family` for shapes."""
 
+    edits = False
     lora_targets = JOINT_ATTENTION
 
     def __init__(self, config: PolicyConfig, device: torch.device) -> None:
@@ -44,14 +45,7 @@ class SD3:
         check_pipe(model, key, "StableDiffusion3")
 
     def encode(self, prompts: Sequence[Prompt]) -> Conditions:
-        """CLIP (and T5) embeddings of the prompts, without classifier-free guidance.
-
-        Raises:
-            UserError: A prompt has a source image, which this family does not support.
-        """
-        if edits := [prompt for prompt in prompts if prompt.image is not None]:
-            fix = "leave source_image out of the prompts, or choose a family of editors"
-            raise UserError("the family sd3 generates and does not edit", f"prompt {edits[0].text!r}", fix, usage=True)
+        """CLIP (and T5) embeddings of the prompts, without classifier-free guidance."""
         texts = [prompt.text for prompt in prompts]
         embeds, _, pooled, _ = self._pipe.encode_prompt(
             prompt=texts,

@@ -8,6 +8,7 @@ from typing import Any
 from firm.config import RunConfig
 from firm.config.bench import SCORES_OF
 from firm.records import Summary
+from firm.report.terms import GENERATION, Terms
 
 Headline = dict[str, str]
 """``tone`` (good, note or bad), ``title`` (one sentence) and ``text`` (what it means)."""
@@ -31,20 +32,23 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def headlines(config: RunConfig, summaries: Mapping[str, Summary], number: int = 1) -> list[Headline]:
+def headlines(
+    config: RunConfig, summaries: Mapping[str, Summary], number: int = 1, terms: Terms = GENERATION
+) -> list[Headline]:
     """Whether the critic is trusted, what RL gained, what is left of the trust, whether RL went too far or had alarms.
 
     Args:
         config: Of the round.
         summaries: Of its stages.
         number: The round: what evaluation compares with is the policy before the first.
+        terms: What things are called.
     """
     before = "before RL" if number == 1 else "before the first round"
     return [
-        _trust(config, summaries["bench"]),
-        _gain(config.reward.base, summaries["samples"], before),
-        _trust_after(config, summaries["samples"], before),
-        _stop(summaries["policy"]),
+        _trust(config, summaries["bench"], terms),
+        _gain(config.reward.base, summaries["samples"], before, terms),
+        _trust_after(config, summaries["samples"], before, terms),
+        _stop(summaries["policy"], terms),
     ]
 
 
@@ -57,7 +61,7 @@ def trust_rows(config: RunConfig, bench: Summary) -> dict[str, dict[str, Any]]:
     return {d: row for d in config.reward.dimensions if (row := own.get(d, whole.get(d)))}
 
 
-def _trust(config: RunConfig, bench: Summary) -> Headline:
+def _trust(config: RunConfig, bench: Summary, terms: Terms) -> Headline:
     trusted = bool(bench.metrics.get("trusted"))
     head = "The critic is trusted" if trusted else "The critic is not trusted"
     rows = {d: row for d, row in trust_rows(config, bench).items() if row["mae"] is not None}
@@ -69,19 +73,20 @@ def _trust(config: RunConfig, bench: Summary) -> Headline:
     own = all(row["by"] == "source" for row in rows.values())
     whose = " and ".join(dict.fromkeys(SCORES_OF[row["whose"]] for row in rows.values()))
     errors = [f"{row['mae']:.2f} for {words(d)} (best constant {row['constant_mae']:.2f})" for d, row in rows.items()]
-    where = "the policy's own images" if own else "test examples"
+    where = f"the policy's own {terms.image}s" if own else "test examples"
     title = f"{head}: on {where} its error against {whose} is {' and '.join(errors)}."
-    images = "images of the policy that RL started from, of held-out prompts" if own else "test examples"
+    started = f"{terms.image}s of the policy that RL started from, of held-out {terms.prompt}s"
+    images = started if own else "test examples"
     number_of = max(row["n"] for row in rows.values())
     text = f"Measured on {number_of:,.0f} {images}, in points on a scale from 1 to 5."
     if pairs := [f"{row['pairwise']:.0%} for {words(d)}" for d, row in rows.items() if row["pairwise"] is not None]:
-        text += f" Of two images of one prompt it ranks rightly: {', '.join(pairs)} (chance: 50%)."
+        text += f" Of two {terms.image}s of one {terms.group} it ranks rightly: {', '.join(pairs)} (chance: 50%)."
     better = all(row["mae"] < row["constant_mae"] for row in rows.values())
     tone = ("good" if better and not gaps else "note") if trusted else "bad"
     return {"tone": tone, "title": title, "text": text + accepted}
 
 
-def _gain(dimension: str, evaluation: Summary, before: str) -> Headline:
+def _gain(dimension: str, evaluation: Summary, before: str, terms: Terms) -> Headline:
     rows: dict[str, dict[str, Any]] = {
         row["policy"]: row
         for row in evaluation.tables.get("scores", [])
@@ -93,7 +98,7 @@ def _gain(dimension: str, evaluation: Summary, before: str) -> Headline:
     gain = rows["gain"]
     interval = f"gain {signed(gain['mean'])}, 95% CI {signed(gain['low'])} to {signed(gain['high'])}"
     scores = f"from {rows['base']['mean']:.2f} to {rows['final']['mean']:.2f} ({interval})"
-    where = "the auditor's score on held-out prompts"
+    where = f"the auditor's score on held-out {terms.prompt}s"
     if gain["low"] > 0:
         tone = "good"
         title = f"RL raised {where} {scores}."
@@ -104,18 +109,18 @@ def _gain(dimension: str, evaluation: Summary, before: str) -> Headline:
         tone = "note"
         title = f"RL did not measurably change {where}: {scores}."
     text = (
-        f"The auditor is a judge that RL does not optimise. It compared {gain['n']:,} pairs of images of prompts that "
-        "RL never saw, each pair from the same noise."
+        f"The auditor is a judge that RL does not optimise. It compared {gain['n']:,} pairs of {terms.image}s of "
+        f"{terms.prompt}s that RL never saw, each pair from the same noise."
     )
     full = {w: evaluation.metrics.get(f"auditor_{dimension}_full_marks_{w}") for w in ("base", "final")}
     if full["base"] is not None and full["final"] is not None:
-        text += f" Images with full marks: {full['base']:.0%} before, {full['final']:.0%} after."
+        text += f" {terms.image.capitalize()}s with full marks: {full['base']:.0%} before, {full['final']:.0%} after."
     if guided := rows.get("guided"):
         text += f" The policy {before}, but sampled with guidance as users do, has {guided['mean']:.2f}."
     return {"tone": tone, "title": title, "text": text}
 
 
-def _trust_after(config: RunConfig, evaluation: Summary, before: str) -> Headline:
+def _trust_after(config: RunConfig, evaluation: Summary, before: str, terms: Terms) -> Headline:
     """Whether the critic would still keep the gate's rules for the policy's own images on those of the final policy."""
     rows = {(row["policy"], row["dimension"]): row for row in evaluation.tables.get("agreement", [])}
     base, final = (
@@ -135,21 +140,22 @@ def _trust_after(config: RunConfig, evaluation: Summary, before: str) -> Headlin
         f"{_share(row['pairwise'])} for {words(d)} ({before}: {_share(base[d]['pairwise'])})"
         for d, row in final.items()
     ]
-    ranks = f"of two images of one prompt it ranks like the auditor {' and '.join(pairs)}"
+    ranks = f"of two {terms.image}s of one {terms.group} it ranks like the auditor {' and '.join(pairs)}"
     text = (
-        "RL uses up what the critic cannot see. This measures it again, against the auditor's scores, on images of "
-        f"held-out prompts from {before} and after RL."
+        "RL uses up what the critic cannot see. This measures it again, against the auditor's scores, on "
+        f"{terms.image}s of held-out {terms.prompt}s from {before} and after RL."
     )
     if not broken:
         covered = not config.bench.gaps(config.reward.dimensions)
         what = "the critic keeps the gate's rules" if covered else "no rule of the gate judges all of the critic"
         return {
             "tone": "good" if covered else "note",
-            "title": f"On the final policy's images {what}: {ranks}.",
+            "title": f"On the final policy's {terms.image}s {what}: {ranks}.",
             "text": text,
         }
-    title = f"On the final policy's images the critic is not trusted: {ranks}."
-    text += f" There it would break the gate's rules on {', '.join(broken)}: another round trains it on such images."
+    title = f"On the final policy's {terms.image}s the critic is not trusted: {ranks}."
+    what = ", ".join(broken)
+    text += f" There it would break the gate's rules on {what}: another round trains it on such {terms.image}s."
     return {"tone": "note", "title": title, "text": text}
 
 
@@ -158,18 +164,19 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def _stop(rl: Summary) -> Headline:
+def _stop(rl: Summary, terms: Terms) -> Headline:
     m = rl.metrics
     kept = f"{m['kept_epoch']:.0f}"
     interval = f", 95% CI {signed(m['gain_low'], 3)} to {signed(m['gain_high'], 3)}" if "gain_low" in m else ""
     text = (
-        "On freshly drawn prompts and noise, which had no part in the choice, the reward by the auditor's own scores "
-        f"went from {m['auditor_reward_base']:.3f} before RL to {m['auditor_reward_kept']:.3f} at epoch {kept}"
+        f"On freshly drawn {terms.prompt}s and noise, which had no part in the choice, the reward by the auditor's own "
+        f"scores went from {m['auditor_reward_base']:.3f} before RL to {m['auditor_reward_kept']:.3f} at epoch {kept}"
         f"{interval}."
     )
     if m["kept_epoch"] == 0:
         text = (
-            "On freshly drawn prompts and noise no candidate had a higher reward by the auditor's scores than the base."
+            f"On freshly drawn {terms.prompt}s and noise no candidate had a higher reward by the auditor's scores than "
+            "the base."
         )
     alarms = [row["sentence"] for row in rl.tables.get("alarms", [])]
     text = " ".join([text, *alarms])

@@ -1,4 +1,4 @@
-"""Pairs of samples of one prompt and one noise, before and after RL: which are shown, and their images."""
+"""Pairs of samples of one prompt and one noise, before and after RL: which are shown, with the source of edits."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def choose(folder: Path, dimension: str, number: int) -> dict[str, Any]:
         number: How many to choose.
 
     Returns:
-        ``items`` (with ``index``, ``prompt``, ``gain`` and ``scores``), ``total``, ``unrated``, ``better``, ``equal``
-        and ``worse``. Pairs without the auditor's judgement cannot be ordered: they are counted, and shown only where
-        no pair has one.
+        ``items`` (with ``index``, ``prompt``, ``gain`` and ``scores``), ``edits`` (whether they are edits of a source),
+        ``total``, ``unrated``, ``better``, ``equal`` and ``worse``. Pairs without the auditor's judgement cannot be
+        ordered: they are counted, and shown only where no pair has one.
     """
     samples: dict[int, dict[str, Scored]] = {}
     for sample in iter_shards(folder, Scored):
@@ -67,6 +67,7 @@ def choose(folder: Path, dimension: str, number: int) -> dict[str, Any]:
     signs = Counter((item["gain"] > 0) - (item["gain"] < 0) for item in rated)
     return {
         "items": _spread(rated or items, number),
+        "edits": any(base.prompt.image is not None for base, _ in pairs),
         "total": len(items),
         "unrated": len(items) - len(rated),
         "better": signs[1],
@@ -83,12 +84,9 @@ def _spread(items: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]
 
 
 def _item(base: Scored, final: Scored, dimension: str) -> dict[str, Any]:
-    names: list[tuple[Literal["auditor", "critic"], str]] = [
-        *(("auditor", d) for d in base.outcomes("auditor")),
-        *(("critic", d) for d in base.outcomes("critic")),
-    ]
+    names = [(judge, d) for judge in ("auditor", "critic") for d in base.outcomes(judge)]
     scores = []
-    for judge, name in names:
+    for judge, name in sorted(names, key=lambda name: (name[0], name[1] != dimension)):
         row: dict[str, Any] = {"judge": judge, "dimension": name}
         for which, sample in zip(_WHICH, (base, final), strict=True):
             outcome = sample.outcomes(judge).get(name)

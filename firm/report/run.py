@@ -21,6 +21,7 @@ from firm.report.headlines import headlines, number, signed, trust_rows, words
 from firm.report.lineage import trace
 from firm.report.pairs import choose, pictures
 from firm.report.rounds import DATA, earlier_rounds, this_round
+from firm.report.terms import EDITING, GENERATION
 from firm.storage.artifacts import TIMING, Output
 from firm.storage.files import atomic_write
 
@@ -55,7 +56,9 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     earlier = earlier_rounds(last)
     number = len(earlier) + 1
     round_config = of_round(config, number)
-    data = _data(round_config, summaries, pairs, lineage, number)
+    terms = EDITING if pairs["edits"] else GENERATION
+    data = _data(round_config, summaries, pairs, lineage)
+    data["headlines"] = headlines(round_config, summaries, number, terms)
     data["rounds"] = [*earlier, this_round(summaries, round_config, lineage)]
     data["config"] = config.model_dump(mode="json", exclude={"store"}, exclude_none=True)
     with atomic_write(out.folder / DATA) as file:
@@ -65,6 +68,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
         .from_string(resources.files("firm.report").joinpath("template.html").read_text())
         .render(
             data=data,
+            terms=terms,
             figures=_figures(data),
             pictures=pictures(inputs["samples"] / "samples", (item["index"] for item in pairs["items"])),
             timings={summaries[name].stage: _seconds(inputs[name]) for name in ARTIFACTS},
@@ -91,17 +95,14 @@ def _seconds(folder: Path) -> float | None:
     return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
 
 
-def _data(
-    config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, Any], lineage: Rows, number: int
-) -> dict[str, Any]:
-    """All that the page of a round shows but images, times and the whole run's configuration and rounds."""
+def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, Any], lineage: Rows) -> dict[str, Any]:
+    """All that the page of a round shows but headlines, images, times and the whole run's configuration and rounds."""
     curation, sft, bench, rl, evaluation = (summaries[n] for n in ("data", "critic", "bench", "policy", "samples"))
     loss = next((c for c in sft.curves if c.name == "loss" and c.x), None)
     agreement = _ordered(bench, "agreement", config)
     critic = [row for row in agreement if row["judge"] == "critic"]
     return {
         "run": config.name,
-        "headlines": headlines(config, summaries, number),
         "audited": config.reward.base,
         "auditor_is_teacher": config.auditor.judge.who == config.curation.evaluator.who,
         "reward": {**config.reward.model_dump(mode="json"), "dimensions": list(config.reward.dimensions)},
@@ -115,6 +116,7 @@ def _data(
         "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in critic)),
         "agreement": critic,
         "auditor_agreement": [row for row in agreement if row["judge"] == "auditor"],
+        "overall": bench.tables.get("overall", []),
         "raters": bench.tables.get("raters", []),
         "confusion": [row for row in _ordered(bench, "confusion", config) if row["judge"] == "critic"],
         "curation": curation.metrics,

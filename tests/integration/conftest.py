@@ -1,16 +1,20 @@
-"""A real S3 server (moto) in a process of its own."""
+"""A real S3 server (moto) in a process of its own, and the command line in this one."""
 
 import os
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import urllib3
+from integration.slips import Result
 from minio import Minio
+
+from firm.cli import main
 
 BUCKET = "firm-test"
 
@@ -73,3 +77,27 @@ def s3_uri(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, request: pytest
     monkeypatch.delenv("AWS_SESSION_TOKEN", raising=False)
     name = "".join(c if c.isalnum() else "-" for c in request.node.name)
     return f"s3://{BUCKET}/tests/{name}-{time.monotonic_ns()}"
+
+
+@pytest.fixture
+def here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Result]]:
+    """here(*words): the command line in this process, for what ends before a stage starts a process of its own.
+
+    ``folder``, a fixture of the tests that use this one, is where it runs and where modules are found.
+    """
+    monkeypatch.chdir(folder)
+
+    def command(*words: str) -> Result:
+        monkeypatch.syspath_prepend(folder)  # now that the folder's modules are written
+        monkeypatch.setattr(sys, "argv", ["firm", *words])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        said = capsys.readouterr()
+        assert isinstance(caught.value.code, int)
+        return Result(words, caught.value.code, said.out, said.err)
+
+    yield command
+    for module in folder.glob("*.py"):
+        sys.modules.pop(module.stem, None)

@@ -11,22 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shared import HTTPRequest, gate, python_path, rendered, serving, small_run
-
-from firm.cli import main
-from firm.config.loading import load_config
+from integration.slips import Case, Result, complains, firm, run, stages, write
+from shared import HTTPRequest, gate, rendered, serving, small_run
 
 SMALL = small_run(rendered(48), shard_size=8, batch_size=4, test_share=0.5)
 SMALL += f"bench: {{num_bootstrap: 10, sources: [], gate: {gate({'metric': 'coverage', 'at_least': 0.9})}}}\n"
-# Runs stages in one process, as the components of the pipeline do.
-STAGES = """
-import json, sys
-from firm.stage import execute
-inputs = {"curation": {}, "sft": {"data": "curation"}, "bench": {"data": "curation", "critic": "sft"},
-          "gate": {"bench": "bench"}}
-for stage in sys.argv[2:]:
-    execute(stage, json.loads(sys.argv[1]), inputs[stage], stage)
-"""
 JUDGES = """
 class Banana:
     def complete(self, messages, **options):
@@ -43,54 +32,6 @@ def failing(split):
 FILES = "curation.sources=[{kind: files, name: mine, path: mine.jsonl}]"
 SCORES = "bench.sources=[{kind: scores, name: people, path: scores.jsonl}]"
 PROMPTS = "prompts={path: %s, test_share: 0.5}"
-EDITS = [
-    "curation.labeller=difference_first",
-    "curation.dimensions={execution: {rubric: evaluate_execution}, consistency: {rubric: evaluate_consistency}}",
-    "critic.rubrics={execution: short_execution, consistency: short_consistency}",
-    "auditor.rubrics={execution: execution, consistency: consistency}",
-    "reward={formula: cme}",
-    "bench.gate.accept_gaps=[execution.skill_low, execution.pairwise, consistency.skill_low, consistency.pairwise]",
-    "further_rounds={}",
-]
-Result = subprocess.CompletedProcess[str]
-
-
-def call(folder: Path, *arguments: str, **options: Any) -> Result:
-    env = {**os.environ, "PYTHONPATH": python_path(folder), "AWS_REGION": "us-east-1", **options.pop("env", {})}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        **options,
-    )
-
-
-def run(source: str, *assignments: str) -> list[str]:
-    """Words of the command line."""
-    return ["run", source, *(word for assignment in assignments for word in ("--set", assignment))]
-
-
-def firm(folder: Path, *arguments: str, source: str = "small.yaml", **options: Any) -> Result:
-    return call(folder, "-m", "firm.cli", *run(source, *arguments), **options)
-
-
-def stages(folder: Path, names: str, *arguments: str, **options: Any) -> Result:
-    config = load_config(str(folder / "small.yaml"), arguments).model_dump(mode="json", exclude_none=True)
-    return call(folder, "-c", STAGES, json.dumps(config), *names.split(), **options)
-
-
-def complains(result: Result, code: int, *words: str) -> None:
-    said = result.stdout + result.stderr
-    assert result.returncode == code, said
-    assert "Traceback" not in said
-    assert [line[:7] for line in result.stderr.splitlines()].count("error: ") == 1, said
-    assert "\n  -> " in result.stderr, f"no next step: {result.stderr}"
-    for word in words:
-        assert word in result.stderr, f"{word!r} is not in: {result.stderr}"
 
 
 @pytest.fixture
@@ -102,30 +43,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.fixture
-def here(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Result]]:
-    """here(*words): the command line in this process, for what ends before a stage starts a process of its own."""
-    monkeypatch.chdir(folder)
-
-    def command(*words: str) -> Result:
-        monkeypatch.syspath_prepend(folder)  # now that the folder's modules are written
-        monkeypatch.setattr(sys, "argv", ["firm", *words])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        said = capsys.readouterr()
-        assert isinstance(caught.value.code, int)
-        return Result(words, caught.value.code, said.out, said.err)
-
-    yield command
-    for name in ("judges", "bad"):
-        sys.modules.pop(name, None)
-
-
 # ---- caught before any stage starts: exit code 2 ---------------------------------------------------------------------
 
-Case = tuple[dict[str, str | bytes], list[str], list[str]]
 CASES: dict[str, Case] = {  # files to write, assignments, what the message must name
     "unknown key": ({}, ["rl.lr=1"], ["rl.lr"]),
     "unknown section": ({}, ["rll.max_epochs=1"], ["rll"]),
@@ -183,21 +102,6 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "candidates malformed": ({"mine.jsonl": '\n{"prompt": "a"\n'}, [FILES], ["mine.jsonl, line 2"]),
     "candidates without image": ({"mine.jsonl": '{"prompt": "a"}'}, [FILES], ["mine.jsonl, line 1", "'image'"]),
     "image missing": ({"mine.jsonl": '{"prompt": "a", "image": "a.png"}'}, [FILES], ["mine.jsonl, entry 0: a.png"]),
-    "edits without rubrics of edits": (
-        {"mine.jsonl": '{"prompt": "a", "image": "a.png", "source_image": "b.png"}'},
-        [FILES],
-        ["mine.jsonl, entry 0: a.png", "judge 1 image(s), not 2", "source_image"],
-    ),
-    "edits without a source": (
-        {"mine.jsonl": '{"prompt": "a", "image": "a.png"}'},
-        [FILES, *EDITS],
-        ["mine.jsonl, entry 0: a.png", "judge 2 image(s), not 1", "source_image"],
-    ),
-    "edits with a source that is missing": (
-        {"mine.jsonl": '{"prompt": "a", "image": "a.png", "source_image": "b.png"}', "a.png": b""},
-        [FILES, *EDITS],
-        ["mine.jsonl, entry 0: b.png", "no such image"],
-    ),
     "rubrics of generation and of editing": (
         {},
         ["curation.dimensions.execution={rubric: evaluate_execution}"],
@@ -262,11 +166,6 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "not UTF-8": ({"small.yaml": b"name: caf\xe9\n"}, [], ["small.yaml", "UTF-8"]),
     "a date, then more": ({}, ["name=2024-01-01", "seed=1"], ["name"]),
 }
-
-
-def write(folder: Path, files: dict[str, str | bytes]) -> None:
-    for name, content in files.items():
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,7 +11,7 @@ from firm.bench.gate import judge_gate
 from firm.config import RunConfig
 from firm.critics.agreement import Expected, Prediction, agreement
 from firm.images import encode_image
-from firm.records import Assessment, Curve, Invalid, Judgement, Sample, Summary
+from firm.records import Assessment, Curve, Invalid, Judgement, Prompt, Sample, Summary
 from firm.report.run import run
 from firm.storage.artifacts import Output
 from firm.storage.shards import ShardWriter
@@ -140,16 +140,21 @@ def judged(value: int | None) -> Assessment:
     return {DIMENSIONS[0]: Invalid(reason="empty") if value is None else Judgement(score=value)}
 
 
-def write_samples(folder: Path, auditor: Mapping[int, tuple[int | None, int | None]], side: int = 8) -> Path:
+def write_samples(
+    folder: Path, auditor: Mapping[int, tuple[int | None, int | None]], side: int = 8, edits: bool = False
+) -> Path:
+    """Pairs of images, for edits behind a source of their own each."""
     writer = ShardWriter(folder / "samples", Sample, 16)
     for which, policy in enumerate(("base", "final")):
         for index, values in auditor.items():
+            text = EVIL if index == 0 else f"picture {index}"
+            colours = [(9, 9, index % 256)] * edits + [(index % 256, 200 * which, 90)]
             sample = Sample(
                 index=index,
-                prompt=EVIL if index == 0 else f"prompt {index}",
+                prompt=Prompt(text=text, image=f"{index}.png" if edits else None),
                 seed=index,
                 policy=policy,  # type: ignore[arg-type]
-                images=[encode_image(Image.new("RGB", (side, side), (index % 256, 200 * which, 90)))],
+                images=[encode_image(Image.new("RGB", (side, side), colour)) for colour in colours],
                 scores={
                     "critic": {
                         **judged(3 + which),
@@ -172,6 +177,7 @@ def make(
     changes: Mapping[str, Summary] | None = None,
     seconds: float | None = 65.0,
     more: Mapping[str, Mapping[str, str]] | None = None,
+    edits: bool = False,
     **links: Any,
 ) -> dict[str, Path]:
     """Artifacts of a whole run, committed as the stages do; ``links`` replaces an artifact's inputs, ``more`` adds."""
@@ -191,7 +197,7 @@ def make(
         (out.folder / "summary.json").write_text(summary.model_dump_json())
         files = ["summary.json"]
         if name == "samples":
-            write_samples(out.folder, GAINS)
+            write_samples(out.folder, GAINS, edits=edits)
             files.append("samples")
         inputs = links.get(name, {source: hashes[source] for source in INPUTS[name]}) | dict((more or {}).get(name, {}))
         hashes[name] = out.commit(summary.stage, "key", inputs, {}, files).sha256

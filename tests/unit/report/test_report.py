@@ -64,6 +64,33 @@ def test_the_page_says_what_was_rewritten(whole: tuple[str, str, Summary]) -> No
     assert "the prompts of 40 images were rewritten" in page and "5 → –" in page and "&lt;i&gt;no circle" in page
 
 
+def test_all_dimensions_together_are_a_row_of_each_judge_and_source(whole: tuple[str, str, Summary]) -> None:
+    page, data = whole[0], json.loads(whole[1])
+    assert [(row["judge"], row["value"]) for row in data["overall"]] == [
+        (judge, value) for judge in ("critic", "auditor") for value in ("all", "<b>$x$", "policy")
+    ]
+    mine = [row for row in data["agreement"] if row["by"] == "all"]
+    weighted = sum(row["num_valid"] * row["mae"] for row in mine) / sum(row["num_valid"] for row in mine)
+    assert data["overall"][0]["mae"] == pytest.approx(weighted) and "All dimensions together" in page
+
+
+def test_the_page_of_a_run_of_edits_speaks_of_edits(tmp_path: Path, config: RunConfig) -> None:
+    page, data, summary = report(tmp_path / "report", config, make(tmp_path, config, edits=True))
+    articles = re.findall(r'<article class="pair">.*?</article>', page, re.DOTALL)
+    assert len(articles) == 12 and json.loads(data)["pairs"]["edits"] and '<div class="pairs edits">' in page
+    for article in articles:
+        assert re.findall("<figcaption>(.*?)</figcaption>", article) == ["source", "before", "after"]
+        assert len(set(re.findall(r'src="(.*?)"', article))) == 3
+        assert {"critic", "auditor"} == set(re.findall(r'<b class="(\w+)">', article))
+    own_words = re.sub(
+        r"<style>.*?</style>|<details><summary>Show the configuration.*?</details>", "", page, flags=re.DOTALL
+    )
+    found = re.findall(r"[^.>]*\b(?:prompts?|generators?|drew|draws?)\b[^.<]*", own_words)
+    assert not found
+    assert "FIRM improves an image editor" in page and "of two edits of one source and instruction" in unescape(page)
+    assert any("score on held-out instructions from" in note for note in summary.notes)
+
+
 def test_the_page_needs_nothing_else(whole: tuple[str, str, Summary]) -> None:
     page = whole[0]
     targets = re.findall(r"""\b(?:src|href|srcset|action|poster|data)\s*=\s*["']?([^"'\s>]+)""", page)
