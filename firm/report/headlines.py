@@ -44,7 +44,7 @@ def headlines(config: RunConfig, summaries: Mapping[str, Summary], number: int =
         _trust(config, summaries["bench"]),
         _gain(config.reward.base, summaries["samples"], before),
         _trust_after(config, summaries["samples"], before),
-        _stop(summaries["policy"]),
+        _stop(summaries["policy"], config.auditor.stops),
     ]
 
 
@@ -158,7 +158,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def _stop(rl: Summary) -> Headline:
+def _stop(rl: Summary, stops: bool) -> Headline:
     m = rl.metrics
     kept = f"{m['kept_epoch']:.0f}"
     interval = f", 95% CI {signed(m['gain_low'], 3)} to {signed(m['gain_high'], 3)}" if "gain_low" in m else ""
@@ -172,11 +172,12 @@ def _stop(rl: Summary) -> Headline:
             "On freshly drawn prompts and noise no candidate had a higher reward by the auditor's scores than the base."
         )
     alarms = [row["sentence"] for row in rl.tables.get("alarms", [])]
-    text = " ".join([text, *alarms])
+    went_on = [] if stops else ["The auditor did not stop RL, by configuration (auditor.stops)."]
+    text = " ".join([text, *went_on, *alarms])
     for fall in rl.tables.get("stop", []):
         what = words(fall["measure"])
         title = (
-            f"Over-optimisation was caught at epoch {m['epochs']:.0f}: {what} fell for the auditor, not for the critic."
+            f"Over-optimisation was caught at epoch {fall['until']}: {what} fell for the auditor, not for the critic."
         )
         digits = 3 if what == "reward" else 2
         by_judge = {
@@ -190,4 +191,5 @@ def _stop(rl: Summary) -> Headline:
         )
         return {"tone": "note", "title": title, "text": text}
     title = f"No over-optimisation was caught in {m['epochs']:.0f} epochs of RL; kept epoch {kept}."
-    return {"tone": "good" if m.get("gain_low", 0) > 0 and not alarms else "note", "title": title, "text": text}
+    good = m.get("gain_low", 0) > 0 and stops and not alarms
+    return {"tone": "good" if good else "note", "title": title, "text": text}

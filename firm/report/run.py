@@ -103,6 +103,7 @@ def _data(
         "run": config.name,
         "headlines": headlines(config, summaries, number),
         "audited": config.reward.base,
+        "auditor_stops": config.auditor.stops,
         "auditor_is_teacher": config.auditor.judge.who == config.curation.evaluator.who,
         "reward": {**config.reward.model_dump(mode="json"), "dimensions": list(config.reward.dimensions)},
         "scores": _ordered(evaluation, "scores", config),
