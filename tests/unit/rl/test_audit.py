@@ -1,6 +1,7 @@
 """The auditor's statistics: what is stopped, what is not, and what is kept, in runs with the demo's noise."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from firm.critics.judge import JudgeInput
 from firm.images import encode_image
 from firm.policies.policy import Policy
 from firm.prompts import load_prompts
-from firm.records import Assessment, Invalid, Judgement, UserError
+from firm.records import Assessment, Invalid, Judgement, Prompt, UserError
 from firm.rl.audit import REWARD, Audit, SampleName, best, first_fall, num_looks, over_optimised
 from firm.rl.auditor import Auditor, shares, values
 from firm.rl.monitors import look
@@ -303,6 +304,20 @@ def test_an_audit_has_the_scores_of_both_judges(demo: RunConfig) -> None:
     assert audit.critic[BASE] == audit.critic[BONUS] == (2.0,) * 4
     assert audit.auditor[BASE] != audit.critic[BASE] and audit.auditor[BONUS] != audit.critic[BONUS]
     assert list(audit.seen) == ["blanks"]
+
+
+def test_an_audit_of_edits_counts_the_copies(demo: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, other = (encode_image(Image.new("RGB", (32, 32), colour)) for colour in ("red", "blue"))
+    (tmp_path / "source.png").write_bytes(source)
+    monkeypatch.setattr("firm.rl.auditor.generate", lambda *_, **__: SimpleNamespace(latents=None))
+    monkeypatch.setattr("firm.rl.auditor.to_images", lambda *_: [source, other, source, source])
+    config = demo.model_copy(update={"auditor": demo.auditor.model_copy(update={"num_images": 4})})
+    policy = Policy(TINY, CPU)
+    policy.train(None, ("ema",), seed=0)
+    prompts = [Prompt(text=text, image=str(tmp_path / "source.png")) for text in ("make it blue", "make it green")]
+    auditor = Auditor(policy, Twos(), prompts, config)
+    auditor.judge = Twos()  # type: ignore[assignment]
+    assert auditor.check(0).seen == {"copies": 0.75, "blanks": 1.0}
 
 
 def test_an_audit_of_nothing_is_an_error() -> None:
