@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, cast
 
 import typer
@@ -14,6 +16,10 @@ from firm.records import UserError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 config_app = typer.Typer(no_args_is_help=True, help="Show presets and configurations.", rich_markup_mode=None)
 app.add_typer(config_app, name="config")
+ablate_app = typer.Typer(
+    no_args_is_help=True, help="Compare runs in which one thing is different.", rich_markup_mode=None
+)
+app.add_typer(ablate_app, name="ablate")
 
 Source = Annotated[str, typer.Argument(metavar="PRESET", help="A preset (`firm config list`) or a YAML file.")]
 Overrides = Annotated[
@@ -42,15 +48,53 @@ def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer
     config = load_config(source, overrides)
     preflight.check(config)
     preflight.ask_critic(config)
-    try:
-        with RunFolder.open(config) as run:
-            from pipelines.local import run_locally
+    with _resumable(), RunFolder.open(config) as run:
+        from pipelines.local import run_locally
 
-            page = run_locally(run.config, run.path)
+        page = run_locally(run.config, run.path)
+    print(f"The report is {page}")
+
+
+@contextmanager
+def _resumable() -> Iterator[None]:
+    """What may be interrupted: the user is told how to go on."""
+    try:
+        yield
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         raise typer.Exit(130) from None
-    print(f"The report is {page}")
+
+
+@ablate_app.command()
+def rewards(
+    source: Source,
+    seeds: Annotated[list[int], typer.Option("--seed", help="Seed of a run with each reward. Repeatable.")] = [0, 1, 2],  # noqa: B006
+    only: Annotated[
+        list[str], typer.Option("--reward", metavar="NAME", help="A reward; default: the task's. Repeatable.")
+    ] = [],  # noqa: B006
+    name: Annotated[str, typer.Option(help="Folder of the result in the store; default: ablate-rewards-NAME.")] = "",
+    overrides: Overrides = [],  # noqa: B006
+) -> None:
+    """Run RL with several rewards and compare what the auditor sees. Run it again after an interruption: it resumes."""
+    from firm import preflight
+    from firm.ablation.rewards import plan
+    from firm.config.loading import load_config
+    from pipelines.runs import RunFolder
+
+    if any(assignment.startswith("seed=") for assignment in overrides):
+        raise UserError("an ablation takes its seeds from --seed", "--set seed", "for example --seed 0", usage=True)
+    config = load_config(source, overrides)
+    result = load_config(source, [*overrides, f"name={name or f'ablate-rewards-{config.name}'}"])
+    if result.name == config.name:
+        raise UserError("the result needs a folder of its own", "--name", "give another name", usage=True)
+    planned = plan(config, seeds, only)
+    preflight.check(planned[0].config)
+    preflight.ask_critic(config)
+    with _resumable(), RunFolder.open(config) as run, RunFolder.open(result) as to:
+        from pipelines.ablation import compare
+
+        page = compare([one.at(run.config.store) for one in planned], to.path, print)
+    print(f"The comparison is {page}")
 
 
 @app.command()

@@ -249,7 +249,8 @@ class Stage(Record):
 
     Attributes:
         name: Name of its package.
-        sections: Keys of the configuration; ``critic.rubrics`` is a part of a section.
+        sections: Keys of the configuration; ``critic.rubrics`` is a part of a section, ``reward.dimensions`` what
+            follows from it.
         reads: Input -> start of the paths that it reads, where that is not all of them.
         worker: Module that torchrun starts, of a stage that launches a job.
         compares: Whether it is the same in all rounds, seeds included.

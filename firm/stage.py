@@ -145,13 +145,15 @@ def _execute(
 def stage_key(stage: Stage, config: RunConfig, refs: Mapping[str, ArtifactRef]) -> str:
     """Hash of everything the stage's result depends on: its sections, the user's files they name, its inputs."""
     plain = config.model_dump(mode="json")
-    parts = {name: reduce(lambda node, key: node[key], name.split("."), plain) for name in stage.sections}
+    parts = {}
     rubrics = dict[str, str]()
     files = dict[str, str]()
     for name in stage.sections:
         *above, last = name.split(".")
         parent: Section = reduce(getattr, above, config)
         value = getattr(parent, last)
+        within = reduce(lambda node, key: node[key], above, plain)
+        parts[name] = within.get(last, value)  # a property, such as reward.dimensions
         if not isinstance(value, Section):
             rubrics |= _rubrics(parent)
             continue

@@ -16,6 +16,23 @@ from firm.records import UserError
 from firm.storage.files import disk_error
 from firm.watcher import Watcher
 
+KFP = "kfp"
+"""Folder, in a run's, of what KFP's components leave."""
+
+
+class StageFailed(UserError):
+    """A stage ended with a message.
+
+    Attributes:
+        stage: Its name.
+        message: What it said.
+    """
+
+    def __init__(self, stage: str, message: str, fix: str, usage: bool) -> None:
+        super().__init__(f"{stage} failed: {message}", "", fix, usage)
+        self.stage = stage
+        self.message = message
+
 
 def run_locally(config: RunConfig, folder: Path) -> Path:
     """Run every stage in turn, showing progress; returns the report's path.
@@ -25,14 +42,14 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
         folder: Local folder for the log, KFP's task outputs and the page.
 
     Raises:
-        UserError: A stage failed; carries the stage's own message.
+        StageFailed: A stage ended with a message of its own.
+        UserError: Something else failed.
     """
     from kfp import local
 
     from pipelines.full import pipeline_of
 
     log = folder / "run.log"
-    kfp_root = folder / "kfp"
     os.environ |= {PROGRESS_FILE: str(folder / "progress.jsonl"), LIFELINE: str(os.getpid())}
     # Long spinning makes a run four times slower on a busy laptop; no spinning, a third slower on an idle one.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
@@ -45,7 +62,7 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
     failed = ""
     try:
         with watcher, _output_to(log):
-            local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(kfp_root))
+            local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / KFP))
             pipeline = pipeline_of(config.rounds)
             for task in pipeline.pipeline_spec.root.dag.tasks.values():
                 # Retries are for lost pods; here a failure is shown immediately and the user resumes.
@@ -58,10 +75,14 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
             raise disk_error(error, error.filename or folder) from error
     if failed or watcher.failure:
         raise _failure(watcher, failed, log)
-    newest = max(kfp_root.glob("firm-*/report*/page"), key=lambda p: p.stat().st_mtime)
     page = folder / "report.html"
-    page.write_bytes(newest.read_bytes())
+    page.write_bytes(newest(folder, "report*/page").read_bytes())
     return page
+
+
+def newest(folder: Path, output: str) -> Path:
+    """The newest output of a component in a run's folder, such as ``rl/policy``; ``*`` in it is anything."""
+    return max((folder / KFP).glob(f"firm-*/{output}"), key=lambda path: path.stat().st_mtime)
 
 
 @contextlib.contextmanager
@@ -76,4 +97,4 @@ def _failure(watcher: Watcher, text: str, log: Path) -> UserError:
     if event is None:
         return UserError(f"the run failed: {text}", str(log), "look at the end of the log; run again to resume")
     fix = f"the log is {log}; run the same command again to resume"
-    return UserError(f"{event['stage']} failed: {event['message']}", "", fix, usage=event["exit_code"] == 2)
+    return StageFailed(event["stage"], event["message"], fix, usage=event["exit_code"] == 2)

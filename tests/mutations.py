@@ -29,6 +29,7 @@ CURATION = ("tests/unit/curation", "tests/property/test_balance.py")
 BENCH = ("tests/unit/bench", "tests/unit/test_stats.py")
 CONFIG = ("tests/unit/config",)
 EDITS = ("tests/unit/shapes/test_edit_teacher.py", "tests/unit/shapes/test_editing.py")
+ABLATION = ("tests/unit/ablation",)
 PLANTED = ("tests/planted",)
 
 
@@ -74,6 +75,11 @@ FAULTS = [
     Fault("firm/rl/auditor.py", "d, formula.soft)", "d, True)", RL),
     Fault("firm/rl/auditor.py", "kept = best(choice).epoch", "kept = max(candidates)", RL),
     Fault("firm/rl/train.py", "candidates[audits[-1].epoch]", "candidates[audits[0].epoch]", RL),
+    Fault("firm/rl/auditor.py", "look(item.images)", "look(item.images[-1:])", RL),
+    Fault("firm/rl/auditor.py", "for d in assessments[0]}", "for d in formula.dimensions}", RL),
+    Fault("firm/rl/train.py", "and self.config.auditor.stops", "", RL),
+    Fault("firm/ablation/rewards.py", 'plain["auditor"]["stops"] = False', "pass", ABLATION),
+    Fault("firm/ablation/result.py", "self.checks[0 if when == BEFORE else -1]", "self.checks[-1]", ABLATION),
     Fault("firm/rl/audit.py", "recent = audits[-window:]", "recent = audits[-1:]", RL),
     Fault("firm/rl/train.py", '0: "reference"}', '0: "ema"}', TRAINER),
     Fault("firm/rl/audit.py", "interval[1] >= 0", "interval[0] >= 0", RL),

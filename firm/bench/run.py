@@ -39,7 +39,7 @@ STAGE = Stage(
     name="bench",
     sections=(
         "seed", "prompts", "policy", "critic", "bench", *(f"curation.{key}" for key in TEACHER),
-        "reward.formula", "reward.base", "reward.bonuses", "auditor.judge", "auditor.rubrics",
+        "reward.dimensions", "auditor.judge", "auditor.rubrics",
     ),
 )  # fmt: skip
 JUDGED = "judged"

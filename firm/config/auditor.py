@@ -15,7 +15,8 @@ class AuditorConfig(Section):
     """A judge that RL does not optimise. Stops RL when this judge's scores fall and the critic does not see it."""
 
     judge: ChatConfig
-    rubrics: dict[str, str]  # template names in firm/critics/templates, for all dimensions of the reward
+    rubrics: dict[str, str]  # template names in firm/critics/templates, for all dimensions of the reward at least
+    stops: bool = True  # false: it only looks on, for comparisons of what RL does to the end; the report says so
     every: PositiveInt = 10  # epochs between checks
     window: PositiveInt = 3  # checks in a row that are averaged on either side of a comparison
     false_stops: Annotated[float, Field(gt=0, lt=1)] = 0.05  # chance that a run in which nothing fell is stopped

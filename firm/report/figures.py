@@ -54,7 +54,7 @@ _NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 _FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
-def _draw(name: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> str:
+def draw(name: str, size: tuple[float, float], paint: Callable[[Figure], None]) -> str:
     """Paint a figure of a size in inches and return it as an SVG element to be put into a page.
 
     Args:
@@ -111,7 +111,7 @@ def audits(rows: Rows, kept: float, stopped: bool) -> str:
         axes.grid(axis="x")
         figure.legend(loc="outside upper center", ncols=2)
 
-    return _draw("audits", (6.3, 3.7), paint)
+    return draw("audits", (6.3, 3.7), paint)
 
 
 def _above(axes: Axes, x: float, text: str, align: str, colour: str) -> None:
@@ -151,7 +151,7 @@ def histogram(dimension: str, rows: Rows) -> str:
         if judged:
             figure.legend(loc="outside upper center", ncols=4)
 
-    return _draw(f"histogram-{dimension}", (6.3, 2.8), paint)
+    return draw(f"histogram-{dimension}", (6.3, 2.8), paint)
 
 
 def _plain(label: str) -> str:
@@ -182,7 +182,7 @@ def confusion(dimension: str, rows: Rows) -> str:
         axes.set(xticks=SCORES, yticks=reference, xlabel="critic's score", ylabel="reference score", aspect="equal")
         axes.spines[:].set_visible(False)
 
-    return _draw(f"confusion-{dimension}", (4.2, 3.9), paint)
+    return draw(f"confusion-{dimension}", (4.2, 3.9), paint)
 
 
 def errors(dimension: str, rows: Rows) -> str:
@@ -217,7 +217,7 @@ def errors(dimension: str, rows: Rows) -> str:
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
 
-    return _draw(f"errors-{dimension}", (5.0, 1.2 + 0.68 * len(rows)), paint)
+    return draw(f"errors-{dimension}", (5.0, 1.2 + 0.68 * len(rows)), paint)
 
 
 def _whisker(axes: Axes, low: float, high: float, y: float, colour: str) -> None:
@@ -234,7 +234,7 @@ def loss(steps: Sequence[float], losses: Sequence[float]) -> str:
         axes.set(xlabel="training step", ylabel="loss", ylim=(0, max(losses) * 1.05 or 1))
         axes.grid(axis="y")
 
-    return _draw("loss", (5.0, 2.9), paint)
+    return draw("loss", (5.0, 2.9), paint)
 
 
 def before_after(rows: Rows) -> str:
@@ -274,4 +274,4 @@ def before_after(rows: Rows) -> str:
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
 
-    return _draw("before-after", (6.3, 1.1 + 0.68 * len(keys)), paint)
+    return draw("before-after", (6.3, 1.1 + 0.68 * len(keys)), paint)

@@ -48,7 +48,7 @@ def headlines(
         _trust(config, summaries["bench"], terms),
         _gain(config.reward.base, summaries["samples"], before, terms),
         _trust_after(config, summaries["samples"], before, terms),
-        _stop(summaries["policy"], terms),
+        _stop(summaries["policy"], config.auditor.stops, terms),
     ]
 
 
@@ -164,7 +164,7 @@ def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.0%}"
 
 
-def _stop(rl: Summary, terms: Terms) -> Headline:
+def _stop(rl: Summary, stops: bool, terms: Terms) -> Headline:
     m = rl.metrics
     kept = f"{m['kept_epoch']:.0f}"
     interval = f", 95% CI {signed(m['gain_low'], 3)} to {signed(m['gain_high'], 3)}" if "gain_low" in m else ""
@@ -179,11 +179,12 @@ def _stop(rl: Summary, terms: Terms) -> Headline:
             "the base."
         )
     alarms = [row["sentence"] for row in rl.tables.get("alarms", [])]
-    text = " ".join([text, *alarms])
+    went_on = [] if stops else ["The auditor did not stop RL, by configuration (auditor.stops)."]
+    text = " ".join([text, *went_on, *alarms])
     for fall in rl.tables.get("stop", []):
         what = words(fall["measure"])
         title = (
-            f"Over-optimisation was caught at epoch {m['epochs']:.0f}: {what} fell for the auditor, not for the critic."
+            f"Over-optimisation was caught at epoch {fall['until']}: {what} fell for the auditor, not for the critic."
         )
         digits = 3 if what == "reward" else 2
         by_judge = {
@@ -197,4 +198,5 @@ def _stop(rl: Summary, terms: Terms) -> Headline:
         )
         return {"tone": "note", "title": title, "text": text}
     title = f"No over-optimisation was caught in {m['epochs']:.0f} epochs of RL; kept epoch {kept}."
-    return {"tone": "good" if m.get("gain_low", 0) > 0 and not alarms else "note", "title": title, "text": text}
+    good = m.get("gain_low", 0) > 0 and stops and not alarms
+    return {"tone": "good" if good else "note", "title": title, "text": text}

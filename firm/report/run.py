@@ -104,6 +104,7 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
     return {
         "run": config.name,
         "audited": config.reward.base,
+        "auditor_stops": config.auditor.stops,
         "auditor_is_teacher": config.auditor.judge.who == config.curation.evaluator.who,
         "reward": {**config.reward.model_dump(mode="json"), "dimensions": list(config.reward.dimensions)},
         "scores": _ordered(evaluation, "scores", config),

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from firm.config import RunConfig
 from firm.intervals import Floats, paired_interval
@@ -32,8 +33,9 @@ class Audit(Record):
             kept policy ("choice") and measure it ("report").
         epoch: After this many epochs; 0 is the base.
         prompts: Number of each image's prompt (N); equal ones are one cluster.
-        critic: Values (N) by measure: the reward, in [0, 1], and each of its dimensions, 1..5.
+        critic: Values (N) by measure: the reward, in [0, 1], and each dimension of the critic, 1..5.
         auditor: The same by the auditor; its reward is what the formula makes of its own scores.
+        seen: Share of the images that are copies of their source, for editing, and that are blank.
     """
 
     sample: SampleName = "check"
@@ -41,6 +43,7 @@ class Audit(Record):
     prompts: tuple[int, ...]
     critic: dict[str, Values]
     auditor: dict[str, Values]
+    seen: dict[str, float] = Field(default_factory=dict)
 
     def values(self, who: Who, measure: str) -> Floats:
         """Values [N] of a measure, NaN where the judgement failed."""
@@ -49,6 +52,11 @@ class Audit(Record):
     def mean(self, who: Who, measure: str) -> float:
         """Mean of a measure's valid values."""
         return float(np.nanmean(self.values(who, measure)))
+
+    def means(self, who: Who) -> dict[str, float | None]:
+        """Mean of every measure; None where no judgement was valid, as of a dimension that is in no reward."""
+        known = {measure: np.isfinite(self.values(who, measure)).any() for measure in getattr(self, who)}
+        return {measure: self.mean(who, measure) if valid else None for measure, valid in known.items()}
 
 
 class Fall(Record):
@@ -70,6 +78,12 @@ class Fall(Record):
     critic_before: float
     critic_after: float
     at_least: float
+
+
+def first_fall(checks: Sequence[Audit], config: RunConfig) -> Fall | None:
+    """The over-optimisation that was caught first, at which the auditor stops RL unless it may not."""
+    falls = (over_optimised(checks[:number], config) for number in range(1, len(checks) + 1))
+    return next((fall for fall in falls if fall), None)
 
 
 def num_looks(config: RunConfig) -> int:

@@ -14,6 +14,7 @@ from firm.policies.sampler import noise_for
 from firm.prompts import with_source
 from firm.records import Assessment, Invalid, Prompt, UserError
 from firm.rl.audit import REWARD, Audit, SampleName, Values, best
+from firm.rl.monitors import look
 from firm.rl.rollout import draw_prompts, rewards_of
 
 IMAGES_PER_PROMPT = 2  # the fewest that show whether the critic ranks images of one prompt as the auditor does
@@ -28,8 +29,7 @@ class Auditor:
         self.critic = critic
         self.prompts = prompts
         self.config = config
-        rubrics = {d: config.auditor.rubrics[d] for d in config.reward.dimensions}
-        self.judge = open_judge(config.auditor.judge, rubrics)
+        self.judge = open_judge(config.auditor.judge, config.auditor.rubrics)
 
     def check(self, epoch: int, parameters: str = "ema", sample: SampleName = "check") -> Audit:
         """Sample with a parameter set, which is what it is after ``epoch``, and judge."""
@@ -51,7 +51,8 @@ class Auditor:
         images = to_images(self.policy, generated.latents, rl.batch_size)
         items = [JudgeInput(prompt, with_source(prompt, png)) for prompt, png in zip(prompts, images, strict=True)]
         critic, auditor = (values(judge.judge(items), self.config.reward) for judge in (self.critic, self.judge))
-        return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=critic, auditor=auditor)
+        seen = shares([look(item.images) for item in items])
+        return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=critic, auditor=auditor, seen=seen)
 
     def choose(self, candidates: Mapping[int, str]) -> list[Audit]:
         """Audit again, on fresh prompts and noise, so that the best of many noisy checks is not taken for the best.
@@ -68,8 +69,13 @@ class Auditor:
         return choice + [self.check(epoch, candidates[epoch], "report") for epoch in sorted({0, kept})]
 
 
+def shares(seen: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Share of the images of which each thing was seen."""
+    return {name: round(sum(image[name] for image in seen) / len(seen), DIGITS) for name in seen[0]}
+
+
 def values(assessments: Sequence[Assessment], formula: RewardConfig) -> dict[str, Values]:
-    """A judge's values of each image by measure: the reward that its scores give, and each score that it is made of.
+    """A judge's values of each image by measure: the reward that its scores give, and its scores on every dimension.
 
     Raises:
         UserError: No image has a reward, since judgements failed.
@@ -81,5 +87,5 @@ def values(assessments: Sequence[Assessment], formula: RewardConfig) -> dict[str
             "the auditor or the critic judged none of the images", "auditor.judge", str(next(failed, "no answers"))
         )
     columns = {REWARD: [r if ok else None for r, ok in zip(rewards.tolist(), valid.tolist(), strict=True)]}
-    columns |= {d: soft_scores(assessments, d, formula.soft) for d in formula.dimensions}
+    columns |= {d: soft_scores(assessments, d, formula.soft) for d in assessments[0]}
     return {m: tuple(None if v is None else round(v, DIGITS) for v in column) for m, column in columns.items()}

@@ -12,7 +12,7 @@ from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
 from firm.metrics import read_metrics
 from firm.records import Curve, Stage, Summary
-from firm.rl.audit import REWARD, Audit, Fall, Who, band, change, num_looks, over_optimised
+from firm.rl.audit import REWARD, Audit, Fall, Who, band, change, first_fall, num_looks, over_optimised
 from firm.rl.monitors import SHARES, all_alarms
 from firm.stats import pairwise_accuracy, spearman
 from firm.storage.artifacts import Output
@@ -46,41 +46,40 @@ def summary(config: RunConfig, audits: Sequence[Audit], lines: Sequence[dict[str
     checks = [a for a in audits if a.sample == "check"]
     base, *others = (a for a in audits if a.sample == "report")
     kept = others[0] if others else base
-    fall = over_optimised(checks, config)
+    fall = over_optimised(checks, config) if config.auditor.stops else first_fall(checks, config)
     gain = _gain(base, kept, ERROR)
-    measures = (REWARD, *config.reward.dimensions)
     alarms = all_alarms(lines, config.rl.monitors)
     metrics = {
         "epochs": float(checks[-1].epoch),
         "kept_epoch": float(kept.epoch),
-        "stopped_by_auditor": float(fall is not None),
+        "stopped_by_auditor": float(config.auditor.stops and fall is not None),
         "alarms": float(len(alarms)),
         "invalid_judgements": sum(line["invalid_judgements"] for line in lines),
         **{name: value for name, value in gain.items() if value is not None},
     }
     for who in get_args(Who):
-        for measure in measures:
-            for when, audit in (("base", base), ("kept", kept)):
-                metrics[f"{who}_{measure}_{when}"] = audit.mean(who, measure)
-    tables = {"audits": _rows(config, audits, measures), "stop": [fall.model_dump()] if fall else []}
+        for when, audit in (("base", base), ("kept", kept)):
+            means = audit.means(who).items()
+            metrics |= {f"{who}_{measure}_{when}": mean for measure, mean in means if mean is not None}
+    tables = {"audits": _rows(config, audits), "stop": [fall.model_dump()] if fall else []}
     tables["alarms"] = [{**alarm.model_dump(), "sentence": str(alarm)} for alarm in alarms]
     x = [a.epoch for a in checks]
     curves = [Curve(name=f"audit_{w}_reward", x=x, y=[a.mean(w, REWARD) for a in checks]) for w in get_args(Who)]
     watched = [name for name, _ in SHARES.values() if any(name in line for line in lines)]
     curves += [_curve(lines, name) for name in ("reward", "loss", "old_deviation", *watched)]
-    notes = [_story(metrics, fall), *map(str, alarms)]
+    notes = [_story(metrics, fall, config.auditor.stops), *map(str, alarms)]
     return Summary(stage="rl", metrics=metrics, tables=tables, curves=curves, notes=notes)
 
 
-def _rows(config: RunConfig, audits: Sequence[Audit], measures: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(config: RunConfig, audits: Sequence[Audit]) -> list[dict[str, Any]]:
     """A row for each audit, compared with the base's of the same sample."""
     error = {"check": config.auditor.false_stops / num_looks(config), "choice": ERROR, "report": ERROR}
     base = {audit.sample: audit for audit in reversed(audits)}
-    return [_row(audit, base[audit.sample], error[audit.sample], measures) for audit in audits]
+    return [_row(audit, base[audit.sample], error[audit.sample]) for audit in audits]
 
 
-def _row(audit: Audit, base: Audit, error: float, measures: Sequence[str]) -> dict[str, Any]:
-    """An audit in numbers: means, how alike the two judges' rewards order the images, and the gain over the base."""
+def _row(audit: Audit, base: Audit, error: float) -> dict[str, Any]:
+    """An audit in numbers: means, what was seen, how alike the judges' rewards order the images, gain over the base."""
     critic, auditor = (audit.values(who, REWARD) for who in get_args(Who))
     valid = np.isfinite(critic) & np.isfinite(auditor)
     prompts = [p for p, ok in zip(audit.prompts, valid, strict=True) if ok]
@@ -88,7 +87,8 @@ def _row(audit: Audit, base: Audit, error: float, measures: Sequence[str]) -> di
     return {
         "sample": audit.sample,
         "epoch": audit.epoch,
-        **{f"{who}_{measure}": audit.mean(who, measure) for who in get_args(Who) for measure in measures},
+        **{f"{who}_{measure}": mean for who in get_args(Who) for measure, mean in audit.means(who).items()},
+        **audit.seen,
         "agreement": spearman(*both) if prompts else None,
         "pairwise": pairwise_accuracy(*both, prompts)[0] if prompts else None,
         "invalid": int((~valid).sum()),
@@ -109,7 +109,7 @@ def _curve(lines: Sequence[dict[str, Any]], name: str) -> Curve:
     return Curve(name=name, x=[step for step, _ in known], y=[value for _, value in known])
 
 
-def _story(metrics: dict[str, float], fall: Fall | None) -> str:
+def _story(metrics: dict[str, float], fall: Fall | None, stops: bool) -> str:
     kept = f"{metrics['kept_epoch']:.0f}"
     text = (
         "On freshly drawn prompts and noise the reward by the auditor's own scores is "
@@ -121,9 +121,12 @@ def _story(metrics: dict[str, float], fall: Fall | None) -> str:
             "On freshly drawn prompts and noise no candidate had a higher reward by the auditor's scores than the base."
         )
     if fall is None:
-        return text
+        return (
+            text if stops else f"{text} The auditor saw no over-optimisation, and by configuration could stop nothing."
+        )
+    end = "RL stopped." if stops else "RL went on: by configuration (auditor.stops) the auditor does not stop it."
     return (
         f"Over-optimisation: from epoch {fall.since} to {fall.until} the auditor's {fall.measure} fell from "
         f"{fall.auditor_before:.3f} to {fall.auditor_after:.3f}, by {fall.at_least:.3f} or more beyond chance, "
-        f"while the critic's went from {fall.critic_before:.3f} to {fall.critic_after:.3f}. RL stopped. {text}"
+        f"while the critic's went from {fall.critic_before:.3f} to {fall.critic_after:.3f}. {end} {text}"
     )

@@ -71,7 +71,8 @@ class RLTrainer:
 
     def stopped(self) -> bool:
         """Whether the last check says to stop. All ranks get the same answer."""
-        stop = self.auditor is not None and over_optimised(self.history, self.config) is not None
+        stops = self.auditor is not None and self.config.auditor.stops
+        stop = stops and over_optimised(self.history, self.config) is not None
         return any(dist.gather([stop], self.ranks))
 
     def choose(self) -> tuple[str, list[Audit]]:

@@ -50,6 +50,18 @@ def test_config_list_and_show(firm: Firm) -> None:
         (("run", "gen-shapes", "--set", "rl.group=3"), ["rl.group"]),
         (("config", "show", "gen-shapes", "--set", "rl.group_size=1"), ["rl.group_size", "greater than or equal to 2"]),
         (("fly",), ["No such command"]),
+        (("ablate", "rewards", "gen-shape"), ["unknown preset 'gen-shape'"]),
+        (("ablate", "rewards", "gen-shapes", "--reward", "cme"), ["no reward 'cme'", "--reward", "base-only"]),
+        (("ablate", "rewards", "gen-shapes", "--seed", "-1"), ["seed: Input should be greater"]),
+        (("ablate", "rewards", "gen-shapes", "--seed", "many"), ["--seed", "valid integer"]),
+        (("ablate", "rewards", "gen-shapes", "--set", "seed=1"), ["takes its seeds from --seed"]),
+        (("ablate", "rewards", "gen-shapes", "--set", "rounds=2"), ["runs of one round"]),
+        (("ablate", "rewards", "gen-shapes", "--name", "gen-shapes"), ["a folder of its own", "--name"]),
+        (("ablate", "rewards", "gen-shapes", "--name", "../x"), ["name: String should match"]),
+        (
+            ("ablate", "rewards", "gen-shapes", "--set", "reward={formula: base_only, base: quality}"),
+            ["no rewards are known for base quality", "base execution and bonuses ['consistency'] (cme)"],
+        ),
     ],
 )
 def test_a_mistake_is_named_with_exit_code_2(firm: Firm, arguments: tuple[str, ...], words: list[str]) -> None:

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from firm import preflight
+from firm.ablation.rewards import Planned, plan
 from firm.cli import app
 from firm.config import RunConfig
 from firm.config.loading import load_config
@@ -98,6 +99,9 @@ def test_every_command_works(command: str, folder: Path, monkeypatch: pytest.Mon
     elif program == "firm" and words[0] == "run" and len(words) > 1:
         monkeypatch.chdir(folder)
         check_run(words[1], words[3::2], monkeypatch)
+    elif program == "firm" and words[0] == "ablate":
+        monkeypatch.chdir(folder)
+        check_ablation(words[2], words[3:], monkeypatch)
     elif program == "firm" and len(words) > 1:
         subprocess.run([sys.executable, "-m", "firm.cli", *words], cwd=folder, check=True, capture_output=True)
     else:  # a mention of the command, or a server
@@ -115,6 +119,21 @@ def check_run(source: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
     assert result.exit_code == 0, result.output
     expected = load_config(source, overrides)
     assert [c.model_copy(update={"store": expected.store}) for c in started] == [expected]
+
+
+def check_ablation(source: str, options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything up to the first run, for which tests/pipelines has shorter ones."""
+    from pipelines import ablation
+
+    started: list[Planned] = []
+    monkeypatch.setattr(ablation, "compare", lambda planned, folder, say: started.extend(planned))
+    result = CliRunner().invoke(app, ["ablate", "rewards", source, *options])
+    assert result.exit_code == 0, result.output
+    given = {name: options[i + 1] for i, name in enumerate(options) if name.startswith("--")}
+    config = load_config(source, [given["--set"]] if "--set" in given else [])
+    names = [options[i + 1] for i, name in enumerate(options) if name == "--reward"]
+    seeds = [int(given["--seed"])] if "--seed" in given else [0, 1, 2]
+    assert [one.at(config.store) for one in started] == plan(config, seeds, names)
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("firm (doctor|cancel|reap) ", c)])

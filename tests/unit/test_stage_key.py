@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from firm import stage
-from firm.config import STAGES, RunConfig
+from firm.bench.run import STAGE as BENCH
+from firm.config import STAGES, RewardConfig, RunConfig
 from firm.config.loading import load_config
 from firm.critics.rubrics import load_rubric, parse_rubric
 from firm.curation.run import STAGE as CURATION
@@ -82,6 +83,16 @@ def test_it_depends_on_its_sections_and_inputs_only(config: RunConfig) -> None:
     assert key(change(config, critic=critic), data="a" * 64) != before
     critic = config.critic.model_copy(update={"batch_size": 3})  # no part of "critic.rubrics"
     assert key(change(config, critic=critic), data="a" * 64) == before
+
+
+def test_what_follows_from_a_section_can_be_all_that_counts(config: RunConfig) -> None:
+    """The bench asks which dimensions are rewarded, not by which formula."""
+    base, bonuses = config.reward.base, config.reward.bonuses
+    before = key(config, BENCH.sections)
+    same = RewardConfig(formula="weighted_sum", base=base, bonuses=bonuses, weights=[0.5, 0.5])
+    assert key(change(config, reward=same), BENCH.sections) == before
+    other = RewardConfig(formula="base_only", base=base, bonuses=bonuses)
+    assert key(change(config, reward=other), BENCH.sections) != before
 
 
 @pytest.mark.parametrize("name", ["edits.json", "edits.jsonl"])

@@ -97,6 +97,19 @@ def test_what_a_further_round_is_compared_with_is_named(config: RunConfig) -> No
     assert "(before the first round: 83%)" in headlines(config, summaries, number=2)[2]["title"]
 
 
+def test_an_auditor_that_could_not_stop_is_named(config: RunConfig, tmp_path: Path) -> None:
+    looking = config.model_copy(update={"auditor": config.auditor.model_copy(update={"stops": False})})
+    others = {"bench": bench(config), "samples": scores()}
+    quiet, fallen = rl(stopped=False), rl()
+    fallen = fallen.model_copy(update={"metrics": {**fallen.metrics, "epochs": 80.0, "stopped_by_auditor": 0.0}})
+    for summary, words in ((quiet, "No over-optimisation was caught in 50 epochs"), (fallen, "was caught at epoch 50")):
+        *_, stop = headlines(looking, {**others, "policy": summary})
+        assert words in stop["title"] and stop["tone"] == "note"
+        assert "The auditor did not stop RL, by configuration (auditor.stops)." in stop["text"]
+    page, _, _ = report(tmp_path / "report", looking, make(tmp_path, looking, {"policy": fallen}))
+    assert "The auditor did not stop RL, by configuration</strong>" in page and "RL then stops" not in page
+
+
 def test_alarms_are_in_the_headline(config: RunConfig) -> None:
     quiet = rl(stopped=False)
     said = "Alarm from epoch 5 to 9: 70% of the images were nearly empty (bound 50%)."

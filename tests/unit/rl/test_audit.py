@@ -1,20 +1,24 @@
 """The auditor's statistics: what is stopped, what is not, and what is kept, in runs with the demo's noise."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from shared import CPU, TINY
+from PIL import Image
+from shared import ALONE, CPU, TINY
 
-from firm.config import PythonChat, RewardConfig, RunConfig
+from firm.config import RewardConfig, RunConfig
 from firm.config.loading import load_config
 from firm.critics.judge import JudgeInput
+from firm.images import encode_image
 from firm.policies.policy import Policy
 from firm.prompts import load_prompts
-from firm.records import Assessment, Invalid, Judgement, UserError
-from firm.rl.audit import REWARD, Audit, SampleName, best, num_looks, over_optimised
-from firm.rl.auditor import Auditor, values
+from firm.records import Assessment, Invalid, Judgement, Prompt, UserError
+from firm.rl.audit import REWARD, Audit, SampleName, best, first_fall, num_looks, over_optimised
+from firm.rl.auditor import Auditor, shares, values
+from firm.rl.monitors import look
 from firm.rl.run import summary
 from firm.rl.train import RLTrainer
 from firm.stats import Floats
@@ -150,6 +154,23 @@ def test_a_failed_judgement_masks_its_image_in_both_audits(demo: RunConfig) -> N
     assert stop_of(audits, demo) is None
 
 
+def test_an_auditor_that_may_not_stop_says_when_it_would_have(demo: RunConfig) -> None:
+    config = demo.model_copy(update={"auditor": demo.auditor.model_copy(update={"stops": False})})
+    audits = simulated(config, 0, 17, {BONUS: falling}, {BASE: rising, BONUS: rising})
+    stop = stop_of(audits, config)
+    assert stop is not None and first_fall(audits, config) == over_optimised(audits[: stop + 1], config)
+    fresh = [a.model_copy(update={"sample": "report"}) for a in (audits[0], audits[6])]
+    found = summary(config, [*audits, *fresh], [])
+    assert found.metrics["stopped_by_auditor"] == 0 and found.metrics["epochs"] == audits[-1].epoch
+    assert found.tables["stop"][0]["until"] == audits[stop].epoch
+    assert "RL went on: by configuration" in found.notes[0]
+    quiet = summary(config, [*simulated(config, 0, 17), *fresh], [])
+    assert quiet.tables["stop"] == [] and "by configuration could stop nothing" in quiet.notes[0]
+    history = SimpleNamespace(auditor=object(), history=audits[: stop + 1], ranks=ALONE)
+    for run, stops in ((config, False), (demo, True)):
+        assert RLTrainer.stopped(SimpleNamespace(**vars(history), config=run)) is stops  # type: ignore[arg-type]
+
+
 # ---- what is kept
 
 
@@ -282,6 +303,21 @@ def test_an_audit_has_the_scores_of_both_judges(demo: RunConfig) -> None:
     audit = Auditor(policy, Twos(), load_prompts(config.prompts, "train"), config).check(0)
     assert audit.critic[BASE] == audit.critic[BONUS] == (2.0,) * 4
     assert audit.auditor[BASE] != audit.critic[BASE] and audit.auditor[BONUS] != audit.critic[BONUS]
+    assert list(audit.seen) == ["blanks"]
+
+
+def test_an_audit_of_edits_counts_the_copies(demo: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, other = (encode_image(Image.new("RGB", (32, 32), colour)) for colour in ("red", "blue"))
+    (tmp_path / "source.png").write_bytes(source)
+    monkeypatch.setattr("firm.rl.auditor.generate", lambda *_, **__: SimpleNamespace(latents=None))
+    monkeypatch.setattr("firm.rl.auditor.to_images", lambda *_: [source, other, source, source])
+    config = demo.model_copy(update={"auditor": demo.auditor.model_copy(update={"num_images": 4})})
+    policy = Policy(TINY, CPU)
+    policy.train(None, ("ema",), seed=0)
+    prompts = [Prompt(text=text, image=str(tmp_path / "source.png")) for text in ("make it blue", "make it green")]
+    auditor = Auditor(policy, Twos(), prompts, config)
+    auditor.judge = Twos()  # type: ignore[assignment]
+    assert auditor.check(0).seen == {"copies": 0.75, "blanks": 1.0}
 
 
 def test_an_audit_of_nothing_is_an_error() -> None:
@@ -296,11 +332,26 @@ def test_an_auditor_must_judge_all_that_the_reward_is_made_of() -> None:
     assert "auditor.rubrics" in str(caught.value) and BONUS in str(caught.value)
 
 
-def test_the_auditor_is_asked_only_for_what_the_reward_is_made_of(demo: RunConfig) -> None:
+def test_what_is_no_part_of_the_reward_is_audited_too(demo: RunConfig) -> None:
     config = demo.model_copy(update={"reward": RewardConfig(formula="base_only", base=BASE)})
-    assert isinstance(config.auditor.judge, PythonChat)
     auditor = Auditor(None, None, [], config)  # type: ignore[arg-type]
-    assert list(auditor.judge.rubrics) == [BASE]
+    assert list(auditor.judge.rubrics) == [BASE, BONUS]
+    found = values(judged((5, 1), (3, None)), config.reward)
+    assert found == {REWARD: (1.0, 0.5), BASE: (5.0, 3.0), BONUS: (1.0, None)}
+
+
+def test_a_dimension_that_nobody_could_judge_has_no_mean() -> None:
+    reward = FORMULA.model_copy(update={"formula": "base_only"})
+    audit = Audit(epoch=0, prompts=(0,), critic={}, auditor=values(judged((5, None)), reward))
+    assert audit.means("auditor") == {REWARD: 1.0, BASE: 5.0, BONUS: None}
+
+
+def test_an_audit_says_how_many_images_are_copies_or_empty() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    source, edit = (encode_image(Image.fromarray(pixels)) for pixels in (noise, 255 - noise))
+    grey = encode_image(Image.new("RGB", (8, 8), "grey"))
+    seen = [look(images) for images in ((source, edit), (source, source), (source, source), (source, grey))]
+    assert shares(seen) == {"copies": 0.5, "blanks": 0.25}
 
 
 # ---- in many runs

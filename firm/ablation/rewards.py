@@ -1,0 +1,111 @@
+"""The rewards that are compared, and the configuration of each run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from firm.config import RewardConfig, RunConfig
+from firm.config.loading import parse_config
+from firm.config.reward import NAMED
+from firm.records import UserError
+
+# By the named reward of the task, in the order of the table: those of the paper's table 5, and for generation its QMA
+# against instruction following alone.
+FORMULAS: dict[str, dict[str, dict[str, Any]]] = {
+    "cme": {
+        "weighted-sum-0.5-0.5": {"formula": "weighted_sum", "weights": [0.5, 0.5]},
+        "weighted-sum-0.6-0.4": {"formula": "weighted_sum", "weights": [0.6, 0.4]},
+        "base-only": {"formula": "base_only", "weights": [1.0]},
+        "cme": {"formula": "cme"},
+    },
+    "qma": {
+        "weighted-sum-0.4-0.6": {"formula": "weighted_sum", "weights": [0.4, 0.6]},
+        "base-only": {"formula": "base_only", "weights": [1.0]},
+        "qma": {"formula": "qma"},
+    },
+}
+ON_REQUEST = {"weighted-sum-0.4-0.6"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of an ablation.
+
+    Attributes:
+        reward: Name of its reward in `FORMULAS`.
+        label: The reward in words.
+        config: The run: the auditor looks on and stops nothing, so that all runs have equally many epochs.
+    """
+
+    reward: str
+    label: str
+    config: RunConfig
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its log and report."""
+        return f"{self.reward}-seed-{self.config.seed}"
+
+    def at(self, store: str) -> Planned:
+        """The same run with its artifacts in another store, or by an absolute path."""
+        return replace(self, config=self.config.model_copy(update={"store": store}))
+
+
+def plan(config: RunConfig, seeds: Sequence[int], names: Sequence[str] = ()) -> list[Planned]:
+    """The runs, seed after seed, so that the data and the critic of a seed are made once and every reward has them.
+
+    Args:
+        config: A run with the task's own reward, or another one of the same dimensions.
+        seeds: A run of each reward has each of these.
+        names: Of the rewards; default: all but those that are made on request.
+
+    Raises:
+        UserError: The task has no rewards to compare, a reward is unknown, there is no seed, or there are rounds.
+    """
+    if not seeds:
+        raise UserError("an ablation needs a seed", "--seed", "give at least one, such as --seed 0", usage=True)
+    if config.rounds != 1:
+        fix = "set rounds=1: further rounds would train the critic on what each reward has made"
+        raise UserError("rewards are compared in runs of one round", "rounds", fix, usage=True)
+    task = _task(config)
+    known = FORMULAS[task]
+    if unknown := [name for name in names if name not in known]:
+        fix = f"use one of {', '.join(known)}"
+        raise UserError(f"there is no reward {unknown[0]!r} for this task", "--reward", fix, usage=True)
+    chosen = [name for name in known if name in (names or set(known) - ON_REQUEST)]
+    return [_planned(config, name, task, seed) for seed in dict.fromkeys(seeds) for name in chosen]
+
+
+def _task(config: RunConfig) -> str:
+    """The named reward that has the dimensions of the configuration's."""
+    for name, named in NAMED.items():
+        if (config.reward.base, config.reward.bonuses) == (named["base"], named["bonuses"]):
+            return name
+    tasks = " or ".join(f"base {n['base']} and bonuses {n['bonuses']} ({name})" for name, n in NAMED.items())
+    what = f"no rewards are known for base {config.reward.base} and bonuses {config.reward.bonuses}"
+    raise UserError(what, "reward", f"use a configuration whose reward has {tasks}", usage=True)
+
+
+def _planned(config: RunConfig, name: str, task: str, seed: int) -> Planned:
+    given = {**FORMULAS[task][name], "soft": config.reward.soft}
+    reward = RewardConfig.model_validate({"base": config.reward.base, "bonuses": config.reward.bonuses, **given})
+    if config.reward.formula == reward.formula == task:
+        reward = config.reward  # with weights of its own
+    plain = config.model_dump(mode="json")
+    gate = plain["bench"]["gate"]
+    gaps = config.bench.gaps(reward.dimensions)
+    gate["accept_gaps"] = [gap for gap in gate["accept_gaps"] if gap in gaps]
+    plain |= {"reward": reward.model_dump(mode="json"), "seed": seed}
+    plain["auditor"]["stops"] = False
+    return Planned(name, _label(reward), parse_config(plain, f"{config.name} with {name}"))
+
+
+def _label(reward: RewardConfig) -> str:
+    match reward.formula:
+        case "base_only":
+            return f"{reward.base.replace('_', ' ')} only"
+        case "weighted_sum":
+            return f"weighted sum {'/'.join(f'{weight:g}' for weight in reward.weights)}"
+    return reward.formula.upper()
