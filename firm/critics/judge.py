@@ -126,8 +126,7 @@ class ChatJudge:
         self._style = answer_style
         self._num_samples = num_samples
         for rubric in self.rubrics.values():
-            if rubric.answer not in ("boxed", "json"):
-                raise UserError("the rubric asks for a text, not for a score", rubric.name, "", usage=True)
+            _ = rubric.score_format  # raises where no score is asked for
 
     @property
     def versions(self) -> dict[str, str]:
@@ -174,7 +173,7 @@ class ChatJudge:
         return ask_chat(
             self.chat,
             message,
-            lambda reply: read_reply(reply, "json" if rubric.answer == "json" else "boxed", self._style),
+            lambda reply: read_reply(reply, rubric.score_format, self._style),
             seeds=range(sample, self._attempts * self._num_samples, self._num_samples),
             max_tokens=self._max_tokens,
             temperature=self._temperature,

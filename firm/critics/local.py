@@ -127,9 +127,7 @@ class LocalCritic:
         for sample in range(self.config.num_samples):
             seeds = [question_seed(sample, text, pngs) for text, pngs in zip(texts, images, strict=True)]
             replies = self.write(inputs, self.config.max_new_tokens, MAX_TOP_LOGPROBS, temperature, seeds, past)
-            samples.append(
-                [read_reply(r, "json" if rubric.answer == "json" else "boxed", "reason_first") for r in replies]
-            )
+            samples.append([read_reply(r, rubric.score_format, "reason_first") for r in replies])
         yield from map(pool, zip(*samples, strict=True))
 
     @torch.inference_mode()

@@ -25,9 +25,10 @@ from importlib import resources
 from typing import Literal, cast, get_args
 
 from firm.config.section import Section
+from firm.critics.answers import ScoreFormat
 from firm.records import UserError
 
-AnswerFormat = Literal["boxed", "json", "checklist", "text"]
+AnswerFormat = Literal[ScoreFormat, "checklist", "text"]
 NO_PLAN = "(no plan was made: first list the requirements of the prompt yourself)"
 NO_REPORT = "(no report was made: first compare the two images yourself)"
 INSTEAD = {"plan": NO_PLAN, "report": NO_REPORT}
@@ -45,8 +46,9 @@ class Rubric:
         name: Name of the template.
         text: The template without its front matter.
         version: First 12 hexadecimal digits of the SHA-256 of the whole file; changes with every edit.
-        answer: How the answer is read by `firm.critics.answers`: ``boxed`` and ``json`` by `parse_answer` (without a
-            dimension by `parse_instruction`), ``checklist`` by `parse_plan`, ``text`` by `parse_report`.
+        answer: How the answer is read by `firm.critics.answers`: ``boxed``, ``json`` and ``score`` by `parse_answer`
+            (``json`` without a dimension by `parse_instruction`), ``checklist`` by `parse_plan`, ``text`` by
+            `parse_report`.
         images: Number of images that go with the text.
         dimension: The judged dimension; None where no score is asked for.
     """
@@ -62,6 +64,17 @@ class Rubric:
     def placeholders(self) -> frozenset[str]:
         """Names of the values that `render` needs: ``prompt``, and material such as ``plan`` or ``report``."""
         return frozenset(_PLACEHOLDER.findall(self.text))
+
+    @property
+    def score_format(self) -> ScoreFormat:
+        """The format of an answer that gives a score.
+
+        Raises:
+            UserError: The template asks for none.
+        """
+        if self.answer in ("checklist", "text"):
+            raise UserError("the rubric asks for a text, not for a score", self.name, "", usage=True)
+        return cast(ScoreFormat, self.answer)
 
     def render(self, values: Mapping[str, str | Sequence[str]]) -> str:
         """Fill the placeholders, literally: braces and placeholders inside a value stay as they are.

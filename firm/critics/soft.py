@@ -11,7 +11,14 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from firm.chat.messages import Reply, Token
-from firm.critics.answers import AnswerStyle, parse_answer, parse_score_first, verdict_positions, without_thoughts
+from firm.critics.answers import (
+    AnswerStyle,
+    ScoreFormat,
+    parse_answer,
+    parse_score_first,
+    verdict_positions,
+    without_thoughts,
+)
 from firm.records import SCORES, Invalid, Judgement, Outcome
 
 Distribution = tuple[float, float, float, float, float]
@@ -21,7 +28,7 @@ _SCORES = {str(score): score for score in SCORES}
 _MARKUP = " \t\r\n*_"
 
 
-def read_reply(reply: Reply, answer: Literal["boxed", "json"], style: AnswerStyle) -> Judgement | Invalid:
+def read_reply(reply: Reply, answer: ScoreFormat, style: AnswerStyle) -> Judgement | Invalid:
     """Read a judge's reply; the judgement has a distribution where the tokens show how the verdict was reached.
 
     Args:
@@ -40,9 +47,7 @@ def read_reply(reply: Reply, answer: Literal["boxed", "json"], style: AnswerStyl
     )
 
 
-def _distribution(
-    reply: Reply, outcome: Judgement, form: Literal["boxed", "json", "score_first"]
-) -> Distribution | None:
+def _distribution(reply: Reply, outcome: Judgement, form: ScoreFormat | Literal["score_first"]) -> Distribution | None:
     """Probabilities of the scores where the verdict was first written."""
     text = _ascii(without_thoughts(reply.text))
     pieces = [_ascii(token.text) for token in reply.tokens]

@@ -28,9 +28,7 @@ def student_example(
     rationale = outcome.rationale
     if config.rationale == "summary":
         rationale = final_analysis(judged.provenance.answers[dimension]) or rationale
-    answer = write_answer(
-        outcome.score, rationale, style, "json" if template.answer == "json" else "boxed", outcome.parts
-    )
+    answer = write_answer(outcome.score, rationale, style, template.score_format, outcome.parts)
     return Example(
         id=f"{judged.source}-{judged.split}-{judged.index}-{dimension}",
         split=judged.split,

@@ -1,12 +1,13 @@
 """Whatever a judge says, parsing does not raise; whatever curation writes parses back to the same score."""
 
 import json
-from typing import Literal
+from typing import get_args
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from firm.critics.answers import (
+    ScoreFormat,
     final_analysis,
     parse_answer,
     parse_instruction,
@@ -23,13 +24,11 @@ PIECES = st.sampled_from(
      "\u0663", "\ud800", "/5"]
 )  # fmt: skip
 TEXTS = st.one_of(st.text(), st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=30).map("".join))
-ANSWERS = st.sampled_from(["boxed", "json"])
+ANSWERS = st.sampled_from(get_args(ScoreFormat))
 
 
 @given(TEXTS, ANSWERS, st.booleans())
-def test_parsing_never_raises_and_never_leaves_the_scale(
-    text: str, answer: Literal["boxed", "json"], truncated: bool
-) -> None:
+def test_parsing_never_raises_and_never_leaves_the_scale(text: str, answer: ScoreFormat, truncated: bool) -> None:
     for outcome in (parse_answer(text, answer, truncated), parse_score_first(text, truncated)):
         assert isinstance(outcome, Invalid) or outcome.score in (1, 2, 3, 4, 5)
     assert isinstance(final_analysis(text), str)
@@ -55,14 +54,14 @@ RATIONALES = TEXTS.filter(lambda text: "think>" not in text)  # a teacher's thou
 
 
 @given(st.integers(1, 5), RATIONALES, ANSWERS)
-def test_reason_first_answers_parse_back(score: int, rationale: str, answer: Literal["boxed", "json"]) -> None:
+def test_reason_first_answers_parse_back(score: int, rationale: str, answer: ScoreFormat) -> None:
     outcome = parse_answer(write_answer(score, rationale, "reason_first", answer), answer)
     assert isinstance(outcome, Judgement) and outcome.score == score
     assert outcome.rationale == rationale.strip() or answer == "boxed"
 
 
 @given(st.integers(1, 5), TEXTS, ANSWERS)
-def test_score_first_answers_parse_back(score: int, rationale: str, answer: Literal["boxed", "json"]) -> None:
+def test_score_first_answers_parse_back(score: int, rationale: str, answer: ScoreFormat) -> None:
     outcome = parse_score_first(write_answer(score, rationale, "score_first", answer))
     assert isinstance(outcome, Judgement) and outcome.score == score
     assert outcome.rationale == rationale.strip()

@@ -56,6 +56,26 @@ def test_boxed(text: str, score: int | None) -> None:
 @pytest.mark.parametrize(
     ("text", "score"),
     [
+        ("red circle kept\nScore: 4", 4),
+        ("red circle kept score : 2 ", 2),
+        ("the score: Score: 3", 3),
+        ("Score: 1 at first, then\n**Score:** 5", 5),
+        ("\\boxed{1} score : 5", 5),
+        ("Score: 4 is for good ones", None),
+        ("Score: 4 / 10", None),
+        ("score : 3 or 4", None),
+        ("\\boxed{4}", None),
+    ],
+)
+def test_a_score_at_the_end(text: str, score: int | None) -> None:
+    outcome = parse_answer(text, "score")
+    assert outcome == Judgement(score=score, rationale=outcome.rationale) if score else isinstance(outcome, Invalid)
+    assert isinstance(parse_answer(text, "score", truncated=True), Invalid)
+
+
+@pytest.mark.parametrize(
+    ("text", "score"),
+    [
         ('{"reasoning": "fine", "score": [4]}', 4),
         ('{"score": 3}', 3),
         ('{"score": "2"}', 2),
@@ -203,6 +223,7 @@ def test_score_first_invalid(text: str, reason: str) -> None:
 def test_written_answers() -> None:
     assert write_answer(4, "It is red.", "score_first", "boxed") == "Score: 4\nIt is red."
     assert write_answer(4, "It is red.", "score_first", "json") == "Score: 4\nIt is red."
+    assert write_answer(4, "Red.", "reason_first", "score") == "Red.\nScore: 4"
     assert write_answer(4, "Red.", "reason_first", "boxed") == "Red.\n\nFinal Alignment Rating: 4\n\\boxed{4}"
     assert json.loads(write_answer(4, "Red.", "reason_first", "json")) == {"reasoning": "Red.", "score": [4]}
     with pytest.raises(ValueError, match=r"1\.\.5"):

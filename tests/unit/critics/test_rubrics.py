@@ -19,8 +19,8 @@ EDITS = {
     "execution": ("execution", "json", "execution score"),
     "consistency": ("consistency", "json", "consistency score"),
     "rewrite_instruction": (None, "json", "rewrite the instruction"),
-    "short_execution": ("execution", "boxed", None),
-    "short_consistency": ("consistency", "boxed", None),
+    "short_execution": ("execution", "score", None),
+    "short_consistency": ("consistency", "score", None),
 }
 PHRASES = {phrase for _, _, phrase in EDITS.values() if phrase}
 

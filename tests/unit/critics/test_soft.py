@@ -7,6 +7,7 @@ from typing import Literal
 import pytest
 
 from firm.chat.messages import Reply, Token
+from firm.critics.answers import ScoreFormat
 from firm.critics.soft import of_the_lowest, pool, read_reply, soft_share
 from firm.records import Invalid, Judgement
 
@@ -28,9 +29,9 @@ def reply(*pieces: str | Token, text: str | None = None) -> Reply:
     return Reply("".join(t.text for t in tokens) if text is None else text, tokens=tokens)
 
 
-def read(answer: Reply, form: Literal["boxed", "json", "score_first"]) -> Judgement:
+def read(answer: Reply, form: ScoreFormat | Literal["score_first"]) -> Judgement:
     style: Literal["score_first", "reason_first"] = "score_first" if form == "score_first" else "reason_first"
-    outcome = read_reply(answer, "json" if form == "json" else "boxed", style)
+    outcome = read_reply(answer, "boxed" if form == "score_first" else form, style)
     assert isinstance(outcome, Judgement)
     return outcome
 
@@ -44,12 +45,13 @@ def read(answer: Reply, form: Literal["boxed", "json", "score_first"]) -> Judgem
         ("boxed", ["Final Alignment Rating: ", token("**4", {"**4": 0.5, "**5": 0.25, "**3": 0.25}), "**"]),
         ("boxed", ["Score: ", "4", " at first.\n\\boxed{", token("4", {"4": 0.5, "5": 0.25, "3": 0.25}), "}"]),
         ("boxed", ["It is fine. Score:", token(" 4", HALF)]),
+        ("score", ["red circle recolored blue 2 score :", token(" 4", HALF)]),
         ("json", ['{"score": ', token("4", {"4": 0.5, "5": 0.25, "3": 0.25}), "}"]),
         ("json", ["<think>", '{"score": ', "4", "}</think>", '{"score":', token(" 4", HALF), "}"]),
     ],
 )
 def test_a_distribution_is_read_where_the_verdict_was_first_written(
-    form: Literal["boxed", "json", "score_first"], pieces: list[str | Token]
+    form: ScoreFormat | Literal["score_first"], pieces: list[str | Token]
 ) -> None:
     judgement = read(reply(*pieces), form)
     certain = not any(len(piece.top) > 1 for piece in pieces if isinstance(piece, Token))
