@@ -126,9 +126,12 @@ def _trust_after(config: RunConfig, evaluation: Summary, before: str, terms: Ter
     base, final = (
         {d: row for d in config.reward.dimensions if (row := rows.get((which, d)))} for which in ("base", "final")
     )
+    unknown = "What RL has left of the critic's accuracy is not known."
     if not len(base) == len(final) == len(config.reward.dimensions):
-        title = "What RL has left of the critic's accuracy is not known."
-        return {"tone": "note", "title": title, "text": "Critic and auditor have too few valid judgements in common."}
+        return {"tone": "note", "title": unknown, "text": "Critic and auditor have too few valid judgements in common."}
+    if any(row["pairwise"] is None for row in (*base.values(), *final.values())):
+        text = f"No two {terms.image}s of one {terms.group} were scored differently: raise evaluate.num_images."
+        return {"tone": "note", "title": unknown, "text": text}
     rules = [rule for rule in config.bench.gate.rules if rule.source in config.bench.policy_sources]
     broken = [
         f"{rule.metric} for {words(d)} ({number(row[rule.metric])})"
