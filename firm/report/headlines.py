@@ -129,7 +129,7 @@ def _trust_after(config: RunConfig, evaluation: Summary, before: str, terms: Ter
     unknown = "What RL has left of the critic's accuracy is not known."
     if not len(base) == len(final) == len(config.reward.dimensions):
         return {"tone": "note", "title": unknown, "text": "Critic and auditor have too few valid judgements in common."}
-    if any(row["pairwise"] is None for row in (*base.values(), *final.values())):
+    if all(row["pairwise"] is None for row in (*base.values(), *final.values())):
         text = f"No two {terms.image}s of one {terms.group} were scored differently: raise evaluate.num_images."
         return {"tone": "note", "title": unknown, "text": text}
     rules = [rule for rule in config.bench.gate.rules if rule.source in config.bench.policy_sources]

@@ -47,8 +47,9 @@ def test_headlines_claim_no_more_than_the_numbers(config: RunConfig) -> None:
     assert after["tone"] == "note" and "is not trusted: of two images of one prompt" in after["title"]
     assert "61% for instruction following (before RL: 83%)" in after["title"]
     assert "skill for instruction following (0.10), pairwise for instruction following (0.61): another" in after["text"]
-    alone = [{**r, "pairwise": None} for r in tables(summaries, "agreement", "samples")]
-    unpaired = summaries["samples"].model_copy(update={"tables": {**summaries["samples"].tables, "agreement": alone}})
+    sampled = summaries["samples"].tables
+    alone = [{**row, "pairwise": None} for row in sampled["agreement"]]
+    unpaired = summaries["samples"].model_copy(update={"tables": {**sampled, "agreement": alone}})
     assert "is not known" in headlines(config, summaries | {"samples": unpaired})[2]["title"]
     good = scores(after=0.9)
     assert headlines(config, summaries | {"samples": good})[2]["tone"] == "good"
