@@ -196,6 +196,8 @@ FAULTS = [
         "question(template, judged.prompt) + str(judged.material)",
         CURATION,
     ),
+    Fault("firm/critics/answers.py", "None if truncated else _SCORE_LAST", "_SCORE_LAST", CRITICS),
+    Fault("firm/critics/answers.py", '"score": _parse_score', '"score": _parse_boxed', CRITICS),
     Fault("firm/critics/agreement.py", "max(reference - 1, 5 - reference)", "0", BENCH),
     Fault(
         "firm/critics/agreement.py", "_mae(valid, num_bootstrap, seed)", "_mae(valid[:1], num_bootstrap, seed)", CRITICS
