@@ -174,7 +174,7 @@ def test_a_seed_makes_an_answer_and_none_leaves_it_to_chance(artifact: Path) -> 
             return text
 
         assert answer(seed=1) == answer(seed=1) != answer(seed=2)
-        assert answer() != answer()
+        assert len({answer() for _ in range(5)}) > 1
 
 
 def run_with(url: str, *assignments: str) -> RunConfig:
