@@ -6,6 +6,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 pytho
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# uv installs three times as fast as pip, which comes in where an index is known to pip only.
+REQUIRED = -c constraints.txt -e '.[dev]'
 STAGES := curation sft bench rl
 # make demo TASK=edit edits images instead of generating them.
 TASK ?= gen
@@ -92,7 +94,9 @@ clean: ## Remove build outputs and caches; runs and the environment stay
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "FIRM needs Python 3.11 or newer, none was found: install it, or give PYTHON=path" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --no-cache --python $(BIN)/python $(REQUIRED) || \
+		$(BIN)/python -m pip install --quiet $(REQUIRED)
 	@touch $@
 
 build/pipelines/full.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
