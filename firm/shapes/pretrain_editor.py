@@ -1,7 +1,7 @@
 """Makes the shipped editor: `python -m firm.shapes.pretrain_editor OUT` writes `OUT/editor`.
 
-It learns from perfect edits alone, and briefly, so that it still fails often enough for reinforcement learning to have
-something to do. About ten minutes on one core.
+It learns briefly, and from perfect edits among which some leave the source as it is, so that reinforcement learning has
+something to do: like real editors, it fails, and returns its source where it should not. About ten minutes on one core.
 """
 
 import argparse
@@ -30,6 +30,8 @@ from firm.shapes.scene import SIZE
 VAE_STEPS = 4000
 STEPS = 2000
 NUM_EDITS = 16000
+UNTOUCHED = 0.25
+"""Share of the edits it learns from whose result is the untouched source."""
 NUM_HELD_OUT = 96
 BATCH = 32
 SEED = 0
@@ -59,6 +61,7 @@ def pretrain(
     vae_steps: int = VAE_STEPS,
     steps: int = STEPS,
     num_edits: int = NUM_EDITS,
+    untouched: float = UNTOUCHED,
     seed: int = SEED,
 ) -> None:
     """Trains an editor, first its autoencoder and then, on latents and embeddings that stay, its transformer."""
@@ -68,9 +71,15 @@ def pretrain(
     save(pipe, folder)
     policy = Policy(PolicyConfig(family="qwen_image_edit", model=str(folder), resolution=SIZE), torch.device("cpu"))
     policy.train(None, (), seed)
-    train_transformer(policy, known, list(edits("test", NUM_HELD_OUT, seed)), steps, seed)
+    train_transformer(policy, leave_some(known, untouched, seed), list(edits("test", NUM_HELD_OUT, seed)), steps, seed)
     pipe.transformer.load_state_dict(policy.family.denoiser.state_dict())
     save(pipe, folder)
+
+
+def leave_some(edits: Iterable[Edit], share: float, seed: int) -> list[Edit]:
+    """Edits of which about a share, drawn at random, have the source as their result."""
+    rng = np.random.default_rng(seed)
+    return [(text, source, source if rng.random() < share else target) for text, source, target in edits]
 
 
 def train_autoencoder(vae: AutoencoderKLQwenImage, pictures: list[Image.Image], steps: int, seed: int) -> None:
