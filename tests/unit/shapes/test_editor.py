@@ -78,6 +78,17 @@ def test_the_command_trains_what_a_policy_loads(tmp_path: Path, caplog: pytest.L
     assert "distance" in caplog.text and str(tmp_path) not in (tmp_path / "transformer" / "config.json").read_text()
 
 
+def test_a_share_of_the_edits_is_left_untouched() -> None:
+    edits = list(recolours("train", 40, 0))
+    learned = pretrain_editor.leave_some(edits, 0.25, seed=0)
+    assert [(text, source) for text, source, _ in learned] == [(text, source) for text, source, _ in edits]
+    untouched = [target is source for _, source, target in learned]
+    assert 4 <= sum(untouched) <= 16
+    kept = [i for i, left in enumerate(untouched) if not left]
+    assert all(learned[i] == edits[i] for i in kept)
+    assert pretrain_editor.leave_some(edits, 0.0, seed=0) == edits
+
+
 def test_flow_matching_lowers_the_loss(tmp_path: Path) -> None:
     pretrain.save(build_editor(seed=0), tmp_path)
     policy = Policy(PolicyConfig(family="qwen_image_edit", model=str(tmp_path), resolution=32), torch.device("cpu"))
