@@ -1,7 +1,8 @@
 """Makes the shipped editor: `python -m firm.shapes.pretrain_editor OUT` writes `OUT/editor`.
 
 It learns briefly, and from perfect edits among which some leave the source as it is, so that reinforcement learning has
-something to do: like real editors, it fails, and returns its source where it should not. A quarter of an hour on one core.
+something to do: like real editors, it fails, and returns its source where it should not. A quarter of an
+hour on one core.
 """
 
 import argparse
