@@ -5,15 +5,19 @@ VENV ?= .venv
 PYTHON ?= $(firstword $(foreach p,python3 python3.11 python3.12 python3.13 python3.14, \
 	$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 BIN := $(VENV)/bin
+export BIN
 INSTALLED := $(VENV)/.installed
-# uv installs three times as fast as pip, which comes in where an index is known to pip only.
+# uv installs faster than pip, which comes in where an index is known to pip only. Compiled, as many processes import torch.
 REQUIRED = -c constraints.txt -e '.[dev]'
 STAGES := curation sft bench rl
 # make demo TASK=edit edits images instead of generating them.
 TASK ?= gen
 ROUNDS := two three
-# With REGISTRY=host/path the compiled pipelines take the images from there.
+# With REGISTRY=host/path the compiled pipelines take the images from there; this file says which they have.
+REGISTRY_FILE := build/pipelines/.registry
 REGISTERED = $(if $(REGISTRY),sed -i 's#image: firm/#image: $(REGISTRY)/firm/#' $@)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 3 --dist loadfile --no-loadscope-reorder
+PIPELINE = $(INSTALLED) $(REGISTRY_FILE) $(wildcard pipelines/*.py) firm/__init__.py firm/launch/k8s/names.py
 
 .DEFAULT_GOAL := help
 
@@ -21,7 +25,7 @@ REGISTERED = $(if $(REGISTRY),sed -i 's#image: firm/#image: $(REGISTRY)/firm/#' 
 .PHONY: help demo pipelines
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-		/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+		/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED) ## Run the whole pipeline on this machine with tiny models; TASK=edit runs that of an editor
 	$(BIN)/firm run $(TASK)-shapes
@@ -44,9 +48,15 @@ kind-down: ## Delete the kind cluster
 	charts/kind/down
 
 ##@ Check
-.PHONY: test test-charts test-cluster test-kfp lint bench mutations planted
+.PHONY: test test-slow test-endurance test-charts test-cluster test-kfp lint bench mutations planted
 test: lint ## Check and test everything that needs this machine only
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not bench and not docker and not cluster and not kfp"
+	$(PYTEST) -m "not slow and not endurance and not bench and not docker and not cluster and not kfp"
+
+test-slow: $(INSTALLED) ## Whole runs in rounds, kills in every stage, full disks and long simulations
+	$(PYTEST) -m slow
+
+test-endurance: $(INSTALLED) ## Fifty kills, pairs of runs (PAIRS=20 makes more), ablations by the command; hours
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -m endurance
 
 test-charts: $(INSTALLED) ## Test the Helm charts without a cluster (part of test)
 	$(BIN)/python -m pytest tests/charts -q
@@ -95,21 +105,23 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "FIRM needs Python 3.11 or newer, none was found: install it, or give PYTHON=path" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --no-cache --python $(BIN)/python $(REQUIRED) || \
+	$(BIN)/uv pip install --quiet --no-cache --compile-bytecode --python $(BIN)/python $(REQUIRED) || \
 		$(BIN)/python -m pip install --quiet $(REQUIRED)
 	@touch $@
 
-build/pipelines/full.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
+.PHONY: registry
+$(REGISTRY_FILE): registry
 	@mkdir -p $(@D)
+	@echo '$(REGISTRY)' | cmp -s - $@ || echo '$(REGISTRY)' >$@
+
+build/pipelines/full.yaml: $(PIPELINE)
 	$(BIN)/kfp dsl compile --py pipelines/full.py --output $@
 	$(REGISTERED)
 
-$(ROUNDS:%=build/pipelines/%.yaml): build/pipelines/%.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
-	@mkdir -p $(@D)
+$(ROUNDS:%=build/pipelines/%.yaml): build/pipelines/%.yaml: $(PIPELINE)
 	$(BIN)/kfp dsl compile --py pipelines/rounds.py --function $* --output $@
 	$(REGISTERED)
 
-build/pipelines/%.yaml: $(INSTALLED) $(wildcard pipelines/*.py)
-	@mkdir -p $(@D)
+build/pipelines/%.yaml: $(PIPELINE)
 	$(BIN)/kfp dsl compile --py pipelines/stages.py --function $* --output $@
 	$(REGISTERED)

@@ -44,6 +44,19 @@ TYPES: dict[str, dict[str, Any]] = {
     "list of strings": {"type": "array", "items": {"type": "string"}},
     "list of objects": {"type": "array", "items": {"type": "object"}},
 }
+SCHEDULING = {
+    "nodeSelector": TYPES["map of strings"],
+    "tolerations": TYPES["list of objects"],
+    "affinity": TYPES["object, free-form"],
+    "topologySpreadConstraints": TYPES["list of objects"],
+    "priorityClassName": TYPES["string"],
+    "labels": TYPES["map of strings"],
+    "annotations": TYPES["map of strings"],
+    "disruptionBudget": TYPES["object, free-form"],
+    "replicas": {"type": "integer", "minimum": 1},
+}
+COMPONENT = {"type": "object", "properties": SCHEDULING, "additionalProperties": False}
+TYPES["components"] = {"type": "object", "additionalProperties": COMPONENT}
 INFERRED = {bool: "boolean", int: "integer", float: "number", str: "string", list: "list"}
 
 

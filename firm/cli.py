@@ -12,6 +12,7 @@ import typer
 
 from firm import __version__
 from firm.records import UserError
+from firm.terminal import visible
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 config_app = typer.Typer(no_args_is_help=True, help="Show presets and configurations.", rich_markup_mode=None)
@@ -27,9 +28,14 @@ Overrides = Annotated[
 ]
 
 
+def _say(text: str) -> None:
+    """Print what others may have written, such as a server."""
+    print(visible(text))
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
-    """FIRM: train critics that can be trusted, and let only those steer RL of image generators.
+    """FIRM: train critics that can be trusted, and let only those steer RL of image generators and editors.
 
     Start with `firm run gen-shapes`; see what can be changed with `firm config show gen-shapes`.
     """
@@ -70,7 +76,12 @@ def rewards(
     source: Source,
     seeds: Annotated[list[int], typer.Option("--seed", help="Seed of a run with each reward. Repeatable.")] = [0, 1, 2],  # noqa: B006
     only: Annotated[
-        list[str], typer.Option("--reward", metavar="NAME", help="A reward; default: the task's. Repeatable.")
+        list[str],
+        typer.Option(
+            "--reward",
+            metavar="NAME",
+            help="cme or qma, base-only, or weighted-sum-A-B; default: the paper's. Repeatable.",
+        ),
     ] = [],  # noqa: B006
     name: Annotated[str, typer.Option(help="Folder of the result in the store; default: ablate-rewards-NAME.")] = "",
     overrides: Overrides = [],  # noqa: B006
@@ -107,6 +118,13 @@ def serve(
     dtype: str = "bfloat16",
     batch_size: int = 8,
     max_new_tokens: int = 1024,
+    no_key: Annotated[bool, typer.Option("--no-key", help="Other machines may ask, even if there is no key.")] = False,
+    max_question_tokens: Annotated[int, typer.Option(help="Of text and images; the model may allow fewer.")] = 8192,
+    max_question_pixels: Annotated[int, typer.Option(help="Of all images of a question.")] = 2**22,
+    max_question_images: int = 8,
+    max_waiting: Annotated[int, typer.Option(help="Requests that wait; beyond, the busiest callers get 429.")] = 512,
+    max_connections: int = 512,
+    max_client_connections: Annotated[int, typer.Option(help="Connections from one address.")] = 128,
 ) -> None:
     """Serve a critic behind an OpenAI-compatible endpoint; clients must send the key in OPENAI_API_KEY, if set."""
     from firm.critics import serve as server
@@ -120,6 +138,15 @@ def serve(
         dtype=cast(Any, dtype),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        no_key=no_key,
+        limits={
+            "max_question_tokens": max_question_tokens,
+            "max_question_pixels": max_question_pixels,
+            "max_question_images": max_question_images,
+            "max_waiting": max_waiting,
+            "max_connections": max_connections,
+            "max_client_connections": max_client_connections,
+        },
     )
 
 
@@ -131,7 +158,7 @@ Endpoint = Annotated[str, typer.Option(help="KFP API; default: KF_PIPELINES_ENDP
 def doctor(
     namespace: Namespace = "",
     endpoint: Endpoint = "",
-    store: Annotated[str, typer.Option(help="Where runs keep their artifacts.")] = "s3://firm/runs",
+    store: Annotated[str, typer.Option(help="Where runs keep their artifacts; default: as the chart firm says.")] = "",
     gpus: Annotated[int, typer.Option(help="GPUs that the cluster must have.")] = 0,
 ) -> None:
     """Check a cluster, from inside or outside, and say how to fix what is wrong."""
@@ -145,10 +172,25 @@ def doctor(
     failed = False
     for found in examine(Cluster.connect(namespace or None), Backend(endpoint), store, launch):
         failed |= found.state == "failed"
-        print(f"{marks[found.state]} {found.check}: {found.detail}")
+        _say(f"{marks[found.state]} {found.check}: {found.detail}")
         if found.fix and found.state != "ok":
-            print(f"    -> {found.fix}")
+            _say(f"    -> {found.fix}")
     raise typer.Exit(int(failed))
+
+
+@app.command()
+def status(
+    name: Annotated[str, typer.Argument(metavar="RUN", help="Id or name of a KFP run, or name of a run.")],
+    namespace: Namespace = "",
+    endpoint: Endpoint = "",
+) -> None:
+    """Say where a run on the cluster stands: what ran or was reused, where artifacts are, and what waits for what."""
+    from firm.launch.k8s.backend import Backend
+    from firm.launch.k8s.cluster import Cluster
+    from firm.launch.k8s.status import status as lines
+
+    for line in lines(name, Cluster.connect(namespace or None), Backend(endpoint)):
+        _say(line)
 
 
 @app.command()
@@ -162,7 +204,7 @@ def cancel(
     from firm.launch.k8s.cancel import cancel as end
     from firm.launch.k8s.cluster import Cluster
 
-    end(name, Cluster.connect(namespace or None), Backend(endpoint), print)
+    end(name, Cluster.connect(namespace or None), Backend(endpoint), _say)
 
 
 @app.command()
@@ -171,7 +213,7 @@ def reap(namespace: Namespace = "") -> None:
     from firm.launch.k8s.cancel import reap as delete_orphans
     from firm.launch.k8s.cluster import Cluster
 
-    delete_orphans(Cluster.connect(namespace or None), print)
+    delete_orphans(Cluster.connect(namespace or None), _say)
 
 
 @config_app.command("list")
@@ -187,16 +229,24 @@ def show(
     source: Source,
     overrides: Overrides = [],  # noqa: B006
     as_json: Annotated[
-        bool, typer.Option("--json", help="One line of JSON, for `kfp run create ... config=`.")
+        bool,
+        typer.Option("--json", help="One line of JSON for `kfp run create ... config=`, if it can run on a cluster."),
     ] = False,
 ) -> None:
     """Show a configuration with all its keys, after overrides."""
     import yaml
 
-    from firm.config.loading import load_config
+    from firm.config.loading import check_for_cluster, load_config
+    from firm.critics.rubrics import check_rubrics
 
-    config = load_config(source, overrides).model_dump(mode="json", exclude_none=True)
-    print(json.dumps(config) if as_json else yaml.safe_dump(config, sort_keys=False), end="\n" if as_json else "")
+    config = load_config(source, overrides)
+    check_rubrics(config)
+    plain = config.model_dump(mode="json", exclude_none=True)
+    if as_json:
+        check_for_cluster(config)
+        print(json.dumps(plain))
+    else:
+        print(yaml.safe_dump(plain, sort_keys=False), end="")
 
 
 def main() -> None:

@@ -1,91 +1,199 @@
-"""PNG bytes to RGB images and back."""
+"""Images as a person sees them: from the files of users, from generators and requests, to RGB and PNG."""
 
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from firm.records import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # PNG in our own shards, the others in users' files
+_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "La", "PA", "RGBA", "RGBa")
 # all that Pillow's decoders were seen to raise on damaged data
 _FAULTS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `Limits` are ours
 
 
-def decode_image(png: bytes, where: str) -> Image.Image:
-    """Decode bytes to a fully loaded RGB image. Reads JPEG and WebP as well.
+class Limits(NamedTuple):
+    """What an image may be.
+
+    Attributes:
+        max_pixels: Most of its pixels.
+        max_aspect: Most of the longer side over the shorter one.
+    """
+
+    max_pixels: int
+    max_aspect: float
+
+    @property
+    def max_bytes(self) -> int:
+        """Most of its file: what 16 bits a channel need uncompressed, and metadata."""
+        return 8 * self.max_pixels + 2**24
+
+
+_ANY = Limits(2**26, 200)  # the most that a configuration may allow
+
+
+def decode_image(data: bytes, where: str, limits: Limits | None = None) -> Image.Image:
+    """Decode bytes of PNG, JPEG or WebP to a fully loaded RGB image as a person sees it.
+
+    It is upright (EXIF), 16 bits of gray are scaled to 8, and what is transparent is white. Colour profiles are not
+    applied.
 
     Args:
-        png: The encoded image.
+        data: The encoded image.
         where: File and row the bytes come from, for the message.
+        limits: Checked by the head of the image, before anything is decoded; None where it is one of our own.
 
     Raises:
-        UserError: The bytes are not an intact image.
+        UserError: The bytes are not an intact still image within the limits.
     """
     try:
-        with Image.open(io.BytesIO(png), formats=FORMATS) as image:
-            return image.convert("RGB")
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check(image, where, limits)
+            return _seen(image)
     except _FAULTS as error:
-        what = "no data" if not png else str(error) or type(error).__name__
-        raise UserError(f"cannot decode image: {what}", where, "replace or remove this image") from error
+        raise _damaged(error, where) from error
 
 
-def encode_image(image: Image.Image) -> bytes:
-    """Encode as an RGB PNG; equal pixels give equal bytes, as metadata (profiles, dates) are dropped."""
-    plain = image.convert("RGB").copy()
-    plain.info = {}
+def encode_image(image: Image.Image, where: str = "an image", limits: Limits | None = None) -> bytes:
+    """Encode as an RGB PNG what a person sees of an image; equal pixels give equal bytes, as metadata is dropped.
+
+    Raises:
+        UserError: It is beyond the limits, or of a mode that is not shown in one way (I, F, LAB).
+    """
+    _check(image, where, limits)
+    if image.mode not in _MODES and not image.mode.startswith("I;16"):
+        raise UserError(f"an image of mode {image.mode} has no one look", where, "convert it to RGB", usage=True)
     buffer = io.BytesIO()
-    plain.save(buffer, format="PNG")
+    try:
+        _seen(image).save(buffer, format="PNG")
+    except (*_FAULTS, TypeError) as error:
+        raise UserError(f"cannot show image: {error}", where, "convert it to RGB", usage=True) from error
     return buffer.getvalue()
 
 
-def read_image(image: Path | str, where: str) -> bytes:
+def _damaged(error: Exception, where: str, usage: bool = False) -> UserError:
+    what = str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # its text is the name of an object
+        what = "it is no PNG, JPEG or WebP"
+    return UserError(f"cannot decode image: {what}", where, "replace or remove this image", usage)
+
+
+def _check(image: Image.Image, where: str, limits: Limits | None) -> None:
+    """Check what the head of an image says."""
+    width, height = image.size
+    if not (width and height):
+        raise UserError(f"an image of {width} x {height} pixels", where, "replace or remove this image", usage=True)
+    if image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False):
+        raise UserError("an image that moves", where, "give one of its frames as a file of its own", usage=True)
+    if limits and width * height > limits.max_pixels:
+        what = f"an image of {width} x {height} pixels, more than {limits.max_pixels} in all"
+        raise UserError(what, where, "scale it down, or raise images.max_pixels", usage=True)
+    if limits and max(width, height) > limits.max_aspect * min(width, height):
+        what = f"an image of {width} x {height} pixels, whose sides differ by more than {limits.max_aspect:g} times"
+        raise UserError(what, where, "crop it, or raise images.max_aspect", usage=True)
+
+
+def _seen(image: Image.Image) -> Image.Image:
+    """A new RGB image without metadata, as a person sees this one."""
+    image.load()  # a PNG may have its EXIF behind the pixels
+    if image.mode == "RGB" and not image.info:
+        return image.copy()
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16"):
+        upright = _eight_bits(upright, image.info.get("transparency"))
+    if upright.mode == "La":  # Pillow converts it to no other mode
+        upright = upright.convert("LA")
+    if upright.has_transparency_data:
+        white = Image.new("RGBA", upright.size, "white")
+        white.alpha_composite(upright.convert("RGBA"))
+        upright = white
+    seen = upright.convert("RGB")
+    seen.info = {}
+    return seen
+
+
+def _eight_bits(image: Image.Image, transparent: int | None) -> Image.Image:
+    """Gray of 8 bits from gray of 16, of which one value may be transparent."""
+    values = np.asarray(image).astype(np.uint32)
+    gray = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if transparent is not None:
+        gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return gray
+
+
+def read_image(image: Path | str, where: str, limits: Limits | None = None) -> bytes:
     """A user's image as PNG bytes.
 
     Args:
         image: Its file, or a data URL that holds it.
         where: Where it is named, for the message.
+        limits: What it may be; without, the most that a configuration may allow.
 
     Raises:
-        UserError: It cannot be read, or is not an intact image (exit code 2).
+        UserError: It cannot be read, or is not an intact still image within the limits (exit code 2).
     """
-    return encode_image(open_image(image, where))
+    return encode_image(open_image(image, where, limits))
 
 
-def open_image(image: Path | str, where: str) -> Image.Image:
+def open_image(image: Path | str, where: str, limits: Limits | None = None) -> Image.Image:
     """A user's image as a fully loaded RGB image; arguments and errors are those of :func:`read_image`."""
-    with _open(image, where) as file:
-        data = file.read()
+    limits = limits or _ANY
+    data = _read(image, where, limits)
     try:
-        return decode_image(data, where)
+        return decode_image(data, where, limits)
     except UserError as error:
         raise UserError(error.what, error.where, error.fix, usage=True) from error
 
 
-def image_size(image: Path | str, where: str) -> tuple[int, int]:
-    """Width and height of a user's image, by the head of its file; arguments and errors are those of `read_image`."""
-    with _open(image, where) as file:
-        try:
-            with Image.open(file, formats=FORMATS) as head:
-                return head.size
-        except _FAULTS as error:
-            what = f"cannot decode image: {str(error) or type(error).__name__}"
-            raise UserError(what, where, "replace or remove this image", usage=True) from error
+def image_size(image: Path | str, where: str, limits: Limits | None = None) -> tuple[int, int]:
+    """Width and height of a user's image, by the head of its file, before it is turned upright.
 
-
-def _open(image: Path | str, where: str) -> BinaryIO:
-    head, _, data = str(image).partition(",")
-    in_url = head.startswith("data:image/") and head.endswith(";base64")
+    Arguments and errors are those of :func:`read_image`.
+    """
     try:
-        return io.BytesIO(base64.b64decode(data)) if in_url else Path(image).open("rb")
+        with _open(image, where, limits) as file, Image.open(file, formats=FORMATS) as head:
+            _check(head, where, limits)
+            return head.size
+    except _FAULTS as error:
+        raise _damaged(error, where, usage=True) from error
+
+
+def _read(image: Path | str, where: str, limits: Limits | None) -> bytes:
+    with _open(image, where, limits) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise _unreadable(error.strerror or str(error), where) from error
+
+
+def _open(image: Path | str, where: str, limits: Limits | None) -> BinaryIO:
+    """The encoded image, of which nothing is read before its size is known."""
+    head, _, data = str(image).partition(",")
+    path = Path(image)
+    max_bytes = (limits or _ANY).max_bytes
+    try:
+        if head.startswith("data:image/") and head.endswith(";base64"):
+            return io.BytesIO(base64.b64decode(data))
+        if not path.is_file():
+            raise _unreadable("it is a folder or device" if path.exists() else "No such file or directory", where)
+        if (size := path.stat().st_size) > max_bytes:
+            raise _unreadable(f"its file has {size} bytes, more than {max_bytes}", where)
+        return path.open("rb")
     except OSError as error:
-        raise UserError(f"cannot read an image: {error.strerror}", where, "correct the path", usage=True) from error
-    except binascii.Error as error:
+        raise _unreadable(error.strerror or str(error), where) from error
+    except ValueError as error:
         raise UserError(f"cannot decode a data URL: {error}", where, "replace this image", usage=True) from error
+
+
+def _unreadable(why: str, where: str) -> UserError:
+    return UserError(f"cannot read an image: {why}", where, "correct the path, or replace this image", usage=True)

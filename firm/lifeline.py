@@ -13,11 +13,31 @@ LIFELINE = "FIRM_LIFELINE_PID"
 
 
 def exit_with_parent() -> None:
-    """End this process when the one named in the environment is gone; then name this one for its own children."""
+    """End this process when the one named in the environment is gone, and fast; name this one for its own children."""
     if owner := os.environ.get(LIFELINE):
         threading.Thread(target=_follow, args=(int(owner),), daemon=True).start()
     os.environ[LIFELINE] = str(os.getpid())
     atexit.register(gc.freeze)  # or Python looks for garbage in all of torch once more, for a second or two
+
+
+def identity(pid: int) -> str:
+    """A living process of this machine by machine, number and start; empty where it is not, or nobody can tell."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        numbers = os.readlink("/proc/self/ns/pid")  # those of a container are its own
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else f"{boot}/{numbers}/{pid}/{fields[19]}"
+
+
+def has_ended(process: str) -> bool | None:
+    """Whether the process of an `identity` has ended; None where this machine cannot tell."""
+    mine = identity(os.getpid()).split("/")
+    theirs = process.split("/")
+    if len(theirs) != 4 or theirs[:2] != mine[:2]:
+        return None
+    return identity(int(theirs[2])) != process
 
 
 def _follow(owner: int) -> None:

@@ -42,7 +42,7 @@ def check(config: RunConfig) -> None:
 
 def _check_round(config: RunConfig, number: int) -> None:
     prompts = [prompt for split in SPLITS for prompt in load_prompts(config.prompts, split)]
-    _check_policy(config.policy, "policy", prompts)
+    _check_policy(config, config.policy, "policy", prompts)
     if config.critic.kind == "trained":
         kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
     check_rubrics(config)
@@ -114,25 +114,25 @@ def _check_sources(config: RunConfig, number: int, prompts: Sequence[Prompt]) ->
         key = f"curation.sources.{i}"
         if isinstance(source, GeneratedSource):
             if source.policy != "kept":
-                _check_policy(source.policy, f"{key}.policy", prompts)
+                _check_policy(config, source.policy, f"{key}.policy", prompts)
             elif number == 1:
                 raise no_kept_policy(f"{key}.policy")
         elif isinstance(source, FunctionSource):
             load_object(source.function, f"{key}.function")
         elif isinstance(source, FilesSource):
             judged = next(iter(config.curation.dimensions.values()))
-            Files(source, Splits(config.prompts)).check(load_rubric(judged.rubric).images)
+            Files(source, Splits(config.prompts), config.images.limits).check(load_rubric(judged.rubric).images)
     for scores in config.bench.sources:
         if isinstance(scores, ScoresSource):
             wanted = {d: load_rubric(name).images for d, name in config.critic.rubrics.items()}
-            ScoreFile(scores, wanted, Splits(config.prompts)).check(wanted)
+            ScoreFile(scores, wanted, Splits(config.prompts), config.images.limits).check(wanted)
     for split in SPLITS:
         if not any(count(source, config.curation, config.prompts, split) for source in config.curation.sources):
             raise no_candidates(split)
 
 
-def _check_policy(policy: PolicyConfig, key: str, prompts: Sequence[Prompt]) -> None:
+def _check_policy(config: RunConfig, policy: PolicyConfig, key: str, prompts: Sequence[Prompt]) -> None:
     from firm.policies.policy import check_prompts, find_family  # imports torch
 
     find_family(policy.family, f"{key}.family").check(policy.model, f"{key}.model")
-    check_prompts(prompts, policy.family, f"{key}.family")
+    check_prompts(prompts, policy.family, f"{key}.family", config.images.limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +13,11 @@ from firm.images import decode_image, encode_image, read_image
 from firm.locate import load_object
 from firm.records import SPLITS, Prompt, Split, UserError
 from firm.seeds import seed_for
+from firm.texts import check_text, parse_json, read_text
+
+_JSONL = (".jsonl", ".ndjson")
+_KINDS = (".txt", "", ".json", *_JSONL)
+_LINE = "give one JSON value per line"
 
 
 class Splits:
@@ -100,43 +105,33 @@ def _call(name: str, split: Split) -> list[Prompt]:
         raise UserError(what, "prompts.function", fix, usage=True) from error
     if not prompts or not all(isinstance(p, str | Prompt) and str(p).strip() for p in prompts):
         raise UserError(f"{name}({split!r}) gives no list of prompts", "prompts.function", fix, usage=True)
+    for prompt in prompts:
+        check_text(str(prompt), f"prompts.function, {split}")
     return [prompt if isinstance(prompt, Prompt) else Prompt(text=prompt) for prompt in prompts]
 
 
 def _read(path: Path) -> list[Prompt]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"cannot read prompts: {error.strerror}", str(path), "check prompts.path", usage=True
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError("the prompt file is not UTF-8 text", str(path), "save it as UTF-8", usage=True) from error
-    if path.suffix == ".json":
-        rows = _parse(text, str(path))
+    kind = path.suffix.lower()
+    if kind not in _KINDS:
+        what = f"a prompt file ends in {', '.join(filter(None, _KINDS))} or has no ending, not in {kind}"
+        raise UserError(what, str(path), "give text (one prompt per line), JSONL or a JSON list", usage=True)
+    text = read_text(path, "prompts", "check prompts.path")
+    if kind == ".json":
+        rows = parse_json(text, str(path), 'give a list like [{"input_prompt": ...}]')
         if not isinstance(rows, list):
             raise UserError(
                 "a JSON prompt file must hold a list", str(path), 'like [{"input_prompt": ...}]', usage=True
             )
         found = [_prompt(row, path, f"entry {i}") for i, row in enumerate(rows)]
-    elif path.suffix in (".jsonl", ".ndjson"):
-        lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
-        found = [_prompt(_parse(line, f"{path}, line {i}"), path, f"line {i}") for i, line in lines]
     else:
-        found = [Prompt(text=line.strip()) for line in text.splitlines() if line.strip()]
+        lines = ((f"line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip())
+        found = [
+            _prompt(parse_json(line, f"{path}, {place}", _LINE) if kind in _JSONL else line, path, place)
+            for place, line in lines
+        ]
     if not found:
         raise UserError("the prompt file is empty", str(path), "give at least one prompt per line", usage=True)
     return found
-
-
-def _parse(text: str, where: str) -> object:
-    try:
-        value: object = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"not valid JSON: {error.msg}", where, "one JSON value per line for .jsonl", usage=True
-        ) from error
-    return value
 
 
 def _prompt(row: object, path: Path, place: str) -> Prompt:
@@ -146,6 +141,7 @@ def _prompt(row: object, path: Path, place: str) -> Prompt:
     if not isinstance(text, str) or not text.strip():
         fix = 'give a string or {"input_prompt": "..."}'
         raise UserError("no prompt here", f"{path}, {place}", fix, usage=True)
-    if image is not None and not (isinstance(image, str) and (path.parent / image).is_file()):
-        raise UserError(f"there is no source image {image!r}", f"{path}, {place}", "correct the path", usage=True)
+    check_text(text, f"{path}, {place}")
+    if image is not None and not (isinstance(image, str) and os.path.isfile(path.parent / image)):
+        raise UserError(f"there is no source image {image!r:.200}", f"{path}, {place}", "correct the path", usage=True)
     return Prompt(text=text.strip(), image=None if image is None else str(path.parent / image))

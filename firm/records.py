@@ -1,6 +1,6 @@
 """Records that travel between stages, and the one error class meant for people.
 
-Plain data: pydantic models without behaviour beyond validation. This module imports neither firm nor torch.
+Plain data: pydantic models without behaviour beyond validation. This module does not load torch.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
+from firm.terminal import visible
+
 SCORES = (1, 2, 3, 4, 5)
 
 
@@ -18,8 +20,7 @@ class UserError(Exception):
 
     Attributes:
         what: What was wrong, one sentence.
-        where: The culprit: a key path, file, URL or prompt. May be empty.
-        fix: The next step to take. May be empty.
+        where: The culprit: a key path, file, URL or prompt; may be empty, as `fix`, the next step to take.
         usage: True when the request itself was wrong (exit code 2), False for a failure (exit code 1).
     """
 
@@ -33,7 +34,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         where = f" ({self.where})" if self.where else ""
         fix = f"\n  -> {self.fix}" if self.fix else ""
-        return f"{self.what}{where}{fix}"
+        return visible(f"{self.what}{where}{fix}")
 
     @property
     def exit_code(self) -> int:

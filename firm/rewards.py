@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from firm.records import Assessment, Judgement
+
 if TYPE_CHECKING:
     from firm.config import RewardConfig
 
@@ -112,3 +114,23 @@ def reward(config: RewardConfig, scores: Mapping[str, Tensor]) -> Tensor:
         raise ValueError(f"the reward needs scores on {missing}, got {sorted(scores)}")
     base, *rest = (normalise(scores[d]) for d in config.dimensions)
     return FORMULAS[config.formula](base, rest, config.weights)
+
+
+def rewards_of(assessments: Sequence[Assessment], config: RewardConfig) -> tuple[Tensor, Tensor]:
+    """Rewards [N] in [0, 1] and a mask [N]: False where a judgement that the formula needs is missing or invalid."""
+    valid = [all(isinstance(a.get(d), Judgement) for d in config.dimensions) for a in assessments]
+    scores = {
+        d: torch.tensor([_score(a, d, config.soft) for a, ok in zip(assessments, valid, strict=True) if ok])
+        for d in config.dimensions
+    }
+    mask = torch.tensor(valid)
+    rewards = torch.zeros(len(assessments))
+    if any(valid):
+        rewards[mask] = reward(config, scores).float()
+    return rewards, mask
+
+
+def _score(assessment: Assessment, dimension: str, soft: bool) -> float:
+    outcome = assessment[dimension]
+    assert isinstance(outcome, Judgement)
+    return outcome.soft_score if soft else float(outcome.score)

@@ -14,24 +14,27 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from firm import __version__, lifeline
 from firm.config import RunConfig, fingerprint
-from firm.config.launch import for_pod
-from firm.config.loading import of_round, parse_config
+from firm.config.launch import LocalLaunch, for_pod
+from firm.config.loading import check_for_cluster, of_round, parse_config
 from firm.config.section import NamedFile, Section
 from firm.critics.rubrics import check_rubrics, load_rubric
-from firm.locate import model_path
+from firm.locate import model_path, source_of
 from firm.progress import ROUND, emit
 from firm.records import ArtifactRef, Stage, Summary, UserError
 from firm.storage.artifacts import TIMING, WORK, Output
+from firm.storage.claims import claim
 from firm.storage.digests import content_hash
 from firm.storage.files import atomic_write, disk_error
 from firm.storage.inputs import Inputs, open_input, read_ref, write_ref
+from firm.storage.notes import noted
 from firm.storage.open import open_store
 
 SUMMARY = "summary.json"
@@ -76,26 +79,39 @@ def execute(
     lifeline.exit_with_parent()
     os.environ[ROUND] = str(number)
     emit(stage=stage, state="started")
-    try:
+    with failing_with_a_message(stage, output):
         run = _config(stage, config, number, pod or {})
-        folder, state = _execute(_module(stage), run, inputs, Path(output))
+        with noted(run.store, stage if number == 1 else f"{stage}-{number}") as note:
+            folder, state, uri = _execute(_module(stage), run, inputs, Path(output), tuple(copies or ()))
+            note |= {"state": state, "uri": uri}
         summary = read_summary(folder)
         for name, path in (copies or {}).items():
             shutil.copyfile(folder / name, path)
-    except (UserError, OSError) as problem:
-        error = disk_error(problem, problem.filename or output) if isinstance(problem, OSError) else problem
-        emit(stage=stage, state="failed", message=str(error), exit_code=error.exit_code)
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(error.exit_code) from problem
-    except Exception:
-        emit(stage=stage, state="failed", message=traceback.format_exc(limit=-3), exit_code=1)
-        raise
     if log_metric:
         for name, value in summary.metrics.items():
             log_metric(name, value)
     if log_matrix and summary.confusion:
         log_matrix(summary.confusion.categories, summary.confusion.counts)
     emit(stage=stage, state=state, metrics=summary.metrics)
+
+
+@contextmanager
+def failing_with_a_message(stage: str, where: str) -> Iterator[None]:
+    """Turn a failure of a step into its message in the log and in the run's progress.
+
+    Raises:
+        SystemExit: With code 1 or 2, for a `UserError` or OSError; ``where`` stands for a file that the latter lacks.
+    """
+    try:
+        yield
+    except (UserError, OSError) as problem:
+        error = disk_error(problem, problem.filename or where) if isinstance(problem, OSError) else problem
+        emit(stage=stage, state="failed", message=str(error), exit_code=error.exit_code)
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(error.exit_code) from problem
+    except Exception:
+        emit(stage=stage, state="failed", message=traceback.format_exc(limit=-3), exit_code=1)
+        raise
 
 
 def _module(stage: str) -> Run:
@@ -113,33 +129,38 @@ def _config(stage: str, plain: Mapping[str, Any], number: int, pod: Mapping[str,
 
 
 def _execute(
-    module: Run, config: RunConfig, inputs: Mapping[str, str | None], output: Path
-) -> tuple[Path, Literal["finished", "reused"]]:
-    """Make or find the artifact of a stage; returns its local folder and which of the two it was."""
-    stage = module.STAGE
-    launches = stage.worker is not None
+    module: Run, config: RunConfig, inputs: Mapping[str, str | None], output: Path, copied: tuple[str, ...]
+) -> tuple[Path, Literal["finished", "reused"], str]:
+    """Make or find the artifact of a stage; returns a local folder with what is read here, which of both, and the URI.
+
+    All files are there and as long as they were; what is read has the right hash. Who reads the rest checks that, too.
+    """
     refs = {name: read_ref(Path(path)) for name, path in inputs.items() if path}
-    key = stage_key(stage, config, refs)
-    if "KFP_POD_NAME" in os.environ and "://" not in config.store:
-        fix = "set it to s3://bucket/prefix, as the preset gen-shapes-kind does"
-        raise UserError("steps on a cluster do not share a folder", f"store: {config.store}", fix, usage=True)
-    uri = f"{config.store.rstrip('/')}/{config.name}/{stage.name}-{key[:12]}"
-    out = Output.open(uri, small_only=launches)
-    if out.manifest() is not None:
-        out.discard(WORK)
-        write_ref(out.ref(), output)
-        return out.folder if launches else open_input(out.ref()), "reused"
+    key = stage_key(module.STAGE, config, refs)
+    if "KFP_POD_NAME" in os.environ:
+        check_for_cluster(config)
+    uri = f"{config.store.rstrip('/')}/{config.name}/{module.STAGE.name}-{key[:12]}"
+    launches = module.STAGE.worker is not None
+    with claim(uri, in_place=launches and not isinstance(config.launch, LocalLaunch)) as place:
+        if (ref := place.artifact) is None:
+            out = Output.open(place.uri, small_only=launches)
+            ref = place.settle(_make(module, config, refs, key, out))
+    Output.attach(ref.uri).discard(WORK)
+    folder = open_input(ref, only=(SUMMARY, *copied))
+    write_ref(ref, output)
+    return folder, "reused" if place.artifact else "finished", ref.uri
+
+
+def _make(module: Run, config: RunConfig, refs: Mapping[str, ArtifactRef], key: str, out: Output) -> ArtifactRef:
     start = time.monotonic()
-    summary = module.run(config, Inputs(refs, stage.reads), out)
+    summary = module.run(config, Inputs(refs, module.STAGE.reads), out)
     with atomic_write(out.folder / SUMMARY) as file:
         file.write(summary.model_dump_json(indent=1).encode())
     hashes = {source: ref.sha256 for source, ref in refs.items()}
-    ref = out.commit(stage.name, key, hashes, {"version": __version__}, out.files())
+    ref = out.commit(module.STAGE.name, key, hashes, {"version": __version__}, out.files())
     seconds = round(time.monotonic() - start, 1)
-    open_store(uri).put(TIMING, json.dumps({"seconds": seconds}).encode())
-    out.discard(WORK)
-    write_ref(ref, output)
-    return out.folder, "finished"
+    open_store(out.uri).put(TIMING, json.dumps({"seconds": seconds}).encode())
+    return ref
 
 
 def stage_key(stage: Stage, config: RunConfig, refs: Mapping[str, ArtifactRef]) -> str:
@@ -170,7 +191,10 @@ def _rubrics(section: Section) -> dict[str, str]:
 
 
 def _content(file: NamedFile, key: str) -> str:
-    """Hash of the content of a file or folder; a hub id stands for itself."""
+    """Hash of the content of a file or folder; a hub id and the name of code without a source stand for themselves."""
+    if file.is_code:
+        source = source_of(file.path)
+        return content_hash(source, suffix=".py") if source else file.path
     path = model_path(file.path, key) if file.is_model else file.path
     return path if file.is_model and not Path(path).is_dir() else content_hash(Path(path), file.follow)
 

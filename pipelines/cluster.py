@@ -1,43 +1,92 @@
-"""What a task needs on a cluster beyond its code; a local run ignores all of it."""
+"""What the tasks of a pipeline need on a cluster beyond their code."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 from kfp import dsl, kubernetes
 
-from firm.launch.k8s.names import CONFIG_MAP, ENDPOINTS_KEYS, ENDPOINTS_SECRET, GPU, STORE_KEYS, STORE_SECRET
+from firm.launch.k8s.names import (
+    CONFIG_MAP,
+    ENDPOINTS_KEYS,
+    ENDPOINTS_SECRET_KEY,
+    GPU,
+    RUN_ID,
+    STORE_KEYS,
+    STORE_SECRET_KEY,
+)
+from firm.storage.notes import KFP_RUN
+from pipelines import components
+
+STORE = ("FIRM_S3_ENDPOINT", "AWS_REGION")
+NETWORK = ("HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "HF_ENDPOINT")
+"""What of the charts' `environment` steps get, too: a compiled pipeline must know a variable by its name."""
+SECRETS = (STORE_SECRET_KEY, ENDPOINTS_SECRET_KEY)
 
 
-def step(task: dsl.PipelineTask, name: str, cached: bool = False, retries: int = 2) -> dsl.PipelineTask:
-    """Name a task, give it the object store and the endpoints' key, and retry it: a stage resumes where it was.
+@dataclass(frozen=True)
+class Place:
+    """Where the steps of one pipeline run.
 
-    Args:
-        task: The task.
-        name: Shown in the UI.
-        cached: Whether KFP may take the result of an equal task. A stage finds its own artifact again in any case.
-        retries: How often a failed task is tried again.
+    No step is cached by KFP, whose key does not see the files that a configuration names, such as weights in the model
+    cache. A stage finds its own artifact by a key that does, and ends at once.
+
+    Attributes:
+        gpus: GPUs of each step that runs a model itself.
+        memory: Memory of each of these steps.
+        found: Outputs of the first step; empty on a laptop, where nothing of the cluster is needed.
     """
+
+    gpus: Any = "0"
+    memory: Any = "4Gi"
+    found: Mapping[str, Any] | None = None
+
+    @classmethod
+    def checked(cls, config: Any, gpus: Any = "0", memory: Any = "4Gi", rounds: int = 0) -> Place:
+        """A cluster on which a first step checks everything once: a mistake in the configuration costs one pod."""
+        task = _named(components.check(config=config, gpus=gpus, rounds=rounds), "check", retries=0)
+        task.set_cpu_request("250m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("2Gi")
+        kubernetes.use_config_map_as_env(task, CONFIG_MAP, {name: name for name in SECRETS}, optional=True)
+        return cls(gpus, memory, task.outputs)
+
+    def step(self, task: dsl.PipelineTask, name: str, retries: int = 2) -> dsl.PipelineTask:
+        """Name a task, give it the object store, and retry it: a stage resumes where it was.
+
+        Args:
+            task: The task.
+            name: Shown in the UI.
+            retries: How often a failed task is tried again.
+        """
+        _named(task, name, retries)
+        if self.found:
+            kubernetes.use_config_map_as_env(task, CONFIG_MAP, {variable: variable for variable in STORE})
+            kubernetes.use_config_map_as_env(task, CONFIG_MAP, {name: name for name in NETWORK}, optional=True)
+            kubernetes.use_secret_as_env(task, self.found["store_secret"], STORE_KEYS)
+            kubernetes.use_field_path_as_env(task, KFP_RUN, f"metadata.labels['{RUN_ID}']")
+        return task
+
+    def model_step(self, task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
+        """A task that runs a model or asks an endpoint: memory as given, GPUs where there are any, and keys."""
+        self.step(task, name)
+        task.set_cpu_request("250m").set_cpu_limit("8").set_memory_request(self.memory).set_memory_limit(self.memory)
+        task.set_accelerator_type(GPU).set_accelerator_limit(self.gpus)
+        if self.found:
+            kubernetes.add_toleration_json(task, self.found["tolerations"])
+            for key, variable in ENDPOINTS_KEYS.items():
+                kubernetes.use_secret_as_env(task, self.found["endpoints_secret"], {key: variable}, optional=True)
+        return task
+
+    def small_step(self, task: dsl.PipelineTask, name: str, retries: int = 2) -> dsl.PipelineTask:
+        """A task that reads numbers and writes a page, without torch."""
+        task.set_cpu_request("100m").set_cpu_limit("1").set_memory_request("256Mi").set_memory_limit("1Gi")
+        return self.step(task, name, retries)
+
+
+def _named(task: dsl.PipelineTask, name: str, retries: int) -> dsl.PipelineTask:
     task.set_display_name(name)
-    task.set_caching_options(cached)
+    task.set_caching_options(False)
     if retries:
         task.set_retry(retries, backoff_duration="10s", backoff_factor=2, backoff_max_duration="300s")
-    kubernetes.use_config_map_as_env(
-        task, CONFIG_MAP, {"FIRM_S3_ENDPOINT": "FIRM_S3_ENDPOINT", "AWS_REGION": "AWS_REGION"}
-    )
-    kubernetes.use_secret_as_env(task, STORE_SECRET, STORE_KEYS)
-    for key, variable in ENDPOINTS_KEYS.items():
-        kubernetes.use_secret_as_env(task, ENDPOINTS_SECRET, {key: variable}, optional=True)
     return task
-
-
-def model_step(task: dsl.PipelineTask, name: str, gpus: str, memory: str, cached: bool = False) -> dsl.PipelineTask:
-    """A task that runs a model itself: memory as given, and GPUs where there are any."""
-    task.set_cpu_request("250m").set_cpu_limit("8").set_memory_request(memory).set_memory_limit(memory)
-    task.set_accelerator_type(GPU).set_accelerator_limit(gpus)
-    kubernetes.add_toleration(task, key=GPU, operator="Exists", effect="NoSchedule")
-    return step(task, name, cached)
-
-
-def small_step(task: dsl.PipelineTask, name: str, retries: int = 2) -> dsl.PipelineTask:
-    """A task that reads numbers and writes a page, without torch."""
-    task.set_cpu_request("100m").set_cpu_limit("1").set_memory_request("256Mi").set_memory_limit("1Gi")
-    return step(task, name, retries=retries)

@@ -1,8 +1,11 @@
 """One component per stage: an import and one call.
 
 Every artifact that travels is a small pointer file (docs/decisions/0002); ``metrics`` and ``page`` are what the KFP UI
-shows. ``round`` counts from 1; further rounds are given what the last one has left.
+shows. ``round`` counts from 1; further rounds are given what the last one has left. Those inputs are not annotated as
+optional: the backend does not say the type of an artifact, and KFP's executor then calls the annotation.
 """
+
+from typing import NamedTuple
 
 from kfp import dsl
 
@@ -25,12 +28,21 @@ launches = dsl.component(
 
 
 @runs_model
+def check(  # noqa: D103
+    config: dict, gpus: str, rounds: int
+) -> NamedTuple("Installation", [("store_secret", str), ("endpoints_secret", str), ("tolerations", list)]):  # type: ignore[valid-type]
+    from firm.submission import execute
+
+    return execute(config, gpus, rounds)
+
+
+@runs_model
 def curation(  # noqa: D103
     config: dict,
     data: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     round: int = 1,
-    last_policy: dsl.Input[dsl.Model] | None = None,
+    last_policy: dsl.Input[dsl.Model] = None,
 ) -> None:
     from firm.stage import execute
 
@@ -46,7 +58,7 @@ def sft(  # noqa: D103
     metrics: dsl.Output[dsl.Metrics],
     task_config: dsl.TaskConfig,
     round: int = 1,
-    last_critic: dsl.Input[dsl.Model] | None = None,
+    last_critic: dsl.Input[dsl.Model] = None,
 ) -> None:
     from firm.stage import execute
 
@@ -63,7 +75,7 @@ def bench(  # noqa: D103
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     round: int = 1,
-    last_policy: dsl.Input[dsl.Model] | None = None,
+    last_policy: dsl.Input[dsl.Model] = None,
 ) -> None:
     from firm.stage import execute
 
@@ -90,7 +102,7 @@ def rl(  # noqa: D103
     metrics: dsl.Output[dsl.Metrics],
     task_config: dsl.TaskConfig,
     round: int = 1,
-    last_policy: dsl.Input[dsl.Model] | None = None,
+    last_policy: dsl.Input[dsl.Model] = None,
 ) -> None:
     from firm.stage import execute
 
@@ -125,7 +137,7 @@ def report(  # noqa: D103
     summary: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
     round: int = 1,
-    last_report: dsl.Input[dsl.Artifact] | None = None,
+    last_report: dsl.Input[dsl.Artifact] = None,
 ) -> None:
     from firm.stage import execute
 

@@ -12,13 +12,13 @@ from kfp import dsl
 from kfp.dsl.base_component import BaseComponent
 
 from pipelines import components
-from pipelines.cluster import model_step, small_step, step
+from pipelines.cluster import Place
 
 Round = dict[str, Any]
 """What a round leaves to the next one: outputs by the name of the component's input, and its last task."""
 
 
-def one_round(config: dict, gpus: str, memory: str, number: int, last: Round) -> Round:
+def one_round(config: dict, place: Place, number: int, last: Round) -> Round:
     """The stages of one round.
 
     1. curation    prompts and images become scored examples (paper section 3.2)
@@ -31,8 +31,7 @@ def one_round(config: dict, gpus: str, memory: str, number: int, last: Round) ->
 
     Args:
         config: The run, as JSON.
-        gpus: GPUs of each step that runs a model itself (curation, bench, evaluate); jobs have `config.launch.gpus`.
-        memory: Memory of each of these steps.
+        place: Where they run.
         number: The round, counted from 1.
         last: What the last round has left; empty in the first.
     """
@@ -40,36 +39,41 @@ def one_round(config: dict, gpus: str, memory: str, number: int, last: Round) ->
     def given(*names: str) -> dict:
         return {"config": config, "round": number} | {name: last[name] for name in names if name in last}
 
-    curated = model_step(components.curation(**given("last_policy")), "curation", gpus, memory, cached=True)
+    curated = place.model_step(components.curation(**given("last_policy")), "curation")
     if last:
         curated.after(last["end"])  # a round ends with its measurement
     data = curated.outputs["data"]
 
-    trained = step(components.sft(data=data, **given("last_critic")), "sft")
+    trained = place.step(components.sft(data=data, **given("last_critic")), "sft")
     critic = trained.outputs["critic"]
 
     measured = components.bench(data=data, critic=critic, **given("last_policy"))
-    agreement = model_step(measured, "bench", gpus, memory, cached=True).outputs["agreement"]
+    agreement = place.model_step(measured, "bench").outputs["agreement"]
 
-    trusted = small_step(components.gate(agreement=agreement, **given()), "gate", retries=0)
+    trusted = place.small_step(components.gate(agreement=agreement, **given()), "gate", retries=0)
     verdict = trusted.outputs["verdict"]
 
-    steered = step(components.rl(critic=critic, verdict=verdict, **given("last_policy")), "rl")
+    steered = place.step(components.rl(critic=critic, verdict=verdict, **given("last_policy")), "rl")
     policy = steered.outputs["policy"]
 
     evaluated = components.evaluate(critic=critic, policy=policy, **given())
-    samples = model_step(evaluated, "evaluate", gpus, memory).outputs["samples"]
+    samples = place.model_step(evaluated, "evaluate").outputs["samples"]
 
     page = components.report(
         data=data, critic=critic, agreement=agreement, verdict=verdict, policy=policy, samples=samples,
         **given("last_report"),
     )  # fmt: skip
-    end = small_step(page, "report")
+    end = place.small_step(page, "report")
     return {"last_policy": policy, "last_critic": critic, "last_report": end.outputs["summary"], "end": end}
 
 
-def pipeline_of(rounds: int) -> BaseComponent:
-    """The pipeline of a run with so many rounds, each the same stages from the last one's policy and critic."""
+def pipeline_of(rounds: int, on_cluster: bool = True) -> BaseComponent:
+    """The pipeline of a run with so many rounds, each the same stages from the last one's policy and critic.
+
+    Args:
+        rounds: How many.
+        on_cluster: Whether a first step checks the configuration and the cluster; `firm run` has checked already.
+    """
 
     @dsl.pipeline(
         name="firm" if rounds == 1 else f"firm-{rounds}-rounds",
@@ -85,9 +89,10 @@ def pipeline_of(rounds: int) -> BaseComponent:
                 ignores numbers.
             memory: Memory of each of these steps.
         """
+        place = Place.checked(config, gpus, memory, rounds) if on_cluster else Place(gpus, memory)
         last: Round = {}
         for number in range(1, rounds + 1):
-            last = one_round(config, gpus, memory, number, last)
+            last = one_round(config, place, number, last)
 
     return firm
 

@@ -63,7 +63,7 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
     try:
         with watcher, _output_to(log):
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / KFP))
-            pipeline = pipeline_of(config.rounds)
+            pipeline = pipeline_of(config.rounds, on_cluster=False)
             for task in pipeline.pipeline_spec.root.dag.tasks.values():
                 # Retries are for lost pods; here a failure is shown immediately and the user resumes.
                 task.ClearField("retry_policy")

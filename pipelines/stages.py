@@ -7,20 +7,20 @@ laptop's run folder).
 from kfp import dsl
 
 from pipelines import components
-from pipelines.cluster import model_step, small_step, step
+from pipelines.cluster import Place
 
 
 @dsl.pipeline(name="firm-curation", description="Plan-then-score curation of scored examples")
 def curation(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
     """Make scored examples only."""
-    model_step(components.curation(config=config), "curation", gpus, memory, cached=True)
+    Place.checked(config, gpus, memory).model_step(components.curation(config=config), "curation")
 
 
 @dsl.pipeline(name="firm-sft", description="Fine-tune a critic on curated examples")
 def sft(config: dict, data: str) -> None:
     """Train a critic on existing data."""
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
-    step(components.sft(config=config, data=examples.output), "sft")
+    Place.checked(config).step(components.sft(config=config, data=examples.output), "sft")
 
 
 @dsl.pipeline(name="firm-bench", description="Measure a critic on held-out scores and apply the gate")
@@ -29,8 +29,9 @@ def bench(config: dict, data: str, critic: str, gpus: str = "0", memory: str = "
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
     measured = components.bench(config=config, data=examples.output, critic=model.output)
-    model_step(measured, "bench", gpus, memory, cached=True)
-    small_step(components.gate(config=config, agreement=measured.outputs["agreement"]), "gate", retries=0)
+    place = Place.checked(config, gpus, memory)
+    place.model_step(measured, "bench")
+    place.small_step(components.gate(config=config, agreement=measured.outputs["agreement"]), "gate", retries=0)
 
 
 @dsl.pipeline(name="firm-rl", description="DiffusionNFT RL with a trusted critic, then evaluation")
@@ -38,6 +39,7 @@ def rl(config: dict, critic: str, verdict: str, gpus: str = "0", memory: str = "
     """Steer a policy with an existing critic that has passed the gate, and evaluate it."""
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
     trusted = dsl.importer(artifact_uri=verdict, artifact_class=dsl.Artifact)
-    steered = step(components.rl(config=config, critic=model.output, verdict=trusted.output), "rl")
+    place = Place.checked(config, gpus, memory)
+    steered = place.step(components.rl(config=config, critic=model.output, verdict=trusted.output), "rl")
     evaluated = components.evaluate(config=config, critic=model.output, policy=steered.outputs["policy"])
-    model_step(evaluated, "evaluate", gpus, memory)
+    place.model_step(evaluated, "evaluate")

@@ -11,9 +11,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # threads that spin for long m
 import pytest
 from hypothesis import settings
 
-settings.register_profile("local", deadline=None)
-settings.register_profile("ci", deadline=None, derandomize=True)
-settings.load_profile("ci" if os.environ.get("CI") else "local")
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("new", deadline=None)
+settings.load_profile("new" if os.environ.get("EXPLORE") else "same")
 
 
 # Whole runs and trainings take minutes a file: they start first, so that no process is left with one at the end.

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import urllib3
 import yaml
 
 from firm.chat.messages import ChatMessage, Reply
@@ -40,29 +41,60 @@ execute(stage, json.loads(config), json.loads(inputs), output)
 """
 
 
-def rendered(num_images: int) -> dict[str, Any]:
-    """A source of rendered images."""
-    function = "firm.shapes.generation:candidate"
+GENERATION, EDITING = "gen-shapes", "edit-shapes"
+"""The presets of the two tasks, of which small runs are made."""
+POLICIES = {
+    GENERATION: {"family": "sd3", "model": BASE, "resolution": 32, "max_sequence_length": 1},
+    EDITING: {"family": "qwen_image_edit", "model": "pkg://firm.shapes/weights/editor", "resolution": 32},
+}
+DIMENSIONS = {GENERATION: ("instruction_following", "quality"), EDITING: ("execution", "consistency")}
+
+
+def rendered(num_images: int, task: str = GENERATION) -> dict[str, Any]:
+    """A source of rendered images or edits."""
+    function = f"firm.shapes.{'generation' if task == GENERATION else 'editing'}:candidate"
     return {"kind": "function", "name": "rendered", "function": function, "num_images": num_images}
 
 
-def generated(num_images: int, num_inference_steps: int) -> dict[str, Any]:
-    """A source of images of the tiny base policy."""
-    policy = {"family": "sd3", "model": BASE, "resolution": 32, "max_sequence_length": 1}
+def generated(num_images: int, num_inference_steps: int, task: str = GENERATION) -> dict[str, Any]:
+    """A source of images of the task's tiny base policy."""
+    policy = POLICIES[task]
     steps = {"num_images": num_images, "num_inference_steps": num_inference_steps}
     return {"kind": "generated", "name": "base", "policy": policy, **steps}
 
 
-def small_run(*sources: Mapping[str, Any], **curation: Any) -> str:
+def small_run(*sources: Mapping[str, Any], task: str = GENERATION, **curation: Any) -> str:
     """The file of a run named small, the shapes run on these sources; other sections may be appended."""
-    plain = {"base": "gen-shapes", "name": "small", "curation": {**curation, "sources": list(sources)}}
+    plain = {"base": task, "name": "small", "curation": {**curation, "sources": list(sources)}}
     return yaml.safe_dump(plain, sort_keys=False)
 
 
-def gate(*rules: Mapping[str, Any]) -> str:
+def gate(*rules: Mapping[str, Any], task: str = GENERATION) -> str:
     """A gate of these rules and no others, for a shapes run; what they leave out is accepted. Written as JSON."""
-    gaps = [f"{d}.{what}" for d in ("instruction_following", "quality") for what in ("skill_low", "pairwise")]
+    gaps = [f"{d}.{what}" for d in DIMENSIONS[task] for what in ("skill_low", "pairwise")]
     return json.dumps({"rules": rules, "accept_gaps": gaps})
+
+
+def whole_run(judge: Mapping[str, Any]) -> str:
+    """The file of a run named small that has little to do in every stage; the judge is teacher and auditor."""
+    few = {"num_images": 16, "num_inference_steps": 1}
+    plain = {
+        "base": "gen-shapes",
+        "name": "small",
+        "curation": {"sources": [rendered(64)], "evaluator": judge, "shard_size": 16, "batch_size": 16},
+        "sft": {"batch_size": 8, "max_steps": 8, "checkpoint_steps": 2},
+        "bench": {
+            "num_bootstrap": 20,
+            "sources": [{"kind": "policy", **few}],
+            "gate": json.loads(gate({"metric": "coverage", "at_least": 0})),
+        },
+        "rl": {
+            "prompts_per_epoch": 2, "group_size": 4, "max_epochs": 4, "checkpoint_epochs": 1, "num_inference_steps": 1,
+        },
+        "auditor": {"judge": judge, "num_images": 8, "every": 1},
+        "evaluate": {**few, "batch_size": 8, "num_bootstrap": 20},
+    }  # fmt: skip
+    return yaml.safe_dump(plain, sort_keys=False)
 
 
 def stage_command(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], output: Path | str) -> list[str]:
@@ -174,25 +206,38 @@ class HTTPRequest(BaseHTTPRequestHandler):
         for name, value in {"Content_Length": str(len(content)), **headers}.items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != "HEAD":
+            self.wfile.write(content)
 
     def log_message(self, *_: object) -> None:
         pass
 
 
+def relay(request: HTTPRequest, server: str) -> None:
+    """Answer with what another server says."""
+    headers = dict(request.headers)
+    answer = urllib3.request(request.command, server + request.path, body=request.body, headers=headers, redirect=False)
+    kept = ("Content-Type", "ETag", "Last-Modified", "Content-Length")
+    said = {name.replace("-", "_"): answer.headers[name] for name in kept if name in answer.headers}
+    request.reply(answer.status, answer.data, **said)
+
+
 @contextmanager
 def serving(answer: Callable[[HTTPRequest], None]) -> Iterator[str]:
-    """Address of a server on this machine that calls ``answer`` with every GET and POST, each in a thread."""
+    """Address of a server on this machine that calls ``answer`` with every request, each in a thread."""
 
     class Handler(HTTPRequest):
         def do_POST(self) -> None:
             self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             answer(self)
 
-        do_GET = do_POST
+        do_GET = do_HEAD = do_PUT = do_DELETE = do_POST
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 64  # who does not fit in tries again after a second
+
+    with Server(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

@@ -35,12 +35,26 @@ trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$scratch"' EXIT
 # forward SERVICE PORT: make a service reachable on this machine until the script ends; sets $forwarded to the local port.
 forward() {
   local log=$scratch/$1
-  kubectl -n "$NAMESPACE" port-forward "service/$1" ":$2" >"$log" 2>&1 &
+  : >"$log"
+  keep_forwarding "$1" "$2" "$log" &
   for _ in $(seq 60); do
-    forwarded=$(sed -n 's/^Forwarding from 127.0.0.1:\([0-9]*\) .*/\1/p' "$log")
+    forwarded=$(sed -n 's/^Forwarding from 127.0.0.1:\([0-9]*\) .*/\1/p' "$log" | head -n 1)
     [ -z "$forwarded" ] || return 0
     kill -0 $! 2>/dev/null || break
     sleep 0.5
   done
   fail "service $1 cannot be reached: $(tail -n 1 "$log")"
+}
+
+# A connection ends with the pod behind its service: make it again, at the same local port.
+keep_forwarding() { # SERVICE PORT LOG
+  local child port=
+  trap 'kill "$child" 2>/dev/null; exit' TERM
+  while
+    command kubectl --context "kind-$CLUSTER" -n "$NAMESPACE" port-forward "service/$1" "$port:$2" >>"$3" 2>&1 &
+    child=$!
+    wait "$child" || true
+    port=$(sed -n 's/^Forwarding from 127.0.0.1:\([0-9]*\) .*/\1/p' "$3" | head -n 1)
+    [ -n "$port" ]
+  do sleep 0.5; done
 }

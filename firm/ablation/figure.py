@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import cycle
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from firm.ablation.result import SEEN, Ablation, Run, mean_curve
-from firm.ablation.rewards import FORMULAS
+from firm.ablation.result import Ablation, Run, mean_curve
+from firm.ablation.rewards import BASE_ONLY, COMPARED
 from firm.report.figures import SOURCES, draw
+from firm.report.terms import SEEN
 
-_LOOKS = ((SOURCES[1], "D"), (SOURCES[0], "^"), (SOURCES[3], "s"), (SOURCES[2], "o"))
-LOOKS = {name: look for known in FORMULAS.values() for name, look in zip(reversed(known), _LOOKS, strict=False)}
-"""Colour and marker by reward: alike for the task's own and for the base alone, whatever the task."""
+_MARKERS = "os<>vPX"
+"""One more than there are colours for sums, so that looks repeat only after the product of both."""
+
+
+def looks(rewards: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker by reward: alike for a task's own and for the base alone, whatever else is compared."""
+    known = {BASE_ONLY: (SOURCES[0], "^"), **dict.fromkeys(COMPARED, (SOURCES[1], "D"))}
+    free = zip(cycle(SOURCES[2:]), cycle(_MARKERS), strict=False)
+    return {reward: known.get(reward) or next(free) for reward in dict.fromkeys(rewards)}
 
 
 def curves(ablation: Ablation) -> str:
@@ -20,12 +30,13 @@ def curves(ablation: Ablation) -> str:
     measures = ablation.measures
     columns = 2 if len(measures) in (2, 4) else 3
     rows = -(-len(measures) // columns)
+    look = looks(run.reward for run in ablation.done)
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(rows, columns, squeeze=False).flat
         for axes, (name, text) in zip(panels, measures.items(), strict=False):
             for runs in ablation.rewards.values():
-                _lines(axes, name, runs)
+                _lines(axes, name, runs, *look[runs[0].reward])
             axes.set_title(f"share of {text} images" if name in SEEN else f"{text}, by the auditor")
             axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
             axes.grid()
@@ -41,8 +52,7 @@ def curves(ablation: Ablation) -> str:
     return _standalone(draw("ablation", (4.2 * columns, 0.9 + 2.9 * rows), paint))
 
 
-def _lines(axes: Axes, name: str, runs: list[Run]) -> None:
-    colour, marker = LOOKS[runs[0].reward]
+def _lines(axes: Axes, name: str, runs: list[Run], colour: str, marker: str) -> None:
     if len(runs) > 1:
         for run in runs:
             axes.plot(*mean_curve([run], lambda row: row.get(name)), color=colour, alpha=0.35, linewidth=1)

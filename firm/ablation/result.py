@@ -8,12 +8,13 @@ from typing import Any
 from pydantic import Field
 
 from firm.ablation.rewards import Planned
+from firm.config.reward import REWARD
 from firm.records import ArtifactRef, Curve, Record, Summary
-from firm.report.headlines import number, words
+from firm.report.headlines import number, signed, words
+from firm.report.terms import SEEN
 
 BEFORE, LAST, KEPT = "before RL", "last epoch", "kept policy"
-SEEN = {"copies": "untouched", "blanks": "empty"}
-"""What audits see of images, in words."""
+FRESH = "before RL, on fresh prompts"
 Row = Mapping[str, Any]
 
 
@@ -52,9 +53,9 @@ class Run(Record):
         return [row for row in self.audits if row["sample"] == "check"]
 
     def at(self, when: str) -> Row:
-        """The audit of the base, of the last epoch, or of the kept policy, which has fresh prompts and noise."""
-        if when == KEPT:
-            return [row for row in self.audits if row["sample"] == "report"][-1]
+        """The audit of the base or of the last epoch, or of base or kept policy on fresh prompts and noise."""
+        if when in (KEPT, FRESH):
+            return [row for row in self.audits if row["sample"] == "report"][0 if when == FRESH else -1]
         return self.checks[0 if when == BEFORE else -1]
 
 
@@ -124,6 +125,7 @@ def markdown(ablation: Ablation, figure: str) -> str:
     if ablation.done:
         lines += ["", *_intro(ablation), "", f"![Curves]({figure})", ""]
         lines += [*_means(ablation), "", "## Each run", "", *_each(ablation)]
+        lines += ["", "## Held-out prompts", "", *_held_out(ablation)]
     alarms = [f"- {_of(run)}: {text}" for run in ablation.done for text in run.alarms]
     refused = [f"- {_of(run)}: {run.refused}" for run in ablation.runs if run.refused]
     for title, items in (("Alarms", alarms), ("Refused by the gate", refused)):
@@ -146,7 +148,7 @@ def _intro(ablation: Ablation) -> Iterator[str]:
         "configuration (`auditor.stops: false`) the auditor did not stop it. Scores are the auditor's, from 1 to 5, "
         f"and shares are of the images: means of the {ablation.images} of an audit. "
         f'The rows "{BEFORE}" and "{LAST}" are on the same prompts and noise; "{KEPT}" is the one that was chosen by '
-        "the auditor's scores, on fresh ones."
+        f'the auditor\'s scores, on fresh ones: compare it with "{FRESH}".'
     )
     several = f"The mean of {_listed(ablation.seeds)} is given, and in brackets the lowest and the highest."
     yield several if len(ablation.seeds) > 1 else f"There is one seed, {ablation.seeds[0]}."
@@ -160,7 +162,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 def _means(ablation: Ablation) -> Iterator[str]:
     first = list({run.seed: run for run in reversed(ablation.done)}.values())  # before RL all rewards are alike
-    rows = [(BEFORE, first, BEFORE)]
+    rows = [(when, first, when) for when in (BEFORE, FRESH)]
     for label, runs in ablation.rewards.items():
         missing = {run.seed for run in first} - {run.seed for run in runs}
         only = f" ({_listed([run.seed for run in runs])} only)" if missing else ""
@@ -191,6 +193,30 @@ def _each(ablation: Ablation) -> Iterator[str]:
         for run in ablation.done
     ]
     return _table([*head, "kept epoch", "the auditor would have stopped it"], rows)
+
+
+def _held_out(ablation: Ablation) -> Iterator[str]:
+    """The kept policy of each run against the policy before RL, as its evaluation has it."""
+    yield (
+        "The policy before RL → the kept one, by the auditor, on prompts that RL never saw, with the same noise; in "
+        "brackets the mean of the paired differences with its 95% interval. The reward, from 0 to 1, is each run's own."
+    )
+    yield ""
+    measures = (REWARD, *ablation.dimensions)
+    rows = [
+        [run.label, str(run.seed), *(_change(run.held_out, measure) for measure in measures)] for run in ablation.done
+    ]
+    yield from _table(["reward", "seed", *map(words, measures)], rows)
+
+
+def _change(rows: Sequence[Row], measure: str) -> str:
+    mine = {row["policy"]: row for row in rows if (row["judge"], row["dimension"]) == ("auditor", measure)}
+    if not mine:
+        return number(None)
+    digits = 3 if measure == REWARD else 2
+    before, after = (number(mine[policy]["mean"], digits) for policy in ("base", "final"))
+    gain, low, high = (signed(mine["gain"][key], digits) for key in ("mean", "low", "high"))
+    return f"{before} → {after} ({gain}, {low} to {high})"
 
 
 def mean_curve(runs: Sequence[Run], value: Callable[[Row], float | None]) -> tuple[list[int], list[float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,20 +15,12 @@ from firm.records import UserError
 
 # By the named reward of the task, in the order of the table: those of the paper's table 5, and for generation its QMA
 # against instruction following alone.
-FORMULAS: dict[str, dict[str, dict[str, Any]]] = {
-    "cme": {
-        "weighted-sum-0.5-0.5": {"formula": "weighted_sum", "weights": [0.5, 0.5]},
-        "weighted-sum-0.6-0.4": {"formula": "weighted_sum", "weights": [0.6, 0.4]},
-        "base-only": {"formula": "base_only", "weights": [1.0]},
-        "cme": {"formula": "cme"},
-    },
-    "qma": {
-        "weighted-sum-0.4-0.6": {"formula": "weighted_sum", "weights": [0.4, 0.6]},
-        "base-only": {"formula": "base_only", "weights": [1.0]},
-        "qma": {"formula": "qma"},
-    },
+COMPARED = {
+    "cme": ("weighted-sum-0.5-0.5", "weighted-sum-0.6-0.4", "base-only", "cme"),
+    "qma": ("base-only", "qma"),
 }
-ON_REQUEST = {"weighted-sum-0.4-0.6"}
+BASE_ONLY = "base-only"
+_SUM = re.compile(r"weighted-sum-(\d*\.?\d+)-(\d*\.?\d+)")
 
 
 @dataclass(frozen=True)
@@ -34,7 +28,7 @@ class Planned:
     """One run of an ablation.
 
     Attributes:
-        reward: Name of its reward in `FORMULAS`.
+        reward: Name of its reward: the task's own, base-only or weighted-sum-A-B.
         label: The reward in words.
         config: The run: the auditor looks on and stops nothing, so that all runs have equally many epochs.
     """
@@ -59,7 +53,7 @@ def plan(config: RunConfig, seeds: Sequence[int], names: Sequence[str] = ()) -> 
     Args:
         config: A run with the task's own reward, or another one of the same dimensions.
         seeds: A run of each reward has each of these.
-        names: Of the rewards; default: all but those that are made on request.
+        names: Of the rewards; default: those of `COMPARED`.
 
     Raises:
         UserError: The task has no rewards to compare, a reward is unknown, there is no seed, or there are rounds.
@@ -70,12 +64,34 @@ def plan(config: RunConfig, seeds: Sequence[int], names: Sequence[str] = ()) -> 
         fix = "set rounds=1: further rounds would train the critic on what each reward has made"
         raise UserError("rewards are compared in runs of one round", "rounds", fix, usage=True)
     task = _task(config)
-    known = FORMULAS[task]
-    if unknown := [name for name in names if name not in known]:
-        fix = f"use one of {', '.join(known)}"
-        raise UserError(f"there is no reward {unknown[0]!r} for this task", "--reward", fix, usage=True)
-    chosen = [name for name in known if name in (names or set(known) - ON_REQUEST)]
-    return [_planned(config, name, task, seed) for seed in dict.fromkeys(seeds) for name in chosen]
+    formulas = {name: _formula(name, task) for name in names or COMPARED[task]}
+    chosen = {_name(formula): formula for formula in formulas.values()}
+    order = sorted(chosen, key=lambda name: (name == task, name == BASE_ONLY))
+    return [_planned(config, name, chosen[name], task, seed) for seed in dict.fromkeys(seeds) for name in order]
+
+
+def _formula(name: str, task: str) -> dict[str, Any]:
+    """What a reward's name says."""
+    if name == task:
+        return {"formula": task}
+    if name == BASE_ONLY:
+        return {"formula": "base_only", "weights": [1.0]}
+    if found := _SUM.fullmatch(name):
+        weights = [float(weight) for weight in found.groups()]
+        if math.isclose(sum(weights), 1):
+            return {"formula": "weighted_sum", "weights": weights}
+    fix = f"use {task}, {BASE_ONLY} or weighted-sum-A-B with weights that add up to 1, such as weighted-sum-0.4-0.6"
+    raise UserError(f"there is no reward {name!r} for this task", "--reward", fix, usage=True)
+
+
+def _name(formula: dict[str, Any]) -> str:
+    """The name of a formula, the same however its weights are written."""
+    match formula["formula"]:
+        case "base_only":
+            return BASE_ONLY
+        case "weighted_sum":
+            return "-".join(["weighted-sum", *(f"{weight:g}" for weight in formula["weights"])])
+    return str(formula["formula"])
 
 
 def _task(config: RunConfig) -> str:
@@ -88,8 +104,8 @@ def _task(config: RunConfig) -> str:
     raise UserError(what, "reward", f"use a configuration whose reward has {tasks}", usage=True)
 
 
-def _planned(config: RunConfig, name: str, task: str, seed: int) -> Planned:
-    given = {**FORMULAS[task][name], "soft": config.reward.soft}
+def _planned(config: RunConfig, name: str, formula: dict[str, Any], task: str, seed: int) -> Planned:
+    given = {**formula, "soft": config.reward.soft}
     reward = RewardConfig.model_validate({"base": config.reward.base, "bonuses": config.reward.bonuses, **given})
     if config.reward.formula == reward.formula == task:
         reward = config.reward  # with weights of its own

@@ -12,6 +12,7 @@ from firm.config.bench import Whose
 from firm.critics.agreement import Expected, Prediction
 from firm.critics.judge import JudgeInput
 from firm.critics.labeller import find_labeller
+from firm.looks import look
 from firm.records import Assessment, Example, JudgedCandidate, Judgement, Prompt
 
 
@@ -38,7 +39,8 @@ class Item:
     images: Callable[[], list[bytes]]
 
     def expected(self) -> list[Expected]:
-        """An example for each dimension."""
+        """An example for each dimension. Of edits the untouched ones are named: a reward may be hacked by them."""
+        seen = "untouched" if self.prompt.image and look(self.images())["copies"] else ""
         return [
             Expected(
                 id=self.id,
@@ -48,6 +50,7 @@ class Item:
                 source=self.source,
                 whose=self.whose,
                 reference=score,
+                seen=seen,
             )
             for dimension, score in self.references.items()
         ]
@@ -56,9 +59,10 @@ class Item:
         """What a judge is asked, without the teacher's material."""
         return JudgeInput(self.prompt, self.images())
 
-    def predictions(self, assessment: Assessment) -> list[Prediction]:
-        """A judge's outcome for each dimension that has a reference score."""
-        return [Prediction(**e.model_dump(), outcome=assessment[e.dimension]) for e in self.expected()]
+
+def predictions(expected: Sequence[Expected], assessment: Assessment) -> list[Prediction]:
+    """A judge's outcome for each dimension of an item that has a reference score."""
+    return [Prediction(**e.model_dump(), outcome=assessment[e.dimension]) for e in expected]
 
 
 def asked(items: Iterable[Item], dimensions: Collection[str], limit: int | None = None) -> Iterator[Item]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,10 +13,9 @@ import torch
 from pydantic import TypeAdapter
 
 from firm.bench.gate import judge_gate
-from firm.bench.items import Item, asked, of_examples, of_judged
+from firm.bench.items import Item, asked, of_examples, of_judged, predictions
 from firm.bench.scores import ScoreFile
-from firm.chat.client import open_chat
-from firm.chat.journal import Journal
+from firm.chat.journal import Journals
 from firm.config import PolicySource, RunConfig
 from firm.critics.agreement import Agreement, Prediction, agreement
 from firm.critics.judge import Judge
@@ -29,7 +27,9 @@ from firm.progress import Task
 from firm.prompts import Splits, load_prompts, with_source
 from firm.records import Assessment, Candidate, Example, Invalid, JudgedCandidate, Prompt, Record, Stage, Summary
 from firm.storage.artifacts import WORK, Output
-from firm.storage.shards import ShardWriter, iter_shards
+from firm.storage.lines import report_damage, seal, unseal
+from firm.storage.published import PublishedShards
+from firm.storage.shards import iter_shards
 
 TEACHER = (
     "labeller", "planner", "reporter", "evaluator", "planner_rubric", "reporter_rubrics", "dimensions", "hard_from",
@@ -38,7 +38,7 @@ TEACHER = (
 STAGE = Stage(
     name="bench",
     sections=(
-        "seed", "prompts", "policy", "critic", "bench", *(f"curation.{key}" for key in TEACHER),
+        "seed", "images", "prompts", "policy", "critic", "bench", *(f"curation.{key}" for key in TEACHER),
         "reward.dimensions", "auditor.judge", "auditor.rubrics",
     ),
 )  # fmt: skip
@@ -52,6 +52,7 @@ R = TypeVar("R", bound=Record)
 class Assessed(Record):
     """A `JudgedCandidate` without its image."""
 
+    failed: dict[str, Invalid]
     assessment: Assessment
 
 
@@ -69,7 +70,9 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _judge_policy(config, inputs, out, device)
     splits = Splits(config.prompts)
-    files = [ScoreFile(source, config.critic.rubrics, splits) for source in bench.sources if source.kind == "scores"]
+    limits = config.images.limits
+    scores = [source for source in bench.sources if source.kind == "scores"]
+    files = [ScoreFile(source, config.critic.rubrics, splits, limits) for source in scores]
 
     def items() -> Iterator[Item]:
         yield from of_examples(iter_shards(inputs["data"] / "test", Example))
@@ -77,10 +80,11 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
         for file in files:
             yield from file.items()
 
-    critic = load_critic(inputs["critic"] / "critic", config.critic, device)
-    result = _measure("critic", critic, lambda: asked(items(), config.critic.rubrics), config, out)
-    with closing(Journal(open_chat(config.auditor.judge), out.folder / WORK / "auditor-answers.jsonl")) as chat:
-        auditor = open_judge(config.auditor.judge, config.auditor.rubrics, chat=chat)
+    with Journals(out.folder / WORK / "answers") as open_chat:
+        critic = load_critic(inputs["critic"] / "critic", config.critic, device, open_chat)
+        result = _measure("critic", critic, lambda: asked(items(), config.critic.rubrics), config, out)
+        judge = config.auditor.judge
+        auditor = open_judge(judge, config.auditor.rubrics, chat=open_chat("auditor", judge))
         some = partial(asked, dimensions=config.auditor.rubrics, limit=bench.auditor_images)
         audited = _measure("auditor", auditor, lambda: some(items()), config, out)
     verdict = judge_gate(bench.gate, result, config.reward.dimensions)
@@ -105,8 +109,8 @@ def _judge_policy(config: RunConfig, inputs: Mapping[str, Path], out: Output, de
     sources = [source for source in config.bench.sources if source.kind == "policy"]
     total = sum(source.num_images for source in sources)
     size = config.curation.batch_size
-    writer = ShardWriter(out.folder / JUDGED, JudgedCandidate, size)
-    done = writer.rows_done
+    shards = PublishedShards(out, JUDGED, JudgedCandidate, size)
+    done = shards.rows_done
     if done == total:
         return
     task = Task("bench", "judging the policy's images", total, "images", done)
@@ -124,9 +128,9 @@ def _judge_policy(config: RunConfig, inputs: Mapping[str, Path], out: Output, de
                 # A batch is made whole, as images may differ in the last bit with its size.
                 candidates = _candidates(config, policy, source, prompts, indices)[done:]
                 done = 0
-                out.publish(*(f"{JUDGED}/{name}" for name in writer.write(labeller.label(candidates))))
+                shards.write(labeller.label(candidates))
                 task.advance(len(candidates))
-    writer.close()
+    shards.close()
 
 
 def _judged(config: RunConfig, out: Output, model: type[R]) -> Iterator[R]:
@@ -136,8 +140,8 @@ def _judged(config: RunConfig, out: Output, model: type[R]) -> Iterator[R]:
 
 
 def _failures(judged: Iterable[Assessed]) -> list[dict[str, Any]]:
-    """Rows of how often the teacher failed on the policy's images, and why."""
-    outcomes = ((d, o) for j in judged for d, o in j.assessment.items())
+    """Rows of how often the teacher failed on the policy's images, in a dimension or its material, and why."""
+    outcomes = ((d, o) for j in judged for d, o in (*j.failed.items(), *j.assessment.items()))
     failed = Counter((d, o.reason) for d, o in outcomes if isinstance(o, Invalid))
     return [{"judge": "teacher", "dimension": d, "reason": why, "count": n} for (d, why), n in sorted(failed.items())]
 
@@ -161,32 +165,47 @@ def _candidates(
 
 
 def _measure(name: str, judge: Judge, items: Callable[[], Iterator[Item]], config: RunConfig, out: Output) -> Agreement:
-    """Judge all items and compare with their reference scores; those in the journal are not asked for again."""
+    """Judge all items and compare with their reference scores; those in the journal are not asked for again.
+
+    The journal is published after every batch, so that other machines do not ask for them either.
+    """
     expected = [item.expected() for item in items()]
-    journal = out.folder / WORK / f"{name}.jsonl"
+    lines = f"{WORK}/{name}.jsonl"
+    journal = out.folder / lines
     journal.parent.mkdir(parents=True, exist_ok=True)
     done = _complete(journal, len(expected))
-    journal.write_bytes(b"".join(_LINE.dump_json(line) + b"\n" for line in done))
+    journal.write_bytes(_lines(done))
     task = Task("bench", f"the {name} judges", len(expected), "images", len(done))
     rest = islice(items(), len(done), None)
     with journal.open("ab") as file:
         while batch := list(islice(rest, BATCH)):
             assessments = judge.judge([item.question() for item in batch])
-            new = [item.predictions(a) for item, a in zip(batch, assessments, strict=True)]
-            file.write(b"".join(_LINE.dump_json(line) + b"\n" for line in new))
+            mine = expected[len(done) : len(done) + len(batch)]
+            new = [predictions(line, a) for line, a in zip(mine, assessments, strict=True)]
+            file.write(_lines(new))
             file.flush()
+            out.publish(lines)
             done += new
             task.advance(len(new))
-    predictions = [prediction for line in done for prediction in line]
-    (out.folder / f"{name}.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in predictions))
+    found = [prediction for line in done for prediction in line]
+    (out.folder / f"{name}.jsonl").write_text("".join(p.model_dump_json() + "\n" for p in found))
     bench = config.bench
     wanted = [e for line in expected for e in line]
-    return agreement(predictions, bench.point_estimate, bench.num_bootstrap, config.seed, wanted, name)
+    return agreement(found, bench.point_estimate, bench.num_bootstrap, config.seed, wanted, name)
 
 
 def _complete(journal: Path, total: int) -> list[list[Prediction]]:
-    """Predictions of an interrupted run: all of them, or whole batches, so that batching is that of a run without."""
+    """Predictions of an interrupted run: all of them, or whole batches, so that batching is that of a run without.
+
+    None behind a damaged one is kept.
+    """
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
     whole = [line for line in lines if line.endswith(b"\n")]
-    kept = whole if len(whole) == total else whole[: len(whole) // BATCH * BATCH]
-    return [_LINE.validate_json(line) for line in kept]
+    sound = list(takewhile(lambda record: record is not None, map(unseal, whole)))
+    report_damage(journal, len(whole) - len(sound))
+    kept = sound if len(sound) == total else sound[: len(sound) // BATCH * BATCH]
+    return [_LINE.validate_json(record) for record in kept if record]
+
+
+def _lines(predictions: Iterable[list[Prediction]]) -> bytes:
+    return b"".join(seal(_LINE.dump_json(line)) for line in predictions)

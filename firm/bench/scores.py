@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from firm import stats
 from firm.bench.items import Item
 from firm.config import ScoresSource
-from firm.images import read_image
+from firm.images import Limits, image_size, read_image
 from firm.prompts import Splits
 from firm.records import Prompt, UserError
 from firm.storage.rows import iter_rows
@@ -70,9 +70,12 @@ class ScoreFile:
         UserError: The file cannot be read, is empty, or a row is not as above: its line is named.
     """
 
-    def __init__(self, source: ScoresSource, dimensions: Collection[str], splits: Splits) -> None:
+    def __init__(
+        self, source: ScoresSource, dimensions: Collection[str], splits: Splits, limits: Limits | None = None
+    ) -> None:
         """``dimensions``: those that the critic judges; others are left out, and a note says so."""
         self.source = source
+        self.limits = limits
         self.path = Path(source.path)
         self.splits = splits
         self._left_out = set[str]()
@@ -93,7 +96,7 @@ class ScoreFile:
             raise UserError(what, source.path, FIX, usage=True)
 
     def check(self, wanted: Mapping[str, int]) -> None:
-        """Check that every image exists, without reading it, and their number, ``wanted`` by the critic's rubrics.
+        """Check the heads of all images against the limits, and their number, ``wanted`` by the critic's rubrics.
 
         Raises:
             UserError: Names the row.
@@ -105,8 +108,7 @@ class ScoreFile:
                     fix = "give each row a source_image" if wanted[dimension] > 1 else "leave source_image out"
                     raise UserError(what, rated.where, f"{fix}, or use another rubric", usage=True)
             for image in rated.images:
-                if not image.is_file():
-                    raise UserError("there is no such image", f"{rated.where}: {image}", "correct the path", usage=True)
+                image_size(image, f"{rated.where}: {image}", self.limits)
 
     def items(self) -> Iterator[Item]:
         """An item for each image, in the order of the file."""
@@ -114,7 +116,11 @@ class ScoreFile:
             references = {d: float(np.mean(list(scores.values()))) for d, scores in rated.ratings.items()}
             name = f"{self.source.name}-{i}"
             whose = self.source.whose
-            yield Item(name, rated.prompt, self.source.name, "unknown", whose, references, partial(_read, rated))
+            yield Item(name, rated.prompt, self.source.name, "unknown", whose, references, partial(self._read, rated))
+
+    def _read(self, rated: Rated) -> list[bytes]:
+        """The images as PNG."""
+        return [read_image(path, f"{rated.where}: {path}", self.limits) for path in rated.images]
 
     def notes(self) -> list[str]:
         """What a reader should know of the prompts and dimensions."""
@@ -177,8 +183,3 @@ def _add(scores: dict[str, float], rater: str | int | None, score: float, where:
     if name in scores:
         raise UserError(f"{name} has scored this image already", where, "keep one of the rows", usage=True)
     scores[name] = score
-
-
-def _read(rated: Rated) -> list[bytes]:
-    """The images as PNG."""
-    return [read_image(path, f"{rated.where}: {path}") for path in rated.images]

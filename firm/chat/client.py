@@ -6,6 +6,7 @@ is a `UserError`: a refused key, a wrong address, a server that is down or that 
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import math
@@ -15,20 +16,20 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Any, NoReturn
+from functools import cache
+from typing import Any, NoReturn
 
 import httpx
 import tenacity
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from firm.chat.messages import MAX_TOP_LOGPROBS, Chat, ChatMessage, Reply, RequestFailed, Token
+from firm.certificates import TRUST, distrust, tls_context
+from firm.chat.completion import excerpt, max_bytes, read_reply
+from firm.chat.messages import MAX_TOP_LOGPROBS, ChatMessage, Reply, RequestFailed
 from firm.config import EndpointChat, PythonChat
 from firm.records import UserError
 
-MAX_RESPONSE_BYTES = 16 * 2**20
 
-
-def open_chat(config: PythonChat | EndpointChat) -> Chat:
+def open_chat(config: PythonChat | EndpointChat) -> PythonClient | EndpointClient:
     """Open the judge that a configuration names.
 
     Raises:
@@ -71,6 +72,17 @@ class PythonClient:
             raise RequestFailed(f"{self.name} returned {type(reply).__name__}, not a text")
         return Reply(reply)
 
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+@cache
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Where all requests of this process run, in a thread of its own; judges are asked by other threads."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="endpoints", daemon=True).start()
+    return loop
+
 
 class _Again(Exception):
     """A failure that may pass: wait and send the request again."""
@@ -85,8 +97,10 @@ class EndpointClient:
     """A judge behind an OpenAI-compatible endpoint.
 
     429, 5xx, 408, timeouts and connection errors are sent again with exponential back-off and jitter, honouring
-    Retry-After, until ``deadline_s``. The API key comes from the environment variable that the config names; without
-    that variable no key is sent.
+    Retry-After, until ``deadline_s``, which holds whatever the server does: requests run in an event loop, where
+    anything that waits can be cancelled. An answer may be as large as ``max_tokens`` tokens can be, and is not to be
+    compressed, as a few bytes could unpack to any number. The API key comes from the environment variable that the
+    config names; without that variable no key is sent.
 
     Args:
         config: Address, model and limits.
@@ -94,7 +108,7 @@ class EndpointClient:
         first_wait_s: First back-off in seconds; it doubles up to 30 s.
 
     Raises:
-        UserError: The URL or the key is not well-formed.
+        UserError: The URL or the key is not well-formed, or a file of trusted authorities is of no use.
     """
 
     def __init__(self, config: EndpointChat, max_failures: int = 20, first_wait_s: float = 0.5) -> None:
@@ -116,14 +130,16 @@ class EndpointClient:
         if not (key.isascii() and key.isprintable()):
             raise UserError("the API key has characters that a header cannot carry", config.api_key_env, "", True)
         limits = httpx.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            self._client = httpx.Client(headers=headers, limits=limits)
+            self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=None, verify=tls_context())
             httpx.URL(self.url)
         except (httpx.InvalidURL, ValueError) as error:
             raise UserError(f"the endpoint's URL or proxy is wrong: {error}", config.base_url, "", True) from error
         self._lock = threading.Lock()
         self._failures = 0
+        self._loop = _event_loop()
 
     def complete(
         self, messages: Sequence[ChatMessage], *, max_tokens: int, temperature: float, seed: int | None
@@ -137,7 +153,8 @@ class EndpointClient:
         if self._config.logprobs:
             body |= {"logprobs": True, "top_logprobs": MAX_TOP_LOGPROBS}
         try:
-            reply = _read_reply(self._send_until_deadline(json.dumps(body).encode()))
+            limit = max_bytes(max_tokens, self._config.logprobs)
+            reply = read_reply(self._send_until_deadline(json.dumps(body).encode(), limit))
         except RequestFailed as error:
             with self._lock:
                 self._failures += 1
@@ -149,7 +166,7 @@ class EndpointClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._client.close()
+        asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
 
     def _check_circuit(self, detail: str) -> None:
         """Give up on a dead or incompatible server instead of losing hours, one deadline after another."""
@@ -158,7 +175,7 @@ class EndpointClient:
             what = f"the endpoint fails every request ({self._failures} in a row{last})"
             raise UserError(what, self.url, "look at the server's log, then run the same command again to resume")
 
-    def _send_until_deadline(self, body: bytes) -> bytes:
+    def _send_until_deadline(self, body: bytes, limit: int) -> bytes:
         deadline = time.monotonic() + self._config.deadline_s
         only_unreachable = True
 
@@ -176,7 +193,7 @@ class EndpointClient:
             for attempt in retrying:
                 with attempt:
                     try:
-                        return self._send(body, deadline)
+                        return self._send(body, limit, deadline)
                     except _Again as error:
                         only_unreachable = only_unreachable and error.unreachable
                         raise
@@ -187,36 +204,44 @@ class EndpointClient:
             raise RequestFailed(f"{error} (gave up after {self._config.deadline_s:g} s)") from error
         raise AssertionError("unreachable: tenacity returns or raises")
 
-    def _send(self, body: bytes, deadline: float) -> bytes:
-        """Send once; the answer's bytes if its status is 2xx."""
+    def _send(self, body: bytes, limit: int, deadline: float) -> bytes:
+        """Send once; the answer's bytes, at most ``limit``, if its status is 2xx."""
         timeout = max(0.001, min(self._config.timeout_s, deadline - time.monotonic()))
-        end = time.monotonic() + timeout
-        headers = {"Content-Type": "application/json"}
-        content = bytearray()
         try:
-            with self._client.stream("POST", self.url, content=body, headers=headers, timeout=timeout) as response:
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    # httpx's timeout is per read: a server that trickles bytes would keep the request open forever
-                    if time.monotonic() > end:
-                        raise _Again(f"the answer took longer than {timeout:g} s")
-                    if len(content) > MAX_RESPONSE_BYTES:
-                        raise RequestFailed(f"the answer is larger than {MAX_RESPONSE_BYTES} bytes")
+            response, content = asyncio.run_coroutine_threadsafe(
+                self._exchange(body, limit, timeout), self._loop
+            ).result()
         except httpx.ConnectError as error:
+            if reason := distrust(error):
+                raise UserError(f"the certificate of the endpoint is not trusted: {reason}", self.url, TRUST) from error
             raise _Again(str(error) or "connection failed", unreachable=True) from error
-        except httpx.TimeoutException as error:
-            raise _Again(f"no answer within {timeout:g} s ({type(error).__name__})") from error
+        except TimeoutError as error:
+            raise _Again(f"no whole answer within {timeout:g} s") from error
         except httpx.TransportError as error:
             raise _Again(f"{type(error).__name__}: {error}") from error
-        except httpx.DecodingError as error:
-            raise RequestFailed(f"the answer cannot be decoded: {error}", retryable=True) from error
+        except (httpx.InvalidURL, UnicodeError) as error:  # the address that a redirect names
+            raise RequestFailed(f"a redirect to an impossible address: {type(error).__name__}: {error}") from error
         if not response.is_success:
-            self._raise_for_status(response, bytes(content))
-        return bytes(content)
+            self._raise_for_status(response, content)
+        if (encoding := response.headers.get("Content-Encoding", "").lower()) not in ("", "identity"):
+            raise RequestFailed(f"the answer has an encoding that was not asked for: {encoding[:200]!r}")
+        if len(content) > limit:
+            raise RequestFailed(f"the answer is larger than {limit} bytes, more than max_tokens allows")
+        return content
+
+    async def _exchange(self, body: bytes, limit: int, timeout: float) -> tuple[httpx.Response, bytes]:
+        """Send once; the response and its content as it was sent, of which reading ends beyond ``limit`` bytes."""
+        content = bytearray()
+        async with asyncio.timeout(timeout), self._client.stream("POST", self.url, content=body) as response:
+            async for chunk in response.aiter_raw():
+                content += chunk
+                if len(content) > limit:
+                    break
+        return response, bytes(content)
 
     def _raise_for_status(self, response: httpx.Response, content: bytes) -> NoReturn:
         status = response.status_code
-        detail = f"status {status}: {_excerpt(content)}"
+        detail = f"status {status}: {excerpt(content)}"
         if status in (401, 403):
             fix = f"put a valid key into the environment variable {self._config.api_key_env}"
             raise UserError(f"the endpoint refuses the key ({detail})", self.url, fix)
@@ -226,10 +251,6 @@ class EndpointClient:
         if status in (408, 429) or status >= 500:
             raise _Again(detail, wait_s=_retry_after(response.headers.get("Retry-After")))
         raise RequestFailed(detail)
-
-
-def _excerpt(content: bytes) -> str:
-    return " ".join(content[:2000].decode("utf-8", "replace").split())[:200]
 
 
 def _retry_after(value: str | None) -> float:
@@ -245,42 +266,3 @@ def _retry_after(value: str | None) -> float:
             return 0.0
         seconds = (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
     return max(0.0, seconds) if math.isfinite(seconds) else 0.0
-
-
-def _read_reply(content: bytes) -> Reply:
-    """Text and finish reason of a chat completion."""
-    try:
-        choice = json.loads(content)["choices"][0]
-        text = choice["message"].get("content")
-        if isinstance(text, list):  # some servers answer in parts
-            text = "".join(part.get("text") or "" for part in text)
-        if not isinstance(text, str | None):
-            raise TypeError(f"content is a {type(text).__name__}")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        detail = f"the answer is not a chat completion ({error!r}): {_excerpt(content)}"
-        raise RequestFailed(detail, retryable=True) from error
-    return Reply(text or "", choice.get("finish_reason") == "length", _read_tokens(choice.get("logprobs")))
-
-
-class _Likely(BaseModel):
-    """A token with its logprob; rounding may lift that of a certain one above 0."""
-
-    model_config = ConfigDict(strict=True)
-    token: str
-    logprob: Annotated[float, Field(le=1e-3, allow_inf_nan=False)]
-
-
-class _Written(_Likely):
-    top_logprobs: list[_Likely]
-
-
-_CONTENT = TypeAdapter(list[_Written])
-
-
-def _read_tokens(logprobs: Any) -> tuple[Token, ...]:
-    """Tokens of a choice's ``logprobs``; none where it is missing or any part of it is not of the protocol."""
-    try:
-        content = _CONTENT.validate_python(logprobs["content"])
-    except (ValidationError, LookupError, TypeError):
-        return ()
-    return tuple(Token(t.token, t.logprob, tuple((o.token, o.logprob) for o in t.top_logprobs)) for t in content)

@@ -1,4 +1,4 @@
-"""A chat that remembers its answers, so that no request is sent again after a restart."""
+"""Chats that remember their answers, so that no judge is asked twice whatever happens to a stage in between."""
 
 from __future__ import annotations
 
@@ -7,31 +7,81 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from pydantic import TypeAdapter
 
+from firm.chat.client import open_chat
 from firm.chat.messages import Chat, ChatMessage, Reply, Token
+from firm.config import ChatConfig
 from firm.records import UserError
 from firm.storage.files import disk_error
+from firm.storage.lines import report_damage, seal, unseal
 
+OpenChat = Callable[[str, ChatConfig], Chat]
+"""(role of a judge, its configuration) -> the chat to ask, which may remember what it has answered."""
 _TOKENS = TypeAdapter(tuple[Token, ...])
+
+
+def forgetful(_role: str, config: ChatConfig) -> Chat:
+    """An `OpenChat` without memory."""
+    return open_chat(config)
+
+
+class Journals:
+    """An `OpenChat` that remembers: ``with Journals(folder) as open_chat``. It closes what it has opened.
+
+    Args:
+        folder: Keeps the answers of each role. Processes that work at the same time need folders of their own.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: list[Journal] = []
+        self._closing = ExitStack()
+
+    def __call__(self, role: str, config: ChatConfig) -> Chat:
+        """The chat of a role."""
+        chat = open_chat(config)
+        self._closing.callback(chat.close)
+        journal = Journal(chat, self._folder / f"{role}.jsonl")
+        self._closing.callback(journal.close)
+        self._open.append(journal)
+        return journal
+
+    def forget(self) -> None:
+        """Forget all answers, once a checkpoint has what was made of them; else journals grow with the run."""
+        for journal in self._open:
+            journal.forget()
+
+    def __enter__(self) -> Self:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._closing.close()
 
 
 class Journal:
     """Wraps a `Chat` with an append-only JSONL file of answers.
 
-    A line holds the SHA-256 of a request (judge, messages and options), the answer, whether it was truncated and its
-    tokens, if there are any; only hashes and file offsets are kept in memory. What might have stood in the place of a
+    A line holds a checksum, the SHA-256 of a request (judge, messages and options: the number of a sample or a try is
+    their seed), the answer, whether it was truncated and its tokens, if there are any; only hashes and file offsets are
+    kept in memory. What might have stood in the place of a
     token is kept for digits only: nobody reads the rest, which would make lines a hundred times longer. Failed requests
     are not recorded. Each line reaches the operating system before the answer is returned, so that ``kill -9`` loses at
-    most requests in flight; a torn last line is dropped.
+    most requests in flight; a torn last line is dropped. A damaged line is dropped and counted, and what it answered is
+    asked again.
 
     Args:
         chat: Asked when the journal has no answer.
         path: The file; it and its folder are created if missing.
+
+    Attributes:
+        dropped: How many damaged lines were found so far.
 
     Raises:
         UserError: Another process, or another Journal in this process, has the file open.
@@ -43,6 +93,7 @@ class Journal:
         self._chat = chat
         self._lock = threading.Lock()
         self._offsets: dict[bytes, int] = {}
+        self.dropped = 0
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO = open(path, "a+b", buffering=0)  # noqa: SIM115 (open as long as the journal)
         try:
@@ -54,6 +105,7 @@ class Journal:
         except OSError:
             pass  # some network file systems have no locks
         self._end = self._load(path)
+        report_damage(path, self.dropped)
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -70,6 +122,13 @@ class Journal:
         reply = self._chat.complete(messages, max_tokens=max_tokens, temperature=temperature, seed=seed)
         return self._record(key, reply)
 
+    def forget(self) -> None:
+        """Forget all answers."""
+        with self._lock:
+            self._offsets.clear()
+            self._file.truncate(0)
+            self._end = 0
+
     def close(self) -> None:
         """Close the file and release its lock."""
         self._file.close()
@@ -85,6 +144,8 @@ class Journal:
                     break
                 if (entry := _parse(line)) is not None:
                     self._offsets[entry[0]] = offset
+                else:
+                    self.dropped += 1
                 offset += len(line)
         return offset
 
@@ -95,13 +156,16 @@ class Journal:
         with self._lock:
             self._file.seek(offset)
             entry = _parse(self._file.readline())
-        return entry[1] if entry and entry[0] == key else None
+            if entry is None or entry[0] != key:  # damaged since it was read first
+                self.dropped += self._offsets.pop(key, None) is not None
+                return None
+        return entry[1]
 
     def _record(self, key: bytes, reply: Reply) -> Reply:
         entry: dict[str, Any] = {"request": key.hex(), "text": reply.text, "truncated": reply.truncated}
         if reply.tokens:
             entry["tokens"] = [t if any(map(str.isdigit, t.text)) else (t.text, t.logprob) for t in reply.tokens]
-        line = json.dumps(entry).encode() + b"\n"
+        line = seal(json.dumps(entry).encode())
         with self._lock:
             written = 0
             try:
@@ -117,9 +181,9 @@ class Journal:
 def _parse(line: bytes) -> tuple[bytes, Reply] | None:
     """A line's request hash and reply; None if it is damaged, in which case the request is sent again."""
     try:
-        entry = json.loads(line)
+        entry = json.loads(unseal(line) or b"")
         reply = Reply(entry["text"], entry["truncated"], _TOKENS.validate_python(entry.get("tokens", ())))
         key = bytes.fromhex(entry["request"])
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
-    return (key, reply) if isinstance(reply.text, str) and isinstance(reply.truncated, bool) else None
+    return (key, reply) if isinstance(reply.truncated, bool) else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 ChatMessage = Mapping[str, Any]
@@ -13,6 +14,14 @@ IMAGE_MARK = "<image>"
 MAX_TOP_LOGPROBS = 20
 """How many tokens may be asked for in the place of each token of an answer: the protocol's limit, and vLLM's."""
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def valid_unicode(text: str) -> str:
+    """The text with a replacement character for each half of a surrogate pair, which no file or message can hold.
+
+    Halves that make a pair become the character that they mean.
+    """
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Token(NamedTuple):
@@ -34,9 +43,11 @@ class Reply:
     """A judge's answer.
 
     Attributes:
-        text: The answer; half a surrogate pair, which an endpoint may send and no file can hold, becomes "?".
+        text: The answer.
         truncated: It ran out of tokens.
         tokens: Its tokens, where they were asked for; those of thoughts or of its end may be among them.
+
+    All text in it becomes valid Unicode, whoever sent it: see `valid_unicode`.
     """
 
     text: str
@@ -44,23 +55,47 @@ class Reply:
     tokens: tuple[Token, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "text", self.text.encode(errors="replace").decode())
+        object.__setattr__(self, "text", valid_unicode(self.text))
+        object.__setattr__(self, "tokens", tuple(map(_valid_token, self.tokens)))
+
+
+def _valid_token(token: Token) -> Token:
+    top = tuple((valid_unicode(text), logprob) for text, logprob in token.top)
+    return Token(valid_unicode(token.text), token.logprob, top)
 
 
 class RequestFailed(Exception):
     """One request failed for good. ``retryable``: asking again, with another seed, may help."""
 
     def __init__(self, detail: str, retryable: bool = False) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        self.detail = valid_unicode(detail)
+        super().__init__(self.detail)
         self.retryable = retryable
+
+
+@dataclass(eq=False)
+class Caller:
+    """Who waits for an answer that `firm.chat.server` was asked for.
+
+    Attributes:
+        left: Cancelled when nobody waits any more.
+        standing: What the answers of whoever asks have cost so far: the least is next.
+        aside: To be called when the answer takes long but is not in the way of others any more, with what it has cost.
+        cost_s: Seconds that the answer has cost other threads than the one that was called.
+    """
+
+    left: Future[None] = field(default_factory=Future)
+    standing: Callable[[], float] = lambda: 0.0
+    aside: Callable[[float], None] = lambda _: None
+    cost_s: float = 0.0
 
 
 class Chat(Protocol):
     """Anything that answers chat messages. Implementations must allow concurrent calls from several threads.
 
-    One whose replies can have tokens says so by an attribute ``gives_logprobs = True``: `firm.chat.server` then calls
-    it with ``top_logprobs`` (0..20) where a request asks for logprobs.
+    For `firm.chat.server`, one whose replies can have tokens says so by an attribute ``gives_logprobs = True``, and is
+    called with ``top_logprobs`` (0..20) where a request asks for logprobs; one that can leave work undone says so by
+    ``minds_callers = True``, and is called with ``caller``, a `Caller`.
     """
 
     name: str

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
-from firm.config.section import NonNegative, Positive, Section
+from firm.config.section import NamedFile, NonNegative, Positive, Section
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 10.0
+"""Of answers that are drawn here: below, logits divided by it overflow, and nothing is left to chance anyway."""
 
 
 class PythonChat(Section):
@@ -19,6 +24,10 @@ class PythonChat(Section):
     def who(self) -> str:
         """Whose judgements these are, wherever and however it is asked."""
         return self.target
+
+    def named_files(self) -> Iterator[NamedFile]:
+        """The module of the judge."""
+        yield NamedFile("target", self.target, is_code=True)
 
 
 class EndpointChat(Section):
@@ -34,6 +43,17 @@ class EndpointChat(Section):
     deadline_s: Positive = 600.0  # for one judgement, retries included
     concurrency: PositiveInt = 8
     logprobs: bool = False  # ask for the likeliest tokens: a judge's scores have distributions then
+
+    @field_validator("base_url")
+    @classmethod
+    def _holds_no_secret(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError(
+                "it must hold no user, password or query, as reports and messages show it: "
+                "put the key into the environment variable that api_key_env names"
+            )
+        return url
 
     @property
     def who(self) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from firm.config.chat import EndpointChat
-from firm.config.section import NamedFile, NamedRubric, Positive, Section
+from firm.config.chat import MAX_TEMPERATURE, MIN_TEMPERATURE, EndpointChat
+from firm.config.section import NamedFile, NamedRubric, Section
 
 
 class CriticEndpoint(EndpointChat):
@@ -32,7 +32,7 @@ class CriticConfig(Section):
     max_new_tokens: PositiveInt = 1024
     batch_size: PositiveInt = 8
     num_samples: PositiveInt = 1  # answers to each question; several give a distribution by themselves
-    temperature: Positive = 1.0  # of several samples
+    temperature: Annotated[float, Field(ge=MIN_TEMPERATURE, le=MAX_TEMPERATURE)] = 1.0  # of several samples
 
     @model_validator(mode="after")
     def _kind_has_its_fields(self) -> CriticConfig:

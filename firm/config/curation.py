@@ -40,6 +40,10 @@ class FunctionSource(_Source):
     function: str
     num_images: PositiveInt
 
+    def named_files(self) -> Iterator[NamedFile]:
+        """The module of the function."""
+        yield NamedFile("function", self.function, is_code=True)
+
 
 class FilesSource(_Source):
     """Candidates from a user's JSONL file of {"prompt": ..., "image": path relative to the file}.

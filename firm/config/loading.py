@@ -9,15 +9,23 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from importlib import resources
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from firm.config.launch import LocalLaunch
 from firm.config.run import RunConfig
 from firm.records import UserError
 from firm.seeds import seed_for
+from firm.texts import check_text, read_text
+
+MAX_CHARS = 2**17
+"""Most characters of YAML: a value of three takes two thousand bytes while it is parsed."""
+MAX_VALUES = 20_000
+MAX_DEPTH = 50
 
 _ALTERNATIVES = {"path": ("function",), "function": ("path",)}  # mutually exclusive keys of a section
 
@@ -28,21 +36,45 @@ def preset_names() -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
-def _read_yaml(text: str, where: str) -> dict[str, Any]:
+def _parse_yaml(text: str, where: str, what: str) -> Any:
+    """The value of a YAML text, in which nothing is shared: a change of an alias must not change what it stands for.
+
+    Values are counted as nodes, before any is made: a merge of aliases (``<<``) multiplies what they stand for.
+    """
+    if len(text) > MAX_CHARS:
+        fault = f"{what} has {len(text)} characters, more than {MAX_CHARS}"
+        raise UserError(fault, where, "a configuration has some thousand", usage=True)
+    number = count()
+
+    def copied(node: yaml.Node, depth: int) -> yaml.Node:
+        if depth > MAX_DEPTH or next(number) > MAX_VALUES:
+            limits = f"more than {MAX_VALUES} values, aliases included, or {MAX_DEPTH} levels"
+            raise UserError(f"{what} has {limits}", where, "a configuration has some hundred values", usage=True)
+        if isinstance(node, yaml.MappingNode):
+            pairs = [(copied(key, depth + 1), copied(item, depth + 1)) for key, item in node.value]
+            return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark)
+        if isinstance(node, yaml.SequenceNode):
+            items = [copied(item, depth + 1) for item in node.value]
+            return yaml.SequenceNode(node.tag, items, node.start_mark, node.end_mark)
+        check_text(node.value, where)
+        return node
+
     try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError("the configuration is not valid YAML", where, str(error).replace("\n", " "), True) from error
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        return None if node is None else loader.construct_document(copied(node, 0))
+    except UserError:
+        raise
+    except Exception as error:  # PyYAML raises anything, such as IndexError for an empty !!int
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{what} is not valid YAML", where, reason, usage=True) from error
+
+
+def _read_yaml(text: str, where: str) -> dict[str, Any]:
+    data = _parse_yaml(text, where, "the configuration")
     if not isinstance(data, dict):
         raise UserError("the configuration must be a mapping of keys", where, "see `firm config show PRESET`", True)
-    return dict(_unshared(data))
-
-
-def _unshared(node: Any) -> Any:
-    """A copy in which nothing is shared: an override of a YAML alias must not change what it is an alias of."""
-    if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
-    return [_unshared(item) for item in node] if isinstance(node, list) else node
+    return data
 
 
 def _read_source(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -52,11 +84,7 @@ def _read_source(name: str, seen: tuple[str, ...] = ()) -> dict[str, Any]:
     if name in preset_names():
         data = _read_yaml(resources.files("firm.presets").joinpath(f"{name}.yaml").read_text(), name)
     elif Path(name).suffix in (".yaml", ".yml") and Path(name).is_file():
-        try:
-            text = Path(name).read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError("the configuration is not UTF-8 text", name, "save it as UTF-8", usage=True) from error
-        data = _read_yaml(text, name)
+        data = _read_yaml(read_text(Path(name), "the configuration"), name)
     else:
         known = ", ".join(preset_names())
         raise UserError(f"unknown preset {name!r}", "", f"use one of {known}, or the path of a YAML file", True)
@@ -93,10 +121,7 @@ def _override(data: dict[str, Any], assignment: str) -> dict[str, Any]:
         raise UserError(
             f"--set {assignment!r} is not of the form key=value", "", "for example --set rl.max_epochs=20", True
         )
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"the value {text!r} is not valid YAML", f"--set {key}", "quote the value", True) from error
+    value = _parse_yaml(text, f"--set {key}", f"the value {text[:200]!r}")
     data = copy.deepcopy(data)
     node: Any = data
     *parents, last = key.split(".")
@@ -135,6 +160,20 @@ def of_round(config: RunConfig, number: int) -> RunConfig:
     data = _merge(config.model_dump(mode="json"), {str(key): value for key, value in config.further_rounds.items()})
     seed = seed_for(config.seed, "round", number) % 2**31
     return _validated({**data, "seed": seed, "rounds": 1, "further_rounds": {}}, "further_rounds")
+
+
+def check_for_cluster(config: RunConfig) -> None:
+    """Check that every step of a run can be a pod of its own.
+
+    Raises:
+        UserError: Its artifacts are in a folder, or its jobs are processes of this machine.
+    """
+    if not config.store.startswith(("s3://", "minio://")):
+        fix = "set it to s3://bucket/prefix, as the preset gen-shapes-kind does"
+        raise UserError("steps on a cluster do not share a folder", f"store: {config.store}", fix, usage=True)
+    if isinstance(config.launch, LocalLaunch):
+        fix = "set it to pytorchjob, as the preset gen-shapes-kind does"
+        raise UserError("the steps sft and rl on a cluster start jobs there", "launch.kind: local", fix, usage=True)
 
 
 def _validated(data: Mapping[str, Any], where: str) -> RunConfig:

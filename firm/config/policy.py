@@ -15,7 +15,7 @@ class PolicyConfig(Section):
 
     family: str = "sd3"  # a key of firm.policies.policy.FAMILIES
     model: str  # a folder, a hub id, or pkg://PACKAGE/PATH for files inside an installed package
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of weights and computing; what trains is float32
     resolution: PositiveInt
     max_sequence_length: PositiveInt = 256  # T5 tokens of sd3; 1 where the model has no T5
 

@@ -27,3 +27,5 @@ class PromptsConfig(Section):
         """The prompts."""
         if self.path is not None:
             yield NamedFile("path", self.path, follow=("source_image",))
+        if self.function is not None:
+            yield NamedFile("function", self.function, is_code=True)

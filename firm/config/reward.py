@@ -8,6 +8,9 @@ from pydantic import model_validator
 
 from firm.config.section import NonNegative, Section
 
+REWARD = "reward"
+"""What the formula makes of a judge's scores, beside the names of the dimensions that it makes it of."""
+
 # The paper's named settings of base-and-bonus (section 3.4): generation and editing.
 NAMED: dict[str, dict[str, Any]] = {
     "qma": {"base": "instruction_following", "bonuses": ["quality"], "weights": [0.4, 0.6]},

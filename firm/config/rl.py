@@ -37,7 +37,6 @@ class RLConfig(Section):
     kl_weight: NonNegative = 1e-4
     decay: Literal["copy", "linear_to_0.5", "delayed_linear_to_0.999"] = "linear_to_0.5"
     ema_decay: Share = 0.9
-    dtype: Literal["float32", "bfloat16"] = "float32"  # autocast of the forward passes
     gradient_checkpointing: bool = False
     checkpoint_epochs: PositiveInt = 30
     monitors: MonitorsConfig = MonitorsConfig()

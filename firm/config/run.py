@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from firm.config.auditor import AuditorConfig
 from firm.config.bench import BenchConfig
 from firm.config.critic import CriticConfig
 from firm.config.curation import CurationConfig
 from firm.config.evaluate import EvaluateConfig
+from firm.config.images import ImagesConfig
 from firm.config.launch import LaunchConfig, LocalLaunch
 from firm.config.policy import PolicyConfig
 from firm.config.prompts import PromptsConfig
-from firm.config.reward import RewardConfig
+from firm.config.reward import REWARD, RewardConfig
 from firm.config.rl import RLConfig
 from firm.config.section import Positive, Section
 from firm.config.sft import SFTConfig
@@ -34,6 +36,7 @@ class RunConfig(Section):
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=60)
     seed: int = Field(default=0, ge=0, lt=2**31)
     store: str = "runs"  # a folder, or s3://bucket/prefix (minio://bucket/prefix)
+    images: ImagesConfig = ImagesConfig()
     prompts: PromptsConfig
     policy: PolicyConfig
     curation: CurationConfig
@@ -49,6 +52,20 @@ class RunConfig(Section):
     further_rounds: dict[ChangingSection, dict[str, Any]] = {}  # what is different in every round after the first
     expected_s: dict[StageName, Positive] = {}  # stage -> seconds on two cores, for the first estimate of the time left
 
+    @field_validator("store")
+    @classmethod
+    def _holds_no_secret(cls, store: str) -> str:
+        if "@" in urlsplit(store).netloc:
+            raise ValueError("it must hold no password: put the keys into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        return store
+
+    @field_validator("policy")
+    @classmethod
+    def _can_be_trained(cls, policy: PolicyConfig) -> PolicyConfig:
+        if policy.dtype == "float16":
+            raise ValueError("gradients of RL are too small for float16: set policy.dtype to bfloat16 or float32")
+        return policy
+
     @model_validator(mode="before")
     @classmethod
     def _in_one_order(cls, data: Any) -> Any:
@@ -61,6 +78,10 @@ class RunConfig(Section):
             raise ValueError(f"reward needs {missing}, for which critic.rubrics has no rubric")
         if missing := sorted(needed - set(self.auditor.rubrics)):
             raise ValueError(f"auditor.rubrics has no rubric for {missing}, of which the reward is made")
+        if REWARD in {*self.critic.rubrics, *self.auditor.rubrics}:
+            raise ValueError(
+                f"critic.rubrics or auditor.rubrics has a dimension called {REWARD}, as the reward itself is"
+            )
         if self.wants_distributions and not self.critic.gives_distributions:
             fix = "set critic.endpoint.logprobs to true, or critic.num_samples above 1, or"
             instead = "reward.soft to false and bench.point_estimate to score"

@@ -19,12 +19,14 @@ class NamedFile(NamedTuple):
         key: The key that names it, within its section.
         path: Its value.
         is_model: It may be a hub id or pkg://PACKAGE/PATH instead of a folder.
+        is_code: It is a dotted name: the file is the source of its module.
         follow: Keys of the rows of a JSON, JSONL or Parquet file that name further files, relative to it.
     """
 
     key: str
     path: str
     is_model: bool = False
+    is_code: bool = False
     follow: tuple[str, ...] = ()
 
 

@@ -21,11 +21,14 @@ from firm.records import SCORES, ConfusionMatrix, Judgement, Outcome, Prompt, Re
 
 PointEstimate = Literal["score", "soft_score", "median"]
 Metrics = dict[str, float | None]
-By = Literal["all", "source", "difficulty", "reference"]
+By = Literal["all", "source", "seen", "difficulty", "reference"]
 
 
 class Expected(Record):
-    """An example that a judge is asked to judge, without its images; ``reference`` may be a mean of several raters."""
+    """An example that a judge is asked to judge, without its images; ``reference`` may be a mean of several raters.
+
+    ``seen`` is what is seen of it without a judge, such as "untouched"; empty where there is nothing to tell.
+    """
 
     id: str
     dimension: str
@@ -34,6 +37,7 @@ class Expected(Record):
     source: str
     whose: Whose
     reference: float = Field(ge=1, le=5)
+    seen: str = ""
 
 
 class Prediction(Expected):
@@ -79,7 +83,7 @@ class Overall(Record):
 
 
 class Agreement(Record):
-    """Agreement of one judge by dimension, source, difficulty and (rounded) reference score, and over dimensions."""
+    """Agreement of one judge by dimension, source, what is seen, difficulty and reference, and over dimensions."""
 
     judge: str
     estimate: PointEstimate
@@ -211,11 +215,12 @@ def agreement(
         groups.append(_group(dimension, "all", "all", mine, num_bootstrap, seed))
         splits: list[tuple[By, Callable[[Expected], str]]] = [
             ("source", lambda e: e.source),
+            ("seen", lambda e: e.seen),
             ("difficulty", lambda e: e.difficulty),
             ("reference", lambda e: str(stats.nearest_score([e.reference])[0])),
         ]
         for by, value_of in splits:
-            for value in sorted({value_of(row.example) for row in mine}):
+            for value in sorted({value_of(row.example) for row in mine} - {""}):
                 part = [row for row in mine if value_of(row.example) == value]
                 groups.append(_group(dimension, by, value, part, num_bootstrap, seed))
     parts: list[tuple[By, str, list[_Row]]] = [("all", "all", rows)] if rows else []

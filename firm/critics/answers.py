@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
+from firm.chat.messages import valid_unicode
+from firm.critics.verdict import OF_FIVE, ends_line, leads, number, stands_alone
 from firm.records import Invalid, Judgement
 
 SCORE_PREFIX = "Score:"
@@ -28,14 +30,13 @@ MAX_CHARS = 50_000
 AnswerStyle = Literal["score_first", "reason_first"]
 ScoreFormat = Literal["boxed", "json", "score"]
 
+_TOKEN = rf"[\s*_]{{0,8}}:[\s*_]{{0,8}}(\S{{1,80}}(?:{OF_FIVE})?)"
 _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|mathbf|mathrm)\s*\{)?([^{}]{0,80})\}")
-_RATING = re.compile(r"(?:final alignment rating|\bscore)[\s*_]{0,8}:[\s*_]{0,8}(\S{1,80})", re.IGNORECASE)
-_SCORE_LAST = re.compile(r"\bscore[\s*_]{0,8}:[\s*_]{0,8}(\S{1,80})\s*\Z", re.IGNORECASE)
-_SCORE_FIRST = re.compile(r"\s*[*_]{0,4}score[\s*_]{0,8}:[\s*_]{0,8}(\S{1,80})", re.IGNORECASE)
+_RATING = re.compile(rf"(?:final alignment rating|\bscore){_TOKEN}", re.IGNORECASE)
+_SCORE_LAST = re.compile(rf"\bscore{_TOKEN}\s*\Z", re.IGNORECASE)
+_SCORE_FIRST = re.compile(rf"\s*[*_]{{0,4}}score{_TOKEN}", re.IGNORECASE)
 _RATING_AT_END = re.compile(r"[*_#]{0,4}\s{0,4}final alignment rating[\s*_]{0,8}:[^\n]{0,80}\s*\Z", re.IGNORECASE)
 _FINAL_ANALYSIS = re.compile(r"final analysis[\s*_]{0,8}:[*_]{0,4}", re.IGNORECASE)
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_NON_FINITE = re.compile(r"[+-]?(?:nan|inf|infinity)", re.IGNORECASE)
 _BEFORE_FIRST = re.compile(r"\A\s*[*_]{0,4}score[\s*_]{0,8}:[\s*_]{0,8}\Z", re.IGNORECASE)
 _BEFORE_RATING = re.compile(r"final alignment rating[\s*_]{0,8}:[\s*_]{0,8}\Z", re.IGNORECASE)
 _BEFORE_SCORE = re.compile(r"\bscore[\s*_]{0,8}:[\s*_]{0,8}\Z", re.IGNORECASE)
@@ -49,7 +50,9 @@ _BEFORE = {
 }
 _NEARBY = 200  # characters before a digit that say what it is
 _OBJECT = re.compile(r'\{\s*"')
-_RATING_LINE = re.compile(r"final alignment rating[\s*_]{0,8}:[\s*_]{0,8}(\S{1,80})(?=[*_ \t]{0,8}\n)", re.IGNORECASE)
+_RATING_LINE = re.compile(rf"final alignment rating{_TOKEN}(?=[*_ \t]{{0,8}}\n)", re.IGNORECASE)
+_THOUGHTS_BEGIN = re.compile(r"<\s*(?:think|thinking|thoughts?)\s*>|\[think\]|◁think▷", re.IGNORECASE)
+_THOUGHTS_END = re.compile(r"<\s*/\s*(?:think|thinking|thoughts?)\s*>|\[/think\]|◁/think▷", re.IGNORECASE)
 _QUESTION = re.compile(r"\s*(?:[-*+]|[0-9]{1,3}[.)])\s+(?:\[[ xX]?\]\s*)?(.+)")
 _MARKUP = " \t#*_`-+"
 
@@ -58,14 +61,6 @@ def _excerpt(text: str, length: int = 160) -> str:
     """The end of a text on one line: the score is expected there."""
     flat = " ".join(text[-4 * length :].split())
     return flat if len(flat) <= length else "..." + flat[-length:]
-
-
-def _number(token: str) -> float | None:
-    """A number written as 4, 4.0, 4/5 or nan; None for anything else."""
-    token = token.strip().strip("*_`\"'").rstrip(".,;:!)").strip("*_`\"'").removesuffix("/5").strip()
-    if _NUMBER.fullmatch(token) or _NON_FINITE.fullmatch(token):
-        return float(token)
-    return None
 
 
 def _judgement(value: float | None, rationale: str, text: str) -> Judgement | Invalid:
@@ -90,30 +85,34 @@ def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 def without_thoughts(text: str) -> str:
     """What is said behind the last thinking block; nothing where the block was not closed: thoughts are no answer."""
-    answer = text[text.rfind("</think>") + len("</think>") :] if "</think>" in text else text
-    return answer[: answer.find("<think>")] if "<think>" in answer else answer
-
-
-def _is_verdict(text: str, start: int, end: int) -> bool:
-    """Whether what stands there begins a line or ends the text: what stands in a sentence is part of an analysis."""
-    before = text[text.rfind("\n", 0, start) + 1 : start]
-    return not before.strip(" \t*_#`") or not text[end:].strip(" \n*_.`$")
+    end = _last(_THOUGHTS_END, text)
+    answer = text[end.end() :] if end else text
+    begin = _THOUGHTS_BEGIN.search(answer)
+    return answer[: begin.start()] if begin else answer
 
 
 def _parse_boxed(text: str, truncated: bool) -> Judgement | Invalid:
-    # Cut off in its analysis, a text may speak of scores that are not its verdict.
-    match = _last(_BOXED, text) or _last(_RATING_LINE if truncated else _RATING, text)
-    if match is None or (truncated and not _is_verdict(text, *match.span())):
+    # Cut off in its analysis, a text may speak of scores that are not its verdict; so may a sentence about a rating.
+    match = _last(_BOXED, text)
+    concludes = match is not None
+    if match is None:
+        match = _last(_RATING_LINE if truncated else _RATING, text)
+        concludes = match is not None and (leads(text, match.start()) or ends_line(text, match.end()))
+    if match is None or not concludes or (truncated and not leads(text, match.start())):
         return _no_score(text, truncated)
-    rationale = _RATING_AT_END.sub("", text[: match.start()])
-    return _judgement(_number(match[1]), rationale, text)
+    return _read(text, match, _RATING_AT_END.sub("", text[: match.start()]), truncated)
 
 
 def _parse_score(text: str, truncated: bool) -> Judgement | Invalid:
     match = None if truncated else _SCORE_LAST.search(text.rstrip())
-    if match is None:
+    return _read(text, match, text[: match.start()], truncated) if match else _no_score(text, truncated)
+
+
+def _read(text: str, match: re.Match[str], rationale: str, truncated: bool) -> Judgement | Invalid:
+    """The number that a pattern found, where it stands alone."""
+    if not stands_alone(text, *match.span()):
         return _no_score(text, truncated)
-    return _judgement(_number(match[1]), text[: match.start()], text)
+    return _judgement(number(match[1]), rationale, text)
 
 
 def _json_objects(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
@@ -123,6 +122,8 @@ def _json_objects(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
     while match:
         try:
             value, end = decoder.raw_decode(text, match.start())
+            # Escapes in strings can be half a surrogate pair, though the text itself has none.
+            value = json.loads(valid_unicode(json.dumps(value, ensure_ascii=False)))
         except (ValueError, RecursionError):
             end = match.start() + 1
         else:
@@ -138,7 +139,7 @@ def _json_number(value: Any) -> float | None:
             return float(value)
         except OverflowError:
             return math.inf
-    return _number(value) if isinstance(value, str) else None
+    return number(value) if isinstance(value, str) else None
 
 
 def _json_scores(value: Any) -> list[float] | None:
@@ -152,7 +153,8 @@ def _parse_json(text: str, truncated: bool) -> Judgement | Invalid:
     found = None
     for value, start, end in _json_objects(text):
         if "score" in value:
-            found = value if not truncated or _is_verdict(text, start, end) else None
+            verdict = stands_alone(text, start, end) and (not truncated or leads(text, start))
+            found = value if verdict else None
     if found is None:
         return _no_score(text, truncated)
     reasoning = found.get("reasoning")
@@ -228,9 +230,9 @@ def parse_score_first(text: str, truncated: bool = False) -> Judgement | Invalid
     if not text.strip():
         return Invalid(reason="truncated" if truncated else "empty")
     match = _SCORE_FIRST.match(text)
-    if match is None:
+    if match is None or (truncated and match.end() == len(text)):  # more digits might have followed
         return _no_score(text, truncated)
-    return _judgement(_number(match[1]), text[match.end() :], text)
+    return _read(text, match, text[match.end() :], truncated)
 
 
 def write_answer(score: int, rationale: str, style: AnswerStyle, answer: ScoreFormat, parts: Sequence[int] = ()) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from firm.chat.journal import OpenChat
 from firm.config import CurationConfig
 from firm.critics import material
 from firm.critics.answers import parse_report
 from firm.critics.judge import JudgeInput
-from firm.critics.labeller import OpenChat
 from firm.critics.rubrics import load_rubric
 from firm.records import Candidate, Invalid, JudgedCandidate
 

@@ -44,6 +44,11 @@ class Encoder:
         )  # fmt: skip
         return dict(inputs)
 
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens that the model is made for."""
+        return int(self.tokenizer.model_max_length)
+
     def wordings(
         self, texts: Sequence[Sequence[str]], images: Sequence[Sequence[bytes]], first: int = 0
     ) -> list[Batch]:

@@ -12,6 +12,7 @@ from firm.chat.messages import IMAGE_MARK, Chat, ChatMessage, Reply, RequestFail
 from firm.critics.answers import AnswerStyle
 from firm.critics.rubrics import INSTEAD, Rubric, load_rubric
 from firm.critics.soft import pool, read_reply
+from firm.prompts import with_source
 from firm.records import Assessment, Invalid, Judgement, Prompt, Reason, UserError
 
 RETRY_TEMPERATURE = 0.7
@@ -31,6 +32,11 @@ class JudgeInput:
     prompt: Prompt
     images: list[bytes]
     material: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+def judge_inputs(prompts: Iterable[Prompt], images: Iterable[bytes]) -> list[JudgeInput]:
+    """What is judged of samples, PNG images: see `with_source`."""
+    return [JudgeInput(prompt, with_source(prompt, png)) for prompt, png in zip(prompts, images, strict=True)]
 
 
 class Judge(Protocol):

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from firm.chat.client import open_chat
-from firm.chat.journal import Journal
-from firm.chat.messages import Chat
-from firm.config import ChatConfig, CurationConfig
+from firm.chat.journal import Journals, OpenChat
+from firm.config import CurationConfig
 from firm.locate import load_named
 from firm.records import Candidate, JudgedCandidate
-
-OpenChat = Callable[[str, ChatConfig], Chat]
-"""(role of a teacher, its configuration) -> a chat that remembers what it has answered in this stage."""
 
 
 class Labeller(Protocol):
@@ -54,17 +49,6 @@ def find_labeller(name: str) -> type[Labeller]:
 
 @contextmanager
 def open_labeller(config: CurationConfig, folder: Path) -> Iterator[Labeller]:
-    """The labeller of a configuration, whose teachers remember as `remembering` says."""
-    with remembering(folder) as open_teacher:
+    """The labeller of a configuration; ``folder`` keeps its teachers' answers."""
+    with Journals(folder) as open_teacher:
         yield find_labeller(config.labeller)(config, open_teacher)
-
-
-@contextmanager
-def remembering(folder: Path) -> Iterator[OpenChat]:
-    """Opens teachers; ``folder`` keeps their answers, so that no request is repeated."""
-    with ExitStack() as journals:
-
-        def open_teacher(role: str, chat: ChatConfig) -> Journal:
-            return journals.enter_context(closing(Journal(open_chat(chat), folder / f"{role}.jsonl")))
-
-        yield open_teacher

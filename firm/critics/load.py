@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from firm.chat.client import open_chat
+from firm.chat.journal import OpenChat, forgetful
 from firm.chat.messages import Chat
 from firm.config import CriticConfig, EndpointChat, PythonChat
 from firm.critics.answers import AnswerStyle
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     import torch
 
 
-def load_critic(folder: Path, config: CriticConfig, device: torch.device) -> Judge:
-    """The critic of a run: the model trained by the sft stage in ``folder``, or the served one of the configuration."""
+def load_critic(folder: Path, config: CriticConfig, device: torch.device, open_chat: OpenChat = forgetful) -> Judge:
+    """The critic of a run: the model trained by the sft stage in ``folder``, or the served one of the configuration.
+
+    ``open_chat`` opens a served one, in the role "critic".
+    """
     if config.kind == "trained":
         from firm.critics.local import LocalCritic
 
@@ -26,7 +29,13 @@ def load_critic(folder: Path, config: CriticConfig, device: torch.device) -> Jud
     endpoint = config.endpoint
     if config.num_samples > 1:
         endpoint = endpoint.model_copy(update={"temperature": config.temperature})
-    return open_judge(endpoint, config.rubrics, answer_style=config.answer_style, num_samples=config.num_samples)
+    return open_judge(
+        endpoint,
+        config.rubrics,
+        chat=open_chat("critic", endpoint),
+        answer_style=config.answer_style,
+        num_samples=config.num_samples,
+    )
 
 
 def open_judge(
@@ -48,7 +57,7 @@ def open_judge(
         answer_style: How the judge answers.
         num_samples: Answers to each question that make one judgement, at an endpoint.
     """
-    chat = open_chat(config) if chat is None else chat  # an empty journal is false
+    chat = forgetful("", config) if chat is None else chat  # an empty journal is false
     if isinstance(config, PythonChat):
         return ChatJudge(chat, rubrics, attempts=attempts, answer_style=answer_style)
     return ChatJudge(

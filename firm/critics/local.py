@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor, PreTrainedModel
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from firm.chat.messages import MAX_TOP_LOGPROBS, Reply, Token
 from firm.config import CriticConfig
 from firm.critics.encoder import Batch, Encoder
 from firm.critics.judge import JudgeInput, question
+from firm.critics.pen import End, Manner, Pen, Step
 from firm.critics.prefix import Past, groups, split
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.critics.soft import pool, read_reply
 from firm.locate import model_path
+from firm.model_folder import cannot_load
 from firm.records import SCORES, Assessment, Invalid, Judgement, UserError
 from firm.seeds import seed_for
+
+_KIND = "an image-text-to-text model"
 
 
 def load_processor(model: str) -> Any:
@@ -33,13 +36,13 @@ def load_processor(model: str) -> Any:
     """
     path = model_path(model, "critic.model")
     try:
-        return AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise _cannot_load(model, error) from error
+        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # transformers raises anything on a damaged folder
+        raise cannot_load("a critic", model, _KIND, error) from error
 
 
 def load_model(config: CriticConfig, model: str) -> PreTrainedModel:
-    """Load the critic's model from a folder or hub id.
+    """Load the critic's model from a folder or hub id: safetensors only, and all of its weights.
 
     Raises:
         UserError: It cannot be loaded.
@@ -48,15 +51,15 @@ def load_model(config: CriticConfig, model: str) -> PreTrainedModel:
     dtype = getattr(torch, config.dtype)
     logging.disable_progress_bar()  # progress bars clutter a log
     try:
-        return AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
-    except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
-        raise _cannot_load(model, error) from error
-
-
-def _cannot_load(model: str, error: Exception) -> UserError:
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    fix = "give the folder of an image-text-to-text model, or a hub id that this machine can reach"
-    return UserError(f"cannot load a critic: {reason}", model, fix, usage=True)
+        loaded, info = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # as above
+        raise cannot_load("a critic", model, _KIND, error) from error
+    if missing := sorted(info["missing_keys"]):
+        what = f"cannot load a critic: {len(missing)} of its weights are missing, such as {missing[0]}"
+        raise UserError(what, model, "get the whole model", usage=True)
+    return loaded
 
 
 class LocalCritic:
@@ -126,7 +129,8 @@ class LocalCritic:
         samples = []
         for sample in range(self.config.num_samples):
             seeds = [question_seed(sample, text, pngs) for text, pngs in zip(texts, images, strict=True)]
-            replies = self.write(inputs, self.config.max_new_tokens, MAX_TOP_LOGPROBS, temperature, seeds, past)
+            manners = [Manner(self.config.max_new_tokens, temperature, seed, MAX_TOP_LOGPROBS) for seed in seeds]
+            replies = self.write(inputs, manners, past)
             samples.append([read_reply(r, rubric.score_format, "reason_first") for r in replies])
         yield from map(pool, zip(*samples, strict=True))
 
@@ -148,32 +152,29 @@ class LocalCritic:
     def write(
         self,
         inputs: Batch,
-        limit: int,
-        top_logprobs: int | None = None,
-        temperature: float = 0.0,
-        seeds: Sequence[int] = (),
+        manners: Sequence[Manner],
         past: Past | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> list[Reply]:
         """Write an answer to each question.
 
         Args:
             inputs: The questions, or what they have after ``past``.
-            limit: Most tokens of an answer.
-            top_logprobs: Tokens to name in the place of each token, likeliest first; None: replies have no tokens.
-            temperature: 0 writes what is likeliest; above, answers are drawn.
-            seeds: One for each question, to draw by.
+            manners: How the answer to each is written.
             past: What the model has read.
+            stop: Called after each token; whether to leave all answers as they are. The critic may be used for
+                something else meanwhile.
         """
-        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds] if temperature else []
-        pen = _Pen(top_logprobs, temperature, generators)
+        start = inputs["input_ids"].shape[1]
+        pen = Pen(manners, self.device)
         output = self.model.generate(
-            **self._arguments(inputs, past), do_sample=False, max_new_tokens=limit, pad_token_id=self.encoder.pad,
-            logits_processor=[pen],
+            **self._arguments(inputs, past), do_sample=False, max_new_tokens=max(m.limit for m in manners),
+            pad_token_id=self.encoder.pad, logits_processor=[pen], stopping_criteria=[End(manners, start, stop)],
         )  # fmt: skip
-        rows: list[list[int]] = output[:, inputs["input_ids"].shape[1] :].tolist()
-        return [self._reply(row, steps) for row, steps in zip(rows, pen.steps(len(rows)), strict=True)]
+        rows: list[list[int]] = output[:, start:].tolist()
+        return [self._reply(row[: m.limit], steps) for row, m, steps in zip(rows, manners, pen.steps(), strict=True)]
 
-    def _reply(self, row: list[int], steps: Sequence[_Step]) -> Reply:
+    def _reply(self, row: list[int], steps: Sequence[Step]) -> Reply:
         """The answer of a row of tokens up to its end, with a step for each token or none at all."""
         end = self.encoder.tokenizer.eos_token_id
         truncated = end not in row
@@ -191,41 +192,6 @@ class LocalCritic:
         floats = self.model.dtype
         moved = {k: t.to(self.device, floats if t.is_floating_point() else None) for k, t in inputs.items()}
         return moved | past.go_on(moved) if past else moved
-
-
-_Step = tuple[float, list[float], list[int]]
-"""Logprob of a token, then logprobs and ids of the likeliest tokens in its place."""
-
-
-class _Pen(LogitsProcessor):
-    """Chooses the tokens of answers and notes how likely each was.
-
-    Every row is drawn with a generator of its own (by the Gumbel-max trick: the largest of logits plus Gumbel noise is
-    a draw from their softmax), so an answer depends on its seed and not on the rest of its batch.
-    """
-
-    def __init__(self, top: int | None, temperature: float, generators: Sequence[torch.Generator]) -> None:
-        self._top = top
-        self._temperature = temperature
-        self._generators = generators
-        self._noted: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Logits [N, vocabulary] whose largest is the token to write, in place of the model's ``scores``."""
-        chosen = scores
-        if self._generators:
-            waits = [torch.empty_like(scores[0]).exponential_(generator=g) for g in self._generators]
-            chosen = scores / self._temperature - torch.stack(waits).log()
-        if self._top is not None:
-            logprobs = scores.log_softmax(-1)
-            here = logprobs.gather(1, chosen.argmax(-1, keepdim=True))[:, 0]
-            self._noted.append((here, *logprobs.topk(min(self._top, logprobs.shape[1]))))
-        return chosen
-
-    def steps(self, rows: int) -> list[list[_Step]]:
-        """The notes of each row, a step for each of its tokens; nothing where none were to be made."""
-        noted = [(here.tolist(), top.tolist(), ids.tolist()) for here, top, ids in self._noted]
-        return [[(here[i], top[i], ids[i]) for here, top, ids in noted] for i in range(rows)]
 
 
 def question_seed(seed: int, text: str, images: Sequence[bytes]) -> int:

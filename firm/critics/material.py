@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from firm.chat.journal import OpenChat
 from firm.chat.messages import Chat
 from firm.config import ChatConfig, CurationConfig, EndpointChat
 from firm.critics.judge import JudgeInput, ask_chat, message_of
-from firm.critics.labeller import OpenChat
 from firm.critics.load import open_judge
 from firm.critics.rubrics import Rubric
 from firm.records import Candidate, Invalid, JudgedCandidate, Provenance

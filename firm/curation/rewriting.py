@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from firm.chat.journal import OpenChat
 from firm.config import RunConfig
 from firm.critics.answers import parse_instruction
 from firm.critics.judge import RETRY_TEMPERATURE, JudgeInput
-from firm.critics.labeller import Labeller, OpenChat
+from firm.critics.labeller import Labeller
 from firm.critics.material import Helper
 from firm.critics.rubrics import load_rubric
 from firm.curation.balance import histogram

@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from firm.chat.journal import Journals
 from firm.config import CandidateSource, RunConfig
-from firm.critics.labeller import find_labeller, remembering
+from firm.critics.labeller import find_labeller
 from firm.critics.rubrics import load_rubric
 from firm.curation.balance import balance, histogram
 from firm.curation.examples import student_example
@@ -30,9 +31,12 @@ from firm.records import (
     UserError,
 )
 from firm.storage.artifacts import WORK, Output
-from firm.storage.shards import ShardWriter, iter_shards
+from firm.storage.published import PublishedShards
+from firm.storage.shards import iter_shards
 
-STAGE = Stage(name="curation", sections=("seed", "prompts", "curation", "critic.rubrics", "critic.answer_style"))
+STAGE = Stage(
+    name="curation", sections=("seed", "images", "prompts", "curation", "critic.rubrics", "critic.answer_style")
+)
 
 
 class Batch(NamedTuple):
@@ -58,19 +62,18 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
 def _judge_all(config: RunConfig, kept: Path | None, out: Output) -> None:
     batches = list(_batches(config))
-    writer = ShardWriter(out.folder / "judged", JudgedCandidate, config.curation.shard_size)
-    done = writer.rows_done
+    shards = PublishedShards(out, "judged", JudgedCandidate, config.curation.shard_size)
+    done = shards.rows_done
     total = sum(len(b.indices) for b in batches)
     task = Task("curation", "judging candidates", total, "images", done)
     if done < total:
-        with remembering(out.folder / WORK) as open_teacher:
+        with Journals(out.folder / WORK) as open_teacher:
             labeller = find_labeller(config.curation.labeller)(config.curation, open_teacher)
             rewriter = Rewriter(config, open_teacher, labeller)
             for candidates in _ahead(_candidates(config, kept, batches, done)):
-                judged = rewriter.rewrite(labeller.label(candidates))
-                out.publish(*(f"judged/{name}" for name in writer.write(judged)))
+                shards.write(rewriter.rewrite(labeller.label(candidates)))
                 task.advance(len(candidates), candidates[0].source)
-    writer.close()
+    shards.close()
 
 
 def _ahead(batches: Iterator[list[Candidate]]) -> Iterator[list[Candidate]]:
@@ -105,7 +108,7 @@ def _candidates(config: RunConfig, kept: Path | None, batches: list[Batch], done
             done -= len(batch.indices)
             continue
         if source is None or opened != batch.source.name:
-            source = open_source(batch.source, config.prompts, config.seed, kept)
+            source = open_source(batch.source, config.prompts, config.seed, kept, config.images.limits)
             opened = batch.source.name
         candidates = source.make(batch.split, batch.indices)
         check_images(candidates, wanted)
@@ -189,16 +192,26 @@ class _Scores:
         for split in SPLITS:
             metrics[f"{split}_examples"] = sum(c.total() for c in self.chosen(config, split).values())
         tables = {"histogram": rows, "failed": failed, **(audit(self.rewritten) if self.rewritten else {})}
-        return Summary(stage="curation", metrics=metrics, tables=tables)
+        return Summary(stage="curation", metrics=metrics, tables=tables, notes=list(self._lacking(config)))
+
+    def _lacking(self, config: RunConfig) -> Iterator[str]:
+        """Yields which scores of a dimension have a target that balancing leaves out for want of candidates."""
+        for dimension, column in self.scores.items():
+            there = {score for score, split in zip(column, self.splits, strict=True) if split == "train"}
+            target = config.curation.dimensions[dimension].target
+            lacking = [str(score) for score, weight in sorted(target.items()) if weight and score not in there]
+            if lacking:
+                number = " or ".join(lacking)
+                yield f"{dimension}: no candidate for training scored {number}, so there are no such examples"
 
 
 def _write_examples(config: RunConfig, out: Output, scores: _Scores, split: Split) -> None:
     chosen = scores.chosen(config, split)
-    writer = ShardWriter(out.folder / split, Example, config.curation.shard_size)
-    rest = islice(_examples(config, out.folder, chosen), writer.rows_done, None)
+    shards = PublishedShards(out, split, Example, config.curation.shard_size)
+    rest = islice(_examples(config, out.folder, chosen), shards.rows_done, None)
     while block := list(islice(rest, config.curation.shard_size)):
-        writer.write(block)
-    writer.close()
+        shards.write(block)
+    shards.close()
 
 
 def _examples(config: RunConfig, folder: Path, chosen: Mapping[str, Counter[int]]) -> Iterator[Example]:

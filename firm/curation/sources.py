@@ -5,7 +5,6 @@ Candidate ``i`` of a source depends on (seed, source, split, i) only, so a resum
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,12 +14,13 @@ from PIL import Image
 
 from firm.config import CandidateSource, CurationConfig, FilesSource, FunctionSource, GeneratedSource, PromptsConfig
 from firm.dist import generator
-from firm.images import decode_image, encode_image, read_image
+from firm.images import Limits, decode_image, encode_image, image_size, read_image
 from firm.locate import load_object
 from firm.prompts import Splits, load_prompts, with_source
 from firm.records import SPLITS, Candidate, Prompt, Split, UserError
 from firm.seeds import seed_for
 from firm.storage.files import sha256
+from firm.texts import check_text, parse_json, read_text
 
 _MADE = "a function gives (prompt, image), where edits are judged (prompt, source image, edited image)"
 
@@ -32,12 +32,23 @@ class Source(Protocol):
         """The candidates with these indices."""
 
 
-def open_source(config: CandidateSource, prompts: PromptsConfig, seed: int, kept: Path | None = None) -> Source:
-    """Open a source; generators are loaded here and freed with the source. ``kept``: the last round's policy."""
+def open_source(
+    config: CandidateSource,
+    prompts: PromptsConfig,
+    seed: int,
+    kept: Path | None = None,
+    limits: Limits | None = None,
+) -> Source:
+    """Open a source; generators are loaded here and freed with the source.
+
+    ``kept`` is the last round's policy, ``limits`` what images of functions and files may be.
+    """
     if isinstance(config, GeneratedSource):
         return Generated(config, prompts, seed, kept)
     splits = Splits(prompts)
-    return Function(config, splits, seed) if isinstance(config, FunctionSource) else Files(config, splits)
+    if isinstance(config, FunctionSource):
+        return Function(config, splits, seed, limits)
+    return Files(config, splits, limits)
 
 
 def count(config: CandidateSource, curation: CurationConfig, prompts: PromptsConfig, split: Split) -> int:
@@ -109,8 +120,9 @@ class Generated:
 class Function:
     """Candidates made by a function(index, seed, split) -> (prompt, image) or (prompt, source image, edited image)."""
 
-    def __init__(self, config: FunctionSource, splits: Splits, seed: int) -> None:
+    def __init__(self, config: FunctionSource, splits: Splits, seed: int, limits: Limits | None = None) -> None:
         self.config = config
+        self.limits = limits
         self.splits = splits
         self.seed = seed_for(seed, "source", config.name) % 2**31
         self.function = load_object(config.function, "curation.sources.function")
@@ -136,7 +148,7 @@ class Function:
                 )
                 fix = "give prompts of the split that is asked for, see firm.prompts.Splits"
                 raise UserError(what, "curation.sources.function", fix, usage=True)
-            same_size(images, f"{self.config.function}, {split} {i}")
+            same_size(images, self._where(i, split))
             made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=images))
         return made
 
@@ -145,11 +157,15 @@ class Function:
             case (str() | Prompt() as asked, *pictures) if pictures and all(
                 isinstance(p, Image.Image) for p in pictures
             ):
+                check_text(str(asked), self._where(index, split))
                 prompt = asked if isinstance(asked, Prompt) else Prompt(text=asked)
-                return prompt, [encode_image(picture) for picture in pictures]
+                return prompt, [encode_image(p, self._where(index, split), self.limits) for p in pictures]
             case made:
                 what = f"{self.config.function} gives no prompt with images for {split} {index}: {made!r:.200}"
                 raise UserError(what, "curation.sources.function", _MADE, usage=True)
+
+    def _where(self, index: int, split: Split) -> str:
+        return f"{self.config.function}, {split} {index}"
 
 
 class Files:
@@ -161,18 +177,19 @@ class Files:
         rows: Split -> (number of the entry, prompt, images), in the order of the file.
     """
 
-    def __init__(self, config: FilesSource, splits: Splits) -> None:
+    def __init__(self, config: FilesSource, splits: Splits, limits: Limits | None = None) -> None:
         self.config = config
+        self.limits = limits
         self.path = Path(config.path)
         self.rows: dict[Split, list[tuple[int, Prompt, list[str]]]] = {split: [] for split in SPLITS}
         for entry, (prompt, images) in enumerate(_read_rows(self.path)):
             self.rows[splits.of(prompt)].append((entry, prompt, images))
 
     def check(self, wanted: int) -> None:
-        """Check that every image exists, without reading it, and that each entry has as many as are ``wanted``.
+        """Check the heads of all images, and that each entry has as many as are ``wanted``.
 
         Raises:
-            UserError: An image is missing, or an entry has a source image too many or too few.
+            UserError: An image is missing or beyond the limits, or an entry has a source image too many or too few.
         """
         for entry, _, images in sorted((row for rows in self.rows.values() for row in rows), key=lambda row: row[0]):
             if len(images) != wanted:
@@ -184,8 +201,7 @@ class Files:
                 )
                 raise UserError(what, self._where(entry, images[-1]), fix, True)
             for image in images:
-                if not (self.path.parent / image).is_file():
-                    raise UserError("there is no such image", self._where(entry, image), "correct the path", True)
+                image_size(self.path.parent / image, self._where(entry, image), self.limits)
 
     def _where(self, entry: int, image: str) -> str:
         return f"{self.path}, entry {entry}: {image}"
@@ -195,7 +211,7 @@ class Files:
         made = []
         for i in indices:
             entry, prompt, names = self.rows[split][i]
-            images = [read_image(self.path.parent / name, self._where(entry, name)) for name in names]
+            images = [read_image(self.path.parent / name, self._where(entry, name), self.limits) for name in names]
             same_size(images, self._where(entry, names[-1]))
             made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=images))
         return made
@@ -228,12 +244,7 @@ def same_size(images: Sequence[bytes], where: str) -> None:
 
 
 def _read_rows(path: Path) -> list[tuple[Prompt, list[str]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"cannot read candidates: {error.strerror}", str(path), "check the path", True) from error
-    except UnicodeDecodeError as error:
-        raise UserError("not a candidate file: it is not UTF-8 text", str(path), _ROW, True) from error
+    text = read_text(path, "candidates")
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise UserError("the candidate file is empty", str(path), "give at least one line", True)
@@ -244,16 +255,15 @@ _ROW = 'every line must be {"prompt": "...", "image": "file.png"}, for editing w
 
 
 def _parse_row(line: str, path: Path, where: str) -> tuple[Prompt, list[str]]:
-    try:
-        row = json.loads(line)
-        prompt = row["prompt"]
-        image = row["image"]
-        source = row.get("source_image")
-    except KeyError as error:
-        raise UserError(f"a candidate without {error}", where, _ROW, True) from error
-    except (ValueError, TypeError) as error:
-        raise UserError(f"not a candidate: {error}", where, _ROW, True) from error
+    row = parse_json(line, where, _ROW)
+    if not isinstance(row, dict):
+        raise UserError("not a candidate", where, _ROW, True)
+    if missing := [key for key in ("prompt", "image") if key not in row]:
+        raise UserError(f"a candidate without {missing[0]!r}", where, _ROW, True)
+    prompt, image, source = row["prompt"], row["image"], row.get("source_image")
     names = [image] if source is None else [source, image]
     if not all(isinstance(value, str) and value.strip() for value in (prompt, *names)):
         raise UserError("prompt and images must be texts, and not empty", where, _ROW, True)
+    for value in (prompt, *names):
+        check_text(value, where)
     return Prompt(text=prompt, image=None if source is None else str(path.parent / source)), names

@@ -9,15 +9,18 @@ from typing import Any, get_args
 import torch
 from pydantic import TypeAdapter
 
+from firm.chat.journal import OpenChat, forgetful
 from firm.config import RunConfig
+from firm.config.reward import REWARD
 from firm.critics.agreement import Prediction, agreement
-from firm.critics.judge import JudgeInput, soft_scores
+from firm.critics.judge import judge_inputs, soft_scores
 from firm.critics.load import load_critic, open_judge
 from firm.evaluate.suite import Scores
 from firm.intervals import mean_ci
 from firm.policies.generate import equally_often
-from firm.prompts import load_prompts, with_source
+from firm.prompts import load_prompts
 from firm.records import Assessment, Prompt, Sample, SampledPolicy, Summary
+from firm.rewards import rewards_of
 
 _ASSESSMENT: TypeAdapter[Assessment] = TypeAdapter(Assessment)
 KEPT = ("mae", "constant_mae", "pairwise")
@@ -27,12 +30,13 @@ KEPT = ("mae", "constant_mae", "pairwise")
 class HeldOut:
     """Prompts that neither the critic nor RL has seen; a `firm.evaluate.suite.Suite`."""
 
-    def __init__(self, config: RunConfig, critic: Path, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, critic: Path, device: torch.device, open_chat: OpenChat = forgetful) -> None:
         """Load the critic and open the auditor."""
         self.config = config
+        auditor = config.auditor
         self.judges = {
-            "critic": load_critic(critic, config.critic, device),
-            "auditor": open_judge(config.auditor.judge, config.auditor.rubrics),
+            "critic": load_critic(critic, config.critic, device, open_chat),
+            "auditor": open_judge(auditor.judge, auditor.rubrics, chat=open_chat("auditor", auditor.judge)),
         }
 
     def prompts(self) -> list[Prompt]:
@@ -42,7 +46,7 @@ class HeldOut:
 
     def score(self, prompts: Sequence[Prompt], images: Sequence[bytes]) -> list[Scores]:
         """Judge -> dimension -> outcome."""
-        items = [JudgeInput(prompt, with_source(prompt, png)) for prompt, png in zip(prompts, images, strict=True)]
+        items = judge_inputs(prompts, images)
         by_judge = {name: judge.judge(items) for name, judge in self.judges.items()}
         return [
             {name: _ASSESSMENT.dump_python(row[i], mode="json") for name, row in by_judge.items()}
@@ -50,8 +54,9 @@ class HeldOut:
         ]
 
     def summary(self, samples: Sequence[Sample]) -> Summary:
-        """Mean scores before and after RL (and of the guided base) and their paired differences, with intervals.
+        """Means before and after RL (and of the guided base) and of the paired differences, with intervals.
 
+        They are of each judge's scores and of the reward, in [0, 1], that the formula makes of them, image by image.
         The table ``invalid`` counts the failed judgements of every judge, also of one that gave no valid pair;
         ``agreement`` says how well the critic still agrees with the auditor, also on what RL made of the policy.
         """
@@ -62,9 +67,10 @@ class HeldOut:
         metrics = {}
         prompts = [s.prompt for s in by["base"]]
         for judge, dimension in self._judged():
-            scores = {w: soft_scores([_assessment(s, judge) for s in by[w]], dimension) for w in by}
+            scores = {w: self._values([_assessment(s, judge) for s in by[w]], dimension) for w in by}
             where = {"judge": judge, "dimension": dimension}
-            failed += [{**where, "policy": w, "invalid": s.count(None), "of": len(s)} for w, s in scores.items()]
+            if dimension != REWARD:
+                failed += [{**where, "policy": w, "invalid": s.count(None), "of": len(s)} for w, s in scores.items()]
             pairs = zip(scores["base"], scores["final"], strict=True)
             gains = [None if b is None or f is None else f - b for b, f in pairs]
             if not any(gain is not None for gain in gains):
@@ -77,7 +83,7 @@ class HeldOut:
                 metrics[f"{judge}_{dimension}_{name}"] = mean
                 row = {**where, "policy": name, "mean": mean, "low": low, "high": high}
                 rows.append({**row, "n": len(valid), "invalid": column.count(None)})
-                if name in by:
+                if name in by and dimension != REWARD:
                     full = sum(value >= 4.5 for value, _ in valid)
                     metrics[f"{judge}_{dimension}_full_marks_{name}"] = full / len(valid)
         agreed = self._agreement(samples)
@@ -115,8 +121,15 @@ class HeldOut:
         return mean_ci([v for v, _ in valid], number, self.config.seed, clusters=[prompt for _, prompt in valid])
 
     def _judged(self) -> Iterator[tuple[str, str]]:
-        yield from (("auditor", d) for d in self.config.auditor.rubrics)
-        yield from (("critic", d) for d in self.config.critic.rubrics)
+        yield from (("auditor", d) for d in (REWARD, *self.config.auditor.rubrics))
+        yield from (("critic", d) for d in (REWARD, *self.config.critic.rubrics))
+
+    def _values(self, assessments: Sequence[Assessment], dimension: str) -> list[float | None]:
+        """Scores of a dimension, or rewards; None where a judgement failed."""
+        if dimension != REWARD:
+            return soft_scores(assessments, dimension)
+        rewards, valid = rewards_of(assessments, self.config.reward)
+        return [value if ok else None for value, ok in zip(rewards.tolist(), valid.tolist(), strict=True)]
 
 
 def _assessment(sample: Sample, judge: str) -> Assessment:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from firm.chat.journal import Journals
 from firm.config import RunConfig
 from firm.evaluate.suite import Suite, find_suite
 from firm.policies.generate import draw
@@ -15,8 +16,9 @@ from firm.progress import Task
 from firm.prompts import with_source
 from firm.records import Prompt, Sample, SampledPolicy, Stage, Summary
 from firm.seeds import seed_for
-from firm.storage.artifacts import Output
-from firm.storage.shards import ShardWriter, iter_shards
+from firm.storage.artifacts import WORK, Output
+from firm.storage.published import PublishedShards
+from firm.storage.shards import iter_shards
 
 STAGE = Stage(
     name="evaluate",
@@ -28,7 +30,14 @@ STAGE = Stage(
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     """Compare ``config.policy`` with the policy in ``inputs["policy"]``, on the same prompts and noise."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    suite = find_suite(config.evaluate.suite)(config, inputs["critic"] / "critic", device)
+    with Journals(out.folder / WORK) as open_chat:
+        suite = find_suite(config.evaluate.suite)(config, inputs["critic"] / "critic", device, open_chat)
+        _judge(config, suite, inputs["policy"] / "policy", device, out)
+        return suite.summary(list(iter_shards(out.folder / "samples", Sample)))
+
+
+def _judge(config: RunConfig, suite: Suite, trained: Path, device: torch.device, out: Output) -> None:
+    """Sample all policies and have the suite score; finished shards and answered requests are never repeated."""
     prompts = suite.prompts()
     size = config.evaluate.batch_size
     policies: list[SampledPolicy] = ["base", "final"]
@@ -36,8 +45,8 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
         policies.append("guided")
     pieces = [range(i, min(i + size, len(prompts))) for i in range(0, len(prompts), size)]
     batches = [(which, indices) for which in policies for indices in pieces]
-    writer = ShardWriter(out.folder / "samples", Sample, size)
-    done = writer.rows_done
+    shards = PublishedShards(out, "samples", Sample, size)
+    done = shards.rows_done
     task = Task("evaluate", "judging held-out samples", len(policies) * len(prompts), "images", done)
     policy: Policy | None = None
     loaded = ""
@@ -47,15 +56,14 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
             continue
         if policy is None or loaded != which:
             final = which == "final"
-            policy = load_policy(inputs["policy"] / "policy", device) if final else Policy(config.policy, device)
+            policy = load_policy(trained, device) if final else Policy(config.policy, device)
             loaded = which
         # A batch is made whole, as images may differ in the last bit with its size; what a shard has of it is kept.
         samples = _samples(config, policy, which, prompts, indices, suite)[done:]
         done = 0
-        out.publish(*(f"samples/{name}" for name in writer.write(samples)))
+        shards.write(samples)
         task.advance(len(samples))
-    writer.close()
-    return suite.summary(list(iter_shards(out.folder / "samples", Sample)))
+    shards.close()
 
 
 def _samples(

@@ -1,7 +1,8 @@
 """Training jobs: what a stage asks for, and how a worker gets it.
 
 sft and rl do not train in their own process: they describe a job, and a launcher runs ``python -m <module> <uri>`` on
-one or more workers, here or on a cluster. The URI is that of the stage's output; ``work/job.json`` there has the rest.
+one or more workers, here or on a cluster. The URI is where this attempt of the stage writes; ``work/job.json`` there
+has the rest.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +19,23 @@ from typing import Any
 
 from firm.records import ArtifactRef, UserError
 from firm.storage.artifacts import WORK, Output
+from firm.storage.files import DISK_FAULTS, disk_error, is_full, os_error
 from firm.storage.inputs import Inputs
 from firm.storage.open import open_store
 
 JOB = f"{WORK}/job.json"
 ERROR = f"{WORK}/error.json"
 TERMINATED = 143
+UNSAID = 74
+"""Exit code of a worker whose error could not be written because the store is full; its log has it."""
+
+
+def cannot_write(stage: str, where: str) -> UserError:
+    """The error of a job that ended with `UNSAID`."""
+    fix = "free some space and run again to resume"
+    return UserError(f"disk full: the {stage} job cannot write, not even why", where, fix)
+
+
 Train = Callable[[dict[str, Any], Mapping[str, Path], Output], None]
 
 
@@ -68,14 +81,29 @@ def worker_main(train: Train) -> None:
         train(request, inputs, out)
         if ranks.is_main:
             out.hand_over()
-    except UserError as error:
-        store = open_store(uri)
-        if int(os.environ.get("RANK", "0")) == 0 or not store.exists(ERROR):
-            fields = {"what": error.what, "where": error.where, "fix": error.fix, "usage": error.usage}
-            store.put(ERROR, json.dumps(fields).encode())
-        raise SystemExit(error.exit_code) from error
+    except Exception as problem:
+        fault = os_error(problem)
+        if isinstance(problem, UserError):
+            raise SystemExit(_leave(problem, uri)) from problem
+        if fault is None or fault.errno not in DISK_FAULTS:
+            raise
+        traceback.print_exception(problem)
+        raise SystemExit(_leave(disk_error(fault, fault.filename or uri), uri)) from problem
     finally:
         dist.stop()
+
+
+def _leave(error: UserError, uri: str) -> int:
+    """Leave an error for the launcher; returns the exit code."""
+    store = open_store(uri)
+    fields = {"what": error.what, "where": error.where, "fix": error.fix, "usage": error.usage}
+    try:
+        if int(os.environ.get("RANK", "0")) == 0 or not store.exists(ERROR):
+            store.put(ERROR, json.dumps(fields).encode())
+    except UserError as unsaid:
+        sys.stderr.write(f"error: {error}\n")
+        return UNSAID if is_full(os_error(unsaid)) else error.exit_code
+    return error.exit_code
 
 
 def _open(uri: str) -> tuple[Output, dict[str, Any], Inputs]:

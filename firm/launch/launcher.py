@@ -18,19 +18,21 @@ def launch(job: TrainingJob, out: Output, config: LaunchConfig) -> None:
     Raises:
         UserError: The job failed; carries the worker's message, or says how it died.
     """
-    if not out.was_handed_over():
-        out.discard(ERROR)
-        inputs = {name: ref.model_dump() for name, ref in job.inputs.items()}
-        with atomic_write(out.folder / JOB) as file:
-            file.write(json.dumps({"request": job.request, "inputs": inputs}, indent=1, sort_keys=True).encode())
-        out.publish(JOB)
-        try:
-            if isinstance(config, LocalLaunch):
-                local.run(job, out.uri, config)
-            else:
-                from firm.launch.k8s import pytorchjob  # imports the Kubernetes client
+    if out.take_over():
+        return
+    out.discard(ERROR)
+    inputs = {name: ref.model_dump() for name, ref in job.inputs.items()}
+    with atomic_write(out.folder / JOB) as file:
+        file.write(json.dumps({"request": job.request, "inputs": inputs}, indent=1, sort_keys=True).encode())
+    out.publish(JOB)
+    try:
+        if isinstance(config, LocalLaunch):
+            local.run(job, out.uri, config)
+        else:
+            from firm.launch.k8s import pytorchjob  # imports the Kubernetes client
 
-                pytorchjob.run(job, out.uri, config)
-        except UserError as error:
-            raise worker_error(out.uri) or error from None
-    out.take_over()
+            pytorchjob.run(job, out.uri, config)
+    except UserError as error:
+        raise worker_error(out.uri) or error from None
+    if not out.take_over():
+        raise UserError(f"the {job.stage} job ended without leaving its work", out.uri, "run again to resume")

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from firm.config.launch import LocalLaunch
-from firm.launch.job import TrainingJob
+from firm.launch.job import UNSAID, TrainingJob, cannot_write
 from firm.records import UserError
+from firm.storage.claims import held_locks
 
 
 def run(job: TrainingJob, uri: str, config: LocalLaunch) -> None:
@@ -18,8 +19,10 @@ def run(job: TrainingJob, uri: str, config: LocalLaunch) -> None:
     Raises:
         UserError: It failed; says how.
     """
-    process = subprocess.Popen(_command(job.module, uri, config.num_workers))
+    process = subprocess.Popen(_command(job.module, uri, config.num_workers), pass_fds=held_locks())
     if code := _wait(process):
+        if code == UNSAID:
+            raise cannot_write(job.stage, uri)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         raise UserError(f"the {job.stage} job {how}", job.module, "see the log above; run again to resume")
 

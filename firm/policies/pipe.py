@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from firm.config import PolicyConfig
 from firm.locate import kind_of_model, model_path
+from firm.model_folder import PIPELINE, cannot_load, check_model_folder
 from firm.records import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def check_pipe(model: str, key: str, kind: str) -> None:
     Raises:
         UserError: It is not; ``key`` is named.
     """
-    found = kind_of_model(model, key, "model_index.json", "_class_name")
+    found = kind_of_model(model, key, PIPELINE, "_class_name")
     if found is not None and not found.startswith(kind):
         fix = f"give the folder of a {kind}Pipeline, or set the family that the model is of"
         raise UserError(f"{model} is a {found}, not a {kind}Pipeline", key, fix, usage=True)
@@ -54,13 +55,18 @@ def load_pipe(pipeline: Any, config: PolicyConfig, device: torch.device, **optio
     logging.disable_progress_bar()  # progress bars clutter a log
     path = model_path(config.model, "policy.model")
     try:
-        pipe = pipeline.from_pretrained(path, dtype=getattr(torch, config.dtype), **options)
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RuntimeError) as error:
-        fix = f"give a {pipeline.__name__} folder or a hub id that this machine can reach"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"cannot load a policy: {reason}", config.model, fix, usage=True) from error
+        if not Path(path).is_dir():
+            path = pipeline.download(path, use_safetensors=True, trust_remote_code=False)
+            check_model_folder(Path(path))
+        dtype = getattr(torch, config.dtype)
+        pipe = pipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
+        pipe.to(device)  # fails where a weight is missing
+    except UserError:
+        raise
+    except Exception as error:  # diffusers raises anything on a damaged folder
+        raise cannot_load("a policy", config.model, f"a {pipeline.__name__}", error) from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from firm.config import LoraConfig, PolicyConfig
-from firm.images import image_size
+from firm.images import Limits, image_size
 from firm.locate import load_named
 from firm.policies.parameters import ParameterSets
 from firm.records import Prompt, UserError
@@ -116,7 +116,7 @@ def find_family(name: str, key: str) -> type[Family]:
     return found
 
 
-def check_prompts(prompts: Iterable[Prompt], family: str, key: str) -> None:
+def check_prompts(prompts: Iterable[Prompt], family: str, key: str, limits: Limits | None = None) -> None:
     """Check that each prompt has a square source image if the family edits, and none if it does not.
 
     Sources are read no further than their size. A critic would compare the whole of one that is cropped with the edit
@@ -136,7 +136,7 @@ def check_prompts(prompts: Iterable[Prompt], family: str, key: str) -> None:
             raise UserError(f"the family {family} generates and does not edit", where, fix, usage=True)
         if prompt.image is not None:
             where = f"{prompt.image[:200]}, prompt {prompt.text!r}"  # a data URL is long
-            width, height = image_size(prompt.image, where)
+            width, height = image_size(prompt.image, where, limits)
             if width != height:
                 what = f"a source image must be square, and this one is {width} x {height}"
                 raise UserError(what, where, "crop it, or leave it out", usage=True)
@@ -168,6 +168,9 @@ class Policy:
     ) -> ParameterSets:
         """Make the denoiser trainable, whole or through a LoRA, and start the named copies.
 
+        What trains is float32, and so are its copies, averages and an optimizer's moments of it, whatever the base is:
+        in bfloat16 a step smaller than 1/256 of a value is lost.
+
         Args:
             lora: The LoRA, None for the whole denoiser.
             copies: Names of the copies.
@@ -191,7 +194,13 @@ class Policy:
         self.lora = lora
         if lora is None:
             self.family.denoiser.requires_grad_(True)
-            return
+        else:
+            self._add_lora(lora, seed)
+        for parameter in self.family.denoiser.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
+    def _add_lora(self, lora: LoraConfig, seed: int) -> None:
         from peft import LoraConfig as PeftLora
         from peft import inject_adapter_in_model
 
@@ -222,8 +231,15 @@ class Policy:
             return self.family.encode(prompts)
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
-        """Velocity [B, ...] under the set in use."""
-        return self.family.velocity(latents, sigma, conditions)
+        """Velocity [B, ...] under the set in use, computed in the type of ``policy.dtype``."""
+        with self._autocast():
+            return self.family.velocity(latents, sigma, conditions)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.dtype == "float32":
+            return nullcontext()
+        # Its cache of cast weights would hand the old policy's to the policy: they share the parameter objects.
+        return torch.autocast(self.device.type, getattr(torch, self.config.dtype), cache_enabled=False)
 
     def guided(self, velocity: Tensor, negative: Tensor, scale: float) -> Tensor:
         """Velocity [B, ...] under guidance of this scale, away from the negative prompt's velocity [B, ...]."""

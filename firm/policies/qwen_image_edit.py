@@ -44,6 +44,7 @@ class QwenImageEdit:
             raise UserError(f"no edits of {config.resolution} pixels", "policy.resolution", fix, usage=True)
         self._pipe = load_pipe(QwenImageEditPlusPipeline, config, device)
         self._device = device
+        self._dtype = getattr(torch, config.dtype)
         self._resolution = config.resolution
         # What the text encoder is shown: the pipeline's size, or less where its processor takes no more.
         most = self._pipe.processor.image_processor.size["longest_edge"]  # an area, in spite of its name
@@ -96,7 +97,7 @@ class QwenImageEdit:
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """One forward pass of the transformer over the tokens of edit and source; only the edit's have a velocity."""
-        dtype = self.denoiser.dtype
+        dtype = self._dtype
         grid = (1, self._side, self._side)
         output: Tensor = self.denoiser(
             hidden_states=torch.cat([latents.to(dtype), conditions.tensors["source_latents"].to(dtype)], 1),

@@ -34,6 +34,7 @@ class SD3:
         absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
         self._pipe = load_pipe(StableDiffusion3Pipeline, config, device, **absent)
         self._device = device
+        self._dtype = getattr(torch, config.dtype)
         self._tokens = config.max_sequence_length
         self.denoiser = self._pipe.transformer
         side = config.resolution // self._pipe.vae_scale_factor
@@ -59,7 +60,7 @@ class SD3:
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """One forward pass of the transformer; sigma in [0, 1] becomes the timestep in [0, 1000] here only."""
-        dtype = self.denoiser.dtype
+        dtype = self._dtype
         output: Tensor = self.denoiser(
             hidden_states=latents.to(dtype),
             timestep=sigma * 1000,

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from firm.config.reward import REWARD
 from firm.records import SCORES
 from firm.report.headlines import signed, words
 
@@ -238,40 +239,48 @@ def loss(steps: Sequence[float], losses: Sequence[float]) -> str:
 
 
 def before_after(rows: Rows) -> str:
-    """Mean scores with intervals before and after RL, a line for each judge and dimension, with the paired gain.
+    """Means with intervals before and after RL, a line for each judge and measure, with the paired gain.
 
     Args:
         rows: Rows of the evaluate stage's ``scores``: ``judge``, ``dimension``, ``policy`` (base, final, gain; guided
             if the base was also sampled with guidance), ``mean``, ``low`` and ``high``.
     """
-    keys = list(dict.fromkeys((str(row["judge"]), str(row["dimension"])) for row in rows))
-    by = {(row["judge"], row["dimension"], row["policy"]): row for row in rows}
+    by = {(str(row["judge"]), str(row["dimension"]), str(row["policy"])): row for row in rows}
+    keys = list(dict.fromkeys(key[:2] for key in by))
+    panels = [[key for key in keys if (key[1] == REWARD) == of_reward] for of_reward in (True, False)]
+    panels = [lines for lines in panels if lines]
+    diamond = ", diamond: before RL with guidance" if any(key[2] == "guided" for key in by) else ""
 
     def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for y, (judge, dimension) in enumerate(keys):
-            base, final, gain = (by[judge, dimension, which] for which in ("base", "final", "gain"))
-            axes.plot([base["mean"], final["mean"]], [y, y], color=JUDGES[judge], alpha=0.3, linewidth=4)
-            for row, colour, shift in ((base, BASE, 0.09), (final, JUDGES[judge], -0.09)):
-                axes.plot(row["mean"], y + shift, color=colour, marker="o", markersize=8)
-                _whisker(axes, row["low"], row["high"], y + shift, colour)
-            if guided := by.get((judge, dimension, "guided")):
-                axes.plot(guided["mean"], y, color=BASE, marker="D", markersize=7, fillstyle="none")
-            axes.annotate(
-                signed(gain["mean"]),
-                (1.02, y),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                color=JUDGES[judge],
-                weight="bold",
-            )
-        axes.annotate("gain", (1.02, -0.5), xycoords=("axes fraction", "data"), va="bottom", color=TEXT)
-        axes.set_yticks(range(len(keys)), [f"{judge}:\n{words(dimension)}" for judge, dimension in keys])
-        axes.set_ylim(len(keys) - 0.5, -0.5)
-        axes.margins(x=0.08)
-        diamond = ", diamond: before RL with guidance" if any(key[2] == "guided" for key in by) else ""
-        axes.set_xlabel(f"mean score, 1 to 5 (grey: before RL, coloured: after{diamond})")
-        axes.grid(axis="x")
-        axes.spines["left"].set_visible(False)
+        heights = [len(lines) + 0.6 for lines in panels]
+        for axes, lines in zip(
+            figure.subplots(len(panels), squeeze=False, height_ratios=heights).flat, panels, strict=True
+        ):
+            what = "mean reward, 0 to 1" if lines[0][1] == REWARD else "mean score, 1 to 5"
+            _changes(axes, [{key[2]: row for key, row in by.items() if key[:2] == line} for line in lines])
+            axes.set_xlabel(f"{what} (grey: before RL, coloured: after{diamond})")
 
-    return draw("before-after", (6.3, 1.1 + 0.68 * len(keys)), paint)
+    return draw("before-after", (6.3, 0.5 + 0.6 * len(panels) + 0.68 * len(keys)), paint)
+
+
+def _changes(axes: Axes, lines: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    """A line for each judge and measure: its rows by policy."""
+    for y, line in enumerate(lines):
+        base, final, gain = (line[which] for which in ("base", "final", "gain"))
+        judge = JUDGES[base["judge"]]
+        axes.plot([base["mean"], final["mean"]], [y, y], color=judge, alpha=0.3, linewidth=4)
+        for row, colour, shift in ((base, BASE, 0.09), (final, judge, -0.09)):
+            axes.plot(row["mean"], y + shift, color=colour, marker="o", markersize=8)
+            _whisker(axes, row["low"], row["high"], y + shift, colour)
+        if guided := line.get("guided"):
+            axes.plot(guided["mean"], y, color=BASE, marker="D", markersize=7, fillstyle="none")
+        text = signed(gain["mean"], 3 if base["dimension"] == REWARD else 2)
+        axes.annotate(text, (1.02, y), xycoords=("axes fraction", "data"), va="center", color=judge, weight="bold")
+    axes.annotate("gain", (1.02, -0.5), xycoords=("axes fraction", "data"), va="bottom", color=TEXT)
+    axes.set_yticks(
+        range(len(lines)), [f"{ends['base']['judge']}:\n{words(ends['base']['dimension'])}" for ends in lines]
+    )
+    axes.set_ylim(len(lines) - 0.5, -0.5)
+    axes.margins(x=0.08)
+    axes.grid(axis="x")
+    axes.spines["left"].set_visible(False)

@@ -7,6 +7,7 @@ from typing import Any
 
 from firm.config import RunConfig
 from firm.config.bench import SCORES_OF
+from firm.config.reward import NAMED, REWARD
 from firm.records import Summary
 from firm.report.terms import GENERATION, Terms
 
@@ -25,6 +26,11 @@ def number(value: float | None, digits: int = 2, sign: str = "") -> str:
 def signed(value: float, digits: int = 2) -> str:
     """A number that always has its sign, but for zero."""
     return number(value, digits, "+")
+
+
+def share(value: float | None) -> str:
+    """A share in per cent; a dash where no pair shows it."""
+    return "–" if value is None else f"{value:.0%}"
 
 
 def words(name: str) -> str:
@@ -46,7 +52,7 @@ def headlines(
     before = "before RL" if number == 1 else "before the first round"
     return [
         _trust(config, summaries["bench"], terms),
-        _gain(config.reward.base, summaries["samples"], before, terms),
+        _gain(config, summaries["samples"], before, terms),
         _trust_after(config, summaries["samples"], before, terms),
         _stop(summaries["policy"], config.auditor.stops, terms),
     ]
@@ -86,38 +92,59 @@ def _trust(config: RunConfig, bench: Summary, terms: Terms) -> Headline:
     return {"tone": tone, "title": title, "text": text + accepted}
 
 
-def _gain(dimension: str, evaluation: Summary, before: str, terms: Terms) -> Headline:
-    rows: dict[str, dict[str, Any]] = {
-        row["policy"]: row
-        for row in evaluation.tables.get("scores", [])
-        if row["judge"] == "auditor" and row["dimension"] == dimension
-    }
+def gains(config: RunConfig, evaluation: Summary) -> dict[str, dict[str, dict[str, Any]]]:
+    """The auditor's rows of the held-out images by policy: of the reward, then of each of its dimensions."""
+    found: dict[str, dict[str, dict[str, Any]]] = {measure: {} for measure in (REWARD, *config.reward.dimensions)}
+    for row in evaluation.tables.get("scores", []):
+        if row["judge"] == "auditor" and row["dimension"] in found:
+            found[row["dimension"]][row["policy"]] = row
+    return {measure: rows for measure, rows in found.items() if rows}
+
+
+def _gain(config: RunConfig, evaluation: Summary, before: str, terms: Terms) -> Headline:
+    """What became of the reward; a dimension that fell is named, and the gain is then no plain one."""
+    measured = gains(config, evaluation)
+    rows = measured.pop(REWARD, {})
     if not rows:
         title = "RL's effect is not known: the auditor gave no valid judgement."
         return {"tone": "bad", "title": title, "text": "See the failed judgements below."}
     gain = rows["gain"]
-    interval = f"gain {signed(gain['mean'])}, 95% CI {signed(gain['low'])} to {signed(gain['high'])}"
-    scores = f"from {rows['base']['mean']:.2f} to {rows['final']['mean']:.2f} ({interval})"
-    where = f"the auditor's score on held-out {terms.prompt}s"
+    formula = f" ({config.reward.formula.upper()})" if config.reward.formula in NAMED else ""
+    where = f"the reward{formula} by the auditor's scores on held-out {terms.prompt}s"
+    of_each = " and ".join(f"{signed(each['gain']['mean'])} for {words(d)}" for d, each in measured.items())
+    fallen = [words(d) for d, each in measured.items() if each["gain"]["high"] < 0]
     if gain["low"] > 0:
-        tone = "good"
-        title = f"RL raised {where} {scores}."
+        tone = "note" if fallen else "good"
+        title = f"RL raised {where} {_from_to(rows, 3)}"
     elif gain["high"] < 0:
         tone = "bad"
-        title = f"RL lowered {where} {scores}."
+        title = f"RL lowered {where} {_from_to(rows, 3)}"
     else:
         tone = "note"
-        title = f"RL did not measurably change {where}: {scores}."
+        title = f"RL did not measurably change {where}: {_from_to(rows, 3)}"
     text = (
         f"The auditor is a judge that RL does not optimise. It compared {gain['n']:,} pairs of {terms.image}s of "
-        f"{terms.prompt}s that RL never saw, each pair from the same noise."
+        f"{terms.prompt}s that RL never saw, each pair from the same noise. The reward, from 0 to 1, is what the "
+        "formula makes of its scores, from 1 to 5: "
     )
-    full = {w: evaluation.metrics.get(f"auditor_{dimension}_full_marks_{w}") for w in ("base", "final")}
-    if full["base"] is not None and full["final"] is not None:
-        text += f" {terms.image.capitalize()}s with full marks: {full['base']:.0%} before, {full['final']:.0%} after."
+    text += "; ".join(f"{words(d)} went {_from_to(each, 2)}" for d, each in measured.items()) + "."
+    if fallen and gain["low"] > 0:
+        text += f" The gain was paid for with {' and '.join(fallen)}."
+    for d in measured:
+        full = {w: evaluation.metrics.get(f"auditor_{d}_full_marks_{w}") for w in ("base", "final")}
+        if full["base"] is not None and full["final"] is not None:
+            text += f" Full marks for {words(d)}: {full['base']:.0%} before, {full['final']:.0%} after."
     if guided := rows.get("guided"):
-        text += f" The policy {before}, but sampled with guidance as users do, has {guided['mean']:.2f}."
-    return {"tone": tone, "title": title, "text": text}
+        text += f" The policy {before}, but sampled with guidance as users do, has a reward of {guided['mean']:.3f}."
+    return {"tone": tone, "title": f"{title}; in points {of_each}.", "text": text}
+
+
+def _from_to(rows: Mapping[str, Mapping[str, Any]], digits: int) -> str:
+    """Means before and after with the gain and its interval."""
+    gain = rows["gain"]
+    low, high = (signed(gain[end], digits) for end in ("low", "high"))
+    means = " to ".join(number(rows[policy]["mean"], digits) for policy in ("base", "final"))
+    return f"from {means} (gain {signed(gain['mean'], digits)}, 95% CI {low} to {high})"
 
 
 def _trust_after(config: RunConfig, evaluation: Summary, before: str, terms: Terms) -> Headline:
@@ -140,8 +167,7 @@ def _trust_after(config: RunConfig, evaluation: Summary, before: str, terms: Ter
         if rule.dimension in (None, d) and not rule.holds(row[rule.metric])
     ]
     pairs = [
-        f"{_share(row['pairwise'])} for {words(d)} ({before}: {_share(base[d]['pairwise'])})"
-        for d, row in final.items()
+        f"{share(row['pairwise'])} for {words(d)} ({before}: {share(base[d]['pairwise'])})" for d, row in final.items()
     ]
     ranks = f"of two {terms.image}s of one {terms.group} it ranks like the auditor {' and '.join(pairs)}"
     text = (
@@ -160,11 +186,6 @@ def _trust_after(config: RunConfig, evaluation: Summary, before: str, terms: Ter
     what = ", ".join(broken)
     text += f" There it would break the gate's rules on {what}: another round trains it on such {terms.image}s."
     return {"tone": "note", "title": title, "text": text}
-
-
-def _share(value: float | None) -> str:
-    """A share in per cent; a dash where no pair shows it."""
-    return "–" if value is None else f"{value:.0%}"
 
 
 def _stop(rl: Summary, stops: bool, terms: Terms) -> Headline:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from firm.config import RunConfig
+from firm.config.reward import REWARD
 from firm.records import Summary
+from firm.report.headlines import gains
 
 DATA = "data.json"
 Rows = list[dict[str, Any]]
@@ -25,25 +27,20 @@ def earlier_rounds(last_report: Path | None) -> Rows:
 def this_round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Rows) -> dict[str, Any]:
     """One row: how good the critic was before RL and on what RL made of the policy, and what RL gained.
 
-    ``gain`` is over the policy before the first round, on the same prompts and noise in every round. ``pairwise`` is
-    the critic's accuracy within a prompt: on images of the policy that this round's RL started from, against the
-    reference scores, and on the samples of the evaluation, against the auditor's.
+    ``before``, ``after`` and ``gain`` are of the reward by the auditor's scores and ``gains`` of its dimensions, over
+    the policy before the first round, on the same prompts and noise in every round. ``pairwise`` is the critic's
+    accuracy within a prompt: on images of the policy that this round's RL started from, against the reference scores,
+    and on the samples of the evaluation, against the auditor's.
     """
-    base = config.reward.base
-    evaluation = summaries["samples"]
-    gain = next(
-        (
-            row
-            for row in evaluation.tables.get("scores", [])
-            if (row["judge"], row["dimension"], row["policy"]) == ("auditor", base, "gain")
-        ),
-        dict[str, Any](),
-    )
-    metrics = evaluation.metrics
+    measured = gains(config, summaries["samples"])
+    metrics = summaries["samples"].metrics
+    rows = measured.pop(REWARD, {})
+    gain = rows.get("gain", {})
     return {
-        "before": metrics.get(f"auditor_{base}_base"),
-        "after": metrics.get(f"auditor_{base}_final"),
+        "before": rows["base"]["mean"] if rows else None,
+        "after": rows["final"]["mean"] if rows else None,
         **{f"gain{end}": gain.get(key) for end, key in (("", "mean"), ("_low", "low"), ("_high", "high"))},
+        "gains": {d: measured[d]["gain"]["mean"] if d in measured else None for d in config.reward.dimensions},
         "pairwise": {
             d: {which: metrics.get(f"critic_{d}_pairwise_{which}") for which in ("base", "final")}
             | {"start": _at_the_start(summaries["bench"], config, d)}

@@ -15,14 +15,15 @@ from pydantic import ValidationError
 from firm.config import RunConfig
 from firm.config.bench import SCORES_OF
 from firm.config.loading import of_round
+from firm.config.reward import REWARD
 from firm.records import Stage, Summary, UserError
 from firm.report import figures
-from firm.report.headlines import headlines, number, signed, trust_rows, words
+from firm.report.headlines import headlines, number, share, signed, trust_rows, words
 from firm.report.lineage import trace
 from firm.report.pairs import choose, pictures
 from firm.report.rounds import DATA, earlier_rounds, this_round
-from firm.report.terms import EDITING, GENERATION
-from firm.storage.artifacts import TIMING, Output
+from firm.report.terms import EDITING, GENERATION, SEEN
+from firm.storage.artifacts import Output
 from firm.storage.files import atomic_write
 
 PAGE = "report.html"
@@ -39,7 +40,7 @@ Rows = list[dict[str, Any]]
 
 
 def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
-    """Write the page of a run. Its numbers are the same in equal runs; the page shows how long stages took, too.
+    """Write the page of a run, the same in equal runs: how long stages took is in the ``timing.json`` of each.
 
     Args:
         config: The run.
@@ -71,7 +72,6 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
             terms=terms,
             figures=_figures(data),
             pictures=pictures(inputs["samples"] / "samples", (item["index"] for item in pairs["items"])),
-            timings={summaries[name].stage: _seconds(inputs[name]) for name in ARTIFACTS},
             config=yaml.safe_dump(data["config"], sort_keys=False, allow_unicode=True),
         )
     )
@@ -89,14 +89,8 @@ def _summary(folder: Path) -> Summary:
         raise UserError("the stage left no summary that can be read", str(path), fix) from error
 
 
-def _seconds(folder: Path) -> float | None:
-    """How long the stage took; not part of the artifact, so it may not be known."""
-    path = folder / TIMING
-    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
-
-
 def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, Any], lineage: Rows) -> dict[str, Any]:
-    """All that the page of a round shows but headlines, images, times and the whole run's configuration and rounds."""
+    """All that the page of a round shows but headlines, images and the whole run's configuration and rounds."""
     curation, sft, bench, rl, evaluation = (summaries[n] for n in ("data", "critic", "bench", "policy", "samples"))
     loss = next((c for c in sft.curves if c.name == "loss" and c.x), None)
     agreement = _ordered(bench, "agreement", config)
@@ -109,7 +103,8 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
         "reward": {**config.reward.model_dump(mode="json"), "dimensions": list(config.reward.dimensions)},
         "scores": _ordered(evaluation, "scores", config),
         "pairs": pairs,
-        "audits": rl.tables.get("audits", []),
+        "audits": (audits := rl.tables.get("audits", [])),
+        "seen": {name: text for name, text in SEEN.items() if any(name in row for row in audits)},
         "rl": rl.metrics,
         "gate": bench.tables.get("gate", []),
         "accepted_gaps": config.bench.gate.accept_gaps,
@@ -132,9 +127,10 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
 
 
 def _ordered(summary: Summary, table: str, config: RunConfig) -> Rows:
-    """A table with the auditor's rows first, then those of the reward's base dimension."""
+    """A table with the auditor's rows first, and of each judge's those of the reward, then of its base dimension."""
+    first = (REWARD, config.reward.base)
     rows = summary.tables.get(table, [])
-    return sorted(rows, key=lambda row: (row.get("judge") == "critic", row["dimension"] != config.reward.base))
+    return sorted(rows, key=lambda row: (row.get("judge") == "critic", *(row["dimension"] != d for d in first)))
 
 
 def _invalid(summaries: Mapping[str, Summary]) -> Rows:
@@ -201,7 +197,7 @@ def _environment() -> Environment:
         "words": words,
         "scores_of": SCORES_OF.__getitem__,
         "bytes": _bytes,
-        "duration": _duration,
+        "share": share,
     }
     return environment
 
@@ -214,24 +210,19 @@ def _bytes(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "not known"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def _own_summary(config: RunConfig, data: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Summary:
     """The headlines and their numbers."""
     bench, rl, evaluation = (summaries[name].metrics for name in ("bench", "policy", "samples"))
-    base = config.reward.base
     measured = trust_rows(config, summaries["bench"])
     candidates = {
         "trusted": bench.get("trusted"),
         **{f"{d}_{name}": row[name] for d, row in measured.items() for name in ("mae", "constant_mae", "pairwise")},
-        **{f"auditor_{which}": evaluation.get(f"auditor_{base}_{which}") for which in ("base", "final", "gain")},
+        **{
+            name: evaluation.get(name)
+            for measure in (REWARD, *config.reward.dimensions)
+            for which in ("base", "final", "gain")
+            for name in [f"auditor_{measure}_{which}"]
+        },
         "stopped_by_auditor": rl["stopped_by_auditor"],
         "kept_epoch": rl["kept_epoch"],
         "invalid_judgements": float(sum(row["count"] for row in data["invalid"])),

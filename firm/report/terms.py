@@ -25,3 +25,6 @@ class Terms(NamedTuple):
 
 GENERATION = Terms("image generator", "image", "prompt", "prompt", "prompts")
 EDITING = Terms("image editor", "edit", "instruction", "source and instruction", "sources and instructions")
+
+SEEN = {"copies": "untouched", "blanks": "empty"}
+"""What audits see of images without a judge, in words."""

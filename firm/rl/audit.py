@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import Field
 
 from firm.config import RunConfig
+from firm.config.reward import REWARD
 from firm.intervals import Floats, paired_interval
 from firm.records import Record
 
-REWARD = "reward"
 Who = Literal["critic", "auditor"]
 SampleName = Literal["check", "choice", "report"]
 Values = tuple[float | None, ...]
@@ -91,6 +91,11 @@ def num_looks(config: RunConfig) -> int:
     return -(-config.rl.max_epochs // config.auditor.every)
 
 
+def whole_window(config: RunConfig) -> int:
+    """Checks of a whole window; in a run that is too short for two of ``auditor.window``, as many as half of them."""
+    return min(config.auditor.window, (num_looks(config) + 1) // 2)
+
+
 def change(before: Sequence[Audit], after: Sequence[Audit], who: Who, measure: str) -> Floats:
     """Difference [N] of each image's mean value; NaN for an image with a failed judgement in any of the audits."""
     earlier, later = (np.mean([a.values(who, measure) for a in audits], axis=0) for audits in (before, after))
@@ -114,12 +119,12 @@ def band(base: Audit, audit: Audit, error: float) -> tuple[float, float] | None:
 def over_optimised(audits: Sequence[Audit], config: RunConfig) -> Fall | None:
     """What the last checks show to have fallen for the auditor while the critic did not see it; None if nothing.
 
-    The mean of the last ``window`` checks is compared with that of each earlier window: the reward, and each dimension.
-    Shorter windows, down to the last check alone, show a fast fall of the reward sooner. A measure has fallen when its
-    interval excludes "no fall". It counts when the critic's own fell by less than half as much, and only where the
+    The mean of the last whole window is compared with that of each earlier one: the reward, and each dimension. Shorter
+    windows, down to the last check alone, show a fast fall of the reward sooner. A measure has fallen when its interval
+    excludes "no fall". It counts when the critic's own fell by less than half as much, and only where the
     auditor's reward is not higher: a dimension may be the price of another as long as that is worth it.
     """
-    whole = config.auditor.window
+    whole = whole_window(config)
     for window in range(1, whole + 1):
         measures = (REWARD, *config.reward.dimensions) if window == whole else (REWARD,)
         recent = audits[-window:]

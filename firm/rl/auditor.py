@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from firm.chat.journal import OpenChat, forgetful
 from firm.config import RewardConfig, RunConfig
-from firm.critics.judge import Judge, JudgeInput, soft_scores
+from firm.config.reward import REWARD
+from firm.critics.judge import Judge, judge_inputs, soft_scores
 from firm.critics.load import open_judge
+from firm.looks import look
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
-from firm.prompts import with_source
 from firm.records import Assessment, Invalid, Prompt, UserError
-from firm.rl.audit import REWARD, Audit, SampleName, Values, best
-from firm.rl.monitors import look
-from firm.rl.rollout import draw_prompts, rewards_of
+from firm.rewards import rewards_of
+from firm.rl.audit import Audit, SampleName, Values, best
+from firm.rl.rollout import draw_prompts
 
 IMAGES_PER_PROMPT = 2  # the fewest that show whether the critic ranks images of one prompt as the auditor does
 DIGITS = 4  # of a value in an audit, of which a checkpoint holds thousands
@@ -24,12 +26,20 @@ DIGITS = 4  # of a value in an audit, of which a checkpoint holds thousands
 class Auditor:
     """Audits policies on training prompts: all checks on the same prompts and noise, the last ones on fresh ones."""
 
-    def __init__(self, policy: Policy, critic: Judge, prompts: Sequence[Prompt], config: RunConfig) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        critic: Judge,
+        prompts: Sequence[Prompt],
+        config: RunConfig,
+        open_chat: OpenChat = forgetful,
+    ) -> None:
         self.policy = policy
         self.critic = critic
         self.prompts = prompts
         self.config = config
-        self.judge = open_judge(config.auditor.judge, config.auditor.rubrics)
+        judge = config.auditor.judge
+        self.judge = open_judge(judge, config.auditor.rubrics, chat=open_chat("auditor", judge))
 
     def check(self, epoch: int, parameters: str = "ema", sample: SampleName = "check") -> Audit:
         """Sample with a parameter set, which is what it is after ``epoch``, and judge."""
@@ -49,7 +59,7 @@ class Auditor:
                 batch_size=rl.batch_size,
             )
         images = to_images(self.policy, generated.latents, rl.batch_size)
-        items = [JudgeInput(prompt, with_source(prompt, png)) for prompt, png in zip(prompts, images, strict=True)]
+        items = judge_inputs(prompts, images)
         critic, auditor = (values(judge.judge(items), self.config.reward) for judge in (self.critic, self.judge))
         seen = shares([look(item.images) for item in items])
         return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=critic, auditor=auditor, seen=seen)

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from firm.config import RewardConfig, RLConfig
-from firm.critics.judge import Judge, JudgeInput
+from firm.critics.judge import Judge, judge_inputs, soft_scores
 from firm.critics.soft import soft_share
 from firm.dist import BatchPlan, Ranks, gather, generator
+from firm.looks import look
 from firm.policies.generate import Generated, generate, to_images
 from firm.policies.policy import Conditions, Policy
 from firm.policies.sampler import noise_for
-from firm.prompts import with_source
-from firm.records import Assessment, Invalid, Prompt
-from firm.rewards import reward
-from firm.rl.monitors import SCORE, look, means
+from firm.records import Assessment, Prompt
+from firm.rewards import rewards_of
+from firm.rl.monitors import SCORE, means
 from firm.rl.nft import advantages
 
 Seen = dict[str, float | None]
@@ -74,26 +74,6 @@ def draw_prompts(prompts: Sequence[object], number: int, seed: int, epoch: int) 
     return order[:number]
 
 
-def rewards_of(assessments: Sequence[Assessment], config: RewardConfig) -> tuple[Tensor, Tensor]:
-    """Rewards [N] in [0, 1] and a mask [N]: False where a judgement that the formula needs is invalid."""
-    valid = [all(not isinstance(a[d], Invalid) for d in config.dimensions) for a in assessments]
-    scores = {
-        d: torch.tensor([_score(a, d, config.soft) for a, ok in zip(assessments, valid, strict=True) if ok])
-        for d in config.dimensions
-    }
-    mask = torch.tensor(valid)
-    rewards = torch.zeros(len(assessments))
-    if any(valid):
-        rewards[mask] = reward(config, scores).float()
-    return rewards, mask
-
-
-def _score(assessment: Assessment, dimension: str, soft: bool) -> float:
-    outcome = assessment[dimension]
-    assert not isinstance(outcome, Invalid)
-    return outcome.soft_score if soft else float(outcome.score)
-
-
 def sample_groups(
     policy: Policy, prompts: Sequence[Prompt], rl: RLConfig, seed: int, epoch: int, ranks: Ranks
 ) -> Groups:
@@ -124,9 +104,7 @@ def sample_groups(
 
 def score(critic: Judge, groups: Groups, formula: RewardConfig) -> tuple[Tensor, Tensor, list[Seen]]:
     """Rewards [N] in [0, 1] of this rank's samples, a mask [N], see :func:`rewards_of`, and what is watched (N)."""
-    items = [
-        JudgeInput(prompt, with_source(prompt, png)) for prompt, png in zip(groups.prompts, groups.images, strict=True)
-    ]
+    items = judge_inputs(groups.prompts, groups.images)
     assessments = critic.judge(items)
     seen = [_seen(item.images, a, formula) for item, a in zip(items, assessments, strict=True)]
     return *rewards_of(assessments, formula), seen
@@ -134,9 +112,7 @@ def score(critic: Judge, groups: Groups, formula: RewardConfig) -> tuple[Tensor,
 
 def _seen(images: Sequence[bytes], assessment: Assessment, formula: RewardConfig) -> Seen:
     outcomes = {d: assessment[d] for d in formula.dimensions}
-    scores = {
-        SCORE + d: None if isinstance(o, Invalid) else _score(assessment, d, formula.soft) for d, o in outcomes.items()
-    }
+    scores = {SCORE + d: soft_scores([assessment], d, formula.soft)[0] for d in outcomes}
     return {"soft_share": soft_share(outcomes.values()), **look(images), **scores}
 
 

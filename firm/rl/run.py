@@ -8,11 +8,12 @@ from typing import Any, get_args
 import numpy as np
 
 from firm.config import RunConfig
+from firm.config.reward import REWARD
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
 from firm.metrics import read_metrics
 from firm.records import Curve, Stage, Summary
-from firm.rl.audit import REWARD, Audit, Fall, Who, band, change, first_fall, num_looks, over_optimised
+from firm.rl.audit import Audit, Fall, Who, band, change, first_fall, num_looks, over_optimised
 from firm.rl.monitors import SHARES, all_alarms
 from firm.stats import pairwise_accuracy, spearman
 from firm.storage.artifacts import Output

@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from firm import dist
+from firm.chat.journal import Journals, OpenChat, forgetful
 from firm.config import RLConfig, RunConfig
+from firm.config.reward import REWARD
 from firm.critics.load import load_critic
 from firm.dist import Ranks
 from firm.launch.job import worker_main
@@ -18,7 +20,7 @@ from firm.metrics import MetricsLog, read_metrics
 from firm.policies.policy import Policy, save_policy
 from firm.progress import Task
 from firm.prompts import load_prompts
-from firm.rl.audit import REWARD, Audit, best, over_optimised
+from firm.rl.audit import Audit, best, over_optimised
 from firm.rl.auditor import Auditor
 from firm.rl.monitors import Alarm, alarms
 from firm.rl.nft import old_decay
@@ -35,16 +37,25 @@ AUDITS = "audits.jsonl"
 class RLTrainer:
     """All state of RL that a resume needs, and one epoch of work."""
 
-    def __init__(self, config: RunConfig, critic_folder: Path, ranks: Ranks, start: Path | None = None) -> None:
-        """Load policy and critic; everything starts at the base, or at the trained policy in the folder ``start``."""
+    def __init__(
+        self,
+        config: RunConfig,
+        critic_folder: Path,
+        ranks: Ranks,
+        start: Path | None = None,
+        open_chat: OpenChat = forgetful,
+    ) -> None:
+        """Load policy and judges; everything starts at the base, or at the trained policy in the folder ``start``."""
         rl: RLConfig = config.rl
         self.config = config
         self.ranks = ranks
         self.policy = Policy(config.policy, ranks.device)
         self.sets = self.policy.train(rl.lora, ("old", "ema", "best", "reference"), config.seed, start)
-        self.critic = load_critic(critic_folder, config.critic, ranks.device)
+        self.critic = load_critic(critic_folder, config.critic, ranks.device, open_chat)
         self.prompts = load_prompts(config.prompts, "train")
-        self.auditor = Auditor(self.policy, self.critic, self.prompts, config) if ranks.is_main else None
+        self.auditor = None
+        if ranks.is_main:
+            self.auditor = Auditor(self.policy, self.critic, self.prompts, config, open_chat)
         self.updater = Updater(self.policy, rl, config.seed, ranks)
         self.epoch = 0
         self.history: list[Audit] = []
@@ -101,12 +112,24 @@ class RLTrainer:
 
 
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
-    """Run epochs until the maximum or the auditor's stop; resume from a checkpoint; write the policy chosen then."""
+    """Run epochs until the maximum or the auditor's stop; resume from a checkpoint; write the policy chosen then.
+
+    What judges have answered since the checkpoint is not asked again; on another machine, up to the last epoch or
+    check that came to its end.
+    """
     config = RunConfig.model_validate(request["config"])
     ranks = dist.start()
-    checkpoints = Checkpoints(out)
     start = inputs.get("last_policy")
-    trainer = RLTrainer(config, inputs["critic"] / "critic", ranks, start / "policy" if start else None)
+    answers = f"{WORK}/answers-{ranks.rank}"
+    with Journals(out.folder / answers) as journals:
+        critic = inputs["critic"] / "critic"
+        trainer = RLTrainer(config, critic, ranks, start / "policy" if start else None, journals)
+        _train(trainer, journals, answers, out)
+
+
+def _train(trainer: RLTrainer, journals: Journals, answers: str, out: Output) -> None:
+    config, ranks = trainer.config, trainer.ranks
+    checkpoints = Checkpoints(out)
     saved = checkpoints.last()
     if saved is not None:
         trainer.restore(*load_state(saved))
@@ -116,20 +139,26 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", trainer.epoch) if ranks.is_main else None
     # A checkpoint is taken after the check of its epoch, so a resumed run does not check twice.
     stop = trainer.stopped() if saved else trainer.check()
+    out.publish(answers)
     while trainer.epoch < config.rl.max_epochs and not stop:
         stats = trainer.run_epoch()
+        out.publish(answers)
         last = trainer.epoch == config.rl.max_epochs
         if trainer.epoch % config.auditor.every == 0 or last:
             stop = trainer.check()
+            out.publish(answers)
         if log and task:
             raised = alarms([*lines, stats], config.rl.monitors)
             lines.append({**stats, "alarms": float(len(raised))})
             log.write(trainer.epoch, lines[-1])
             task.advance(1, _note(stats, trainer.history, raised))
-        if ranks.is_main and (trainer.epoch % config.rl.checkpoint_epochs == 0 or stop or last):
-            name = f"epoch-{trainer.epoch}"
-            save_state(checkpoints.folder / name, trainer.tensors(), trainer.state())
-            checkpoints.keep(name, METRICS)
+        if trainer.epoch % config.rl.checkpoint_epochs == 0 or stop or last:
+            if ranks.is_main:
+                name = f"epoch-{trainer.epoch}"
+                save_state(checkpoints.folder / name, trainer.tensors(), trainer.state())
+                checkpoints.keep(name, METRICS)
+            dist.barrier()  # no rank forgets before the checkpoint is there
+            journals.forget()
     if log:
         log.close()
         kept, fresh = trainer.choose()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -110,17 +109,10 @@ class Updater:
     def _velocities(self, x_t: Tensor, sigma: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor, Tensor | None]:
         """Velocities [B, ...] of the policy, with gradient, of the old policy and, for a KL, of the reference."""
         policy = self.policy
-        with self._autocast():
-            with policy.using("old"):
-                v_old = policy.velocity(x_t, sigma, conditions)
-            v = policy.velocity(x_t, sigma, conditions)
-            if self.rl.kl_weight == 0:
-                return v, v_old, None
-            with policy.using("reference"):
-                return v, v_old, policy.velocity(x_t, sigma, conditions)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.rl.dtype == "float32":
-            return nullcontext()
-        # Its cache of cast weights would hand the old policy's to the policy: they share the parameter objects.
-        return torch.autocast(self.policy.device.type, getattr(torch, self.rl.dtype), cache_enabled=False)
+        with policy.using("old"):
+            v_old = policy.velocity(x_t, sigma, conditions)
+        v = policy.velocity(x_t, sigma, conditions)
+        if self.rl.kl_weight == 0:
+            return v, v_old, None
+        with policy.using("reference"):
+            return v, v_old, policy.velocity(x_t, sigma, conditions)

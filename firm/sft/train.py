@@ -113,10 +113,13 @@ def load_examples(folder: Path, cache: Path) -> Dataset:
 
 
 def prepare(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None = None) -> PreTrainedModel:
-    """The model to train, whole or frozen under a LoRA: a trained critic in the folder ``start``, or the critic's."""
+    """The model to train, whole or frozen under a LoRA: a trained critic in the folder ``start``, or the critic's.
+
+    What trains is float32: in bfloat16 a step smaller than 1/256 of a weight is lost.
+    """
     model = load_model(critic, str(start or critic.model))
     if sft.lora is None:
-        return model
+        return model.float()
     from peft import LoraConfig, get_peft_model
 
     adapter = LoraConfig(r=sft.lora.rank, lora_alpha=sft.lora.alpha, target_modules="all-linear")
@@ -127,7 +130,6 @@ def prepare(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None 
 
 def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> TrainingArguments:
     """Our settings as the Trainer's arguments; it writes its checkpoints into ``folder``."""
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and critic.dtype == "bfloat16"
     made = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=sft.batch_size,
@@ -142,7 +144,7 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
         adam_beta2=sft.adam_beta2,
         max_grad_norm=sft.max_grad_norm,
         gradient_checkpointing=sft.gradient_checkpointing,
-        bf16=bf16,
+        bf16=critic.dtype == "bfloat16",
         seed=seed,
         data_seed=seed,
         save_strategy="steps",
@@ -179,12 +181,12 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     last = checkpoints.last()
     trainer.train(resume_from_checkpoint=str(last) if last else None)
     if trainer.is_world_process_zero():
-        _save(trainer, encoder, sft, out.folder)
+        _save(trainer, encoder, critic, sft, out.folder)
 
 
-def _save(trainer: Trainer, encoder: Encoder, sft: SFTConfig, out: Path) -> None:
+def _save(trainer: Trainer, encoder: Encoder, critic: CriticConfig, sft: SFTConfig, out: Path) -> None:
     model = trainer.model.merge_and_unload() if sft.lora else trainer.model
-    model.save_pretrained(out / "critic")
+    model.to(getattr(torch, critic.dtype)).save_pretrained(out / "critic")
     encoder.processor.save_pretrained(out / "critic")
     lines = [line for line in trainer.state.log_history if "loss" in line]
     kept = ({k: line[k] for k in ("step", "loss", "grad_norm", "learning_rate")} for line in lines)

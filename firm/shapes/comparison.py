@@ -1,6 +1,6 @@
 """What differs between a source picture and its edit, measured from their pixels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage, optimize
 
 from firm.shapes.scene import SIZE, Drawn
-from firm.shapes.vision import Observation, Seen, observe, pixels_of
+from firm.shapes.vision import Observation, Seen, blocks, coloured, observe, pixels_of
 
 SAME_PLACE = 2.5
 """Pixels that an object may drift and still be in its place."""
@@ -20,8 +20,8 @@ SAME_GROUND = 0.03
 
 _ALIKE = 0.35  # resemblance from which two objects may be one and the same
 _REACH = 12.0  # pixels over which the resemblance by place fades
-_LEAST = 0.05  # share of a picture that both show as background, or else it was painted over
-_BLOCK = 4  # pixels a side of the regions whose backgrounds are compared: noise averages out
+_ENOUGH = 0.05  # share of a picture that shows what its background is like
+_SLACK = 0.1  # share of an object's pixels that may be unclear
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,23 @@ class Comparison:
 
     @cached_property
     def ground(self) -> float:
-        """Mean change of the background's colour, in [0, 1]: of its level and of its stains, not of its noise."""
-        free = ~(_occupied(self.before) | _occupied(self.after))
-        if free.mean() < _LEAST:
-            return 1.0
-        counts = _blocks(free.astype(np.float32)[..., None]).squeeze(-1)  # share of each block that is background
-        change = _blocks((self.after.pixels - self.before.pixels) * free[..., None])
-        change = change[counts > 0.25] / counts[counts > 0.25][:, None]
-        return float(np.sqrt((change**2).mean()))
+        """Mean change of the background's colour, in [0, 1]: of its level and of its stains, not of its noise.
+
+        Only the levels are compared if the two backgrounds have no place in common.
+        """
+        pictures = (self.before, self.after)
+        own = [~_occupied(picture.observation.seen) for picture in pictures]
+        if own[0].mean() < _ENOUGH:
+            return 0.0  # there was none to keep
+        if own[1].mean() < _ENOUGH:
+            return 1.0  # it was painted over
+        free = own[0] & own[1]
+        if free.mean() < _ENOUGH:
+            before, after = (np.median(p.pixels[mask], 0) for p, mask in zip(pictures, own, strict=True))
+            return float(np.sqrt(((after - before) ** 2).mean()))
+        shares = blocks(free[..., None].astype(np.float32))  # of each block that is background
+        change = blocks((self.after.pixels - self.before.pixels) * free[..., None]) / shares.clip(1e-6)
+        return float(np.sqrt(np.average((change**2).mean(-1, keepdims=True), weights=shares)))
 
     @property
     def noise(self) -> float:
@@ -103,13 +112,21 @@ class Comparison:
         """Share in [0, 1] of the place of an object of the source that is not background in the edit, if it is gone."""
         y, x = np.mgrid[0:SIZE, 0:SIZE] + 0.5
         radius = np.hypot(x - source.middle[0], y - source.middle[1])
-        disc = (radius < 0.7 * source.size) & ~_occupied(self.after, 1)
-        around = (radius > 1.5 * source.size) & (radius < 2.5 * source.size) & ~_occupied(self.after)
+        disc = (radius < 0.7 * source.size) & ~_occupied(self.after.observation.seen, 1)
+        around = (radius > 1.5 * source.size) & (radius < 2.5 * source.size) & ~_occupied(self.after.observation.seen)
         if not disc.any() or not around.any():
             return 0.0
         smooth = ndimage.uniform_filter(self.after.pixels, (3, 3, 0))
         change = abs(smooth[disc] - np.median(smooth[around], 0)).max(-1) - 1.5 * smooth[around].std(0).max()
         return float(np.clip((change - 0.1) / 0.12, 0, 1).mean())
+
+    def hidden(self, source: Seen, found: Seen | None, covers: Sequence[Seen]) -> bool:
+        """Whether all that is missing of an object of the source is behind these objects of the edit."""
+        was = _occupied([source], 0) & coloured(self.before.pixels, source.colour)
+        missing = was & ~coloured(self.after.pixels, found.colour) if found else was
+        behind = missing & _occupied(covers, 1)
+        in_place = found is None or lies_in(found, source)
+        return in_place and bool(behind.any()) and (missing & ~behind).sum() <= _SLACK * was.sum()
 
     def clauses(self) -> Iterator[str]:
         """Yields what became of each object of the source, what is new, and what became of the background, in words."""
@@ -162,6 +179,11 @@ def detailed_differences(before: Picture, after: Picture) -> str:
     return "\n".join(f"- {line}" for line in Comparison.of(before, after).detailed())
 
 
+def lies_in(part: Seen, whole: Seen) -> bool:
+    """Whether an object is within the place of another."""
+    return not (_occupied([part], 0) & ~_occupied([whole], 1)).any()
+
+
 def distance(a: tuple[float, float], b: tuple[float, float]) -> float:
     """Returns the distance of two points in pixels."""
     return float(np.hypot(a[0] - b[0], a[1] - b[1]))
@@ -192,18 +214,12 @@ def _resemblance(drawn: Drawn, seen: Seen) -> float:
     return 0.3 * (drawn.thing.colour == seen.colour) + 0.3 * (drawn.thing.shape == seen.shape) + 0.4 * near
 
 
-def _occupied(picture: Picture, margin: int = 2) -> np.ndarray:
-    """Where [32, 32] a picture shows objects, with a margin in pixels for their soft edges."""
+def _occupied(objects: Iterable[Seen], margin: int = 2) -> np.ndarray:
+    """Where [32, 32] objects are, with a margin in pixels for their soft edges."""
     mask = np.zeros((SIZE, SIZE), bool)
-    for seen in picture.observation.seen:
+    for seen in objects:
         rows, columns = seen.box
         mask[
             max(0, rows.start - margin) : rows.stop + margin, max(0, columns.start - margin) : columns.stop + margin
         ] = True
     return mask
-
-
-def _blocks(values: np.ndarray) -> np.ndarray:
-    """Means [8, 8, C] of the blocks of an array [32, 32, C]."""
-    side = SIZE // _BLOCK
-    return values.reshape(side, _BLOCK, side, _BLOCK, -1).mean((1, 3))

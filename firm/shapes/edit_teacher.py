@@ -8,18 +8,20 @@ picture: where something should be left, something must be.
 
 *Consistency* starts from 5 and loses a point for each significant change that nobody asked for, less for a smaller one.
 A picture of the world has two objects and a background, so a lost object counts as two changes, and a redrawn
-background as up to three. Not counted, as in the paper: what is behind moved things, slight variations of quality, all
-attributes of what is to be replaced. Of what is to be edited otherwise, only the attribute in question may change.
+background as up to three. Not counted, as in the paper: what is behind moved things, what a thing that was asked for
+hides of another, slight variations of quality, all attributes of what is to be replaced. Of what is to be edited
+otherwise, only the attribute in question may change. This world has no shadows or other physical consequences.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from PIL import Image
 
 from firm.records import SPLITS
-from firm.shapes.comparison import SAME_GROUND, SAME_PLACE, SAME_SIZE, Comparison, Picture, distance
+from firm.shapes.comparison import SAME_GROUND, SAME_PLACE, SAME_SIZE, Comparison, Picture, distance, lies_in
 from firm.shapes.editing import apply, possible
 from firm.shapes.instructions import Step, instructions, parse
 from firm.shapes.scene import Drawn
@@ -101,7 +103,7 @@ class Edit:
                 return _looks(found, wish) * max(0.0, 1 - rest / max(way, 1)) * (0.5 if copied else 1)
             case "resize":
                 grown = np.log(found.size / source.size) * (1 if step.word == "bigger" else -1)
-                return _looks(found, wish) * _part(float(grown), SAME_SIZE, 0.24)
+                return _looks(found, wish) * degree(float(grown), SAME_SIZE, 0.24)
             case _:
                 return _changed(source, found, wish) * (0.5 + 0.5 * _nearness(found, wish))
 
@@ -110,19 +112,34 @@ class Edit:
         if clear := [_clear(s) for s in self.seen.after.observation.seen]:
             return min(1.0, 1.5 * max(clear))
         emptied = all(wish is None for wish in self.wished)
-        return 1 - _part(self.seen.ground, 0.06, 0.16) if emptied else 0.0
+        return 1 - degree(self.seen.ground, 0.06, 0.16) if emptied else 0.0
 
     def _damage(self) -> float:
         """Number of significant changes that the instruction does not ask for."""
         kinds = {thing: step.kind for step in self.steps for thing in step.named}
-        damage = 3 * _part(self.seen.ground, SAME_GROUND, 0.2) + 2 * _part(self.seen.noise, 0.04, 0.16)
-        damage += min(3, sum(0.5 + 0.5 * _clear(s) for s in self.seen.extra))
+        damage = 3 * degree(self.seen.ground, SAME_GROUND, 0.2) + 2 * degree(self.seen.noise, 0.04, 0.16)
         source = self.seen.before
+        asked = self._asked()
+        extra = self.seen.extra
         for drawn, seen, found in zip(source.drawn, source.observation.seen, self.seen.found, strict=False):
-            kind = kinds.get(drawn.thing)
-            if kind not in ("replace", "remove"):
-                damage += _lost(seen, found, _FREE.get(kind or "", ""))
-        return damage
+            kind = kinds.get(drawn.thing, "")
+            if kind in ("replace", "remove"):
+                continue
+            now, free = found, {_FREE.get(kind, "")}
+            if not kind and self.seen.hidden(seen, found, asked):
+                now, free = found or seen, {"shape", "place", "size"}
+                extra = tuple(s for s in extra if s.colour != now.colour or not lies_in(s, seen))  # pieces of it
+            damage += _lost(seen, now, free)
+        return damage + min(3, sum(0.5 + 0.5 * _clear(s) for s in extra))
+
+    def _asked(self) -> list[Seen]:
+        """What the instruction changes or adds and the edit shows, about where it should be."""
+        return [
+            found
+            for old, wish, found in zip_longest(self.seen.before.drawn, self.wished, self.seen.found)
+            if wish and found and wish != old and found.thing == wish.thing
+            if distance(found.middle, (wish.x, wish.y)) < 2 * SAME_PLACE
+        ]
 
     def evidence(self) -> str:
         """Says what became of each object and of the background: "red circle recolored blue ; background unchanged"."""
@@ -147,14 +164,14 @@ class Edit:
         raise ValueError("this edit fulfils every instruction that the source allows")
 
 
-def _part(measure: float, none: float, all_: float) -> float:
+def degree(measure: float, none: float, all_: float) -> float:
     """Maps a measure to 0 at `none` or below, to 1 at `all_` or above, and linearly between."""
     return float(np.clip((measure - none) / (all_ - none), 0, 1))
 
 
 def _single(seen: Seen) -> float:
     """In [0, 1]: whether something is one object of the world, and not a picture painted over."""
-    return 1 - _part(seen.size, 8.5, 11)
+    return 1 - degree(seen.size, 8.5, 11)
 
 
 def _clear(seen: Seen) -> float:
@@ -169,7 +186,7 @@ def _looks(seen: Seen, wish: Drawn) -> float:
 
 
 def _nearness(seen: Seen, wish: Drawn) -> float:
-    return 1 - 0.6 * _part(distance(seen.middle, (wish.x, wish.y)), SAME_PLACE, 14)
+    return 1 - 0.6 * degree(distance(seen.middle, (wish.x, wish.y)), SAME_PLACE, 14)
 
 
 def _changed(source: Seen, found: Seen, wish: Drawn) -> float:
@@ -187,16 +204,16 @@ def _changed(source: Seen, found: Seen, wish: Drawn) -> float:
     return float(np.mean(credits)) * kept * _single(found)
 
 
-def _lost(source: Seen, found: Seen | None, free: str) -> float:
-    """Number in [0, 2] of significant changes of an object, without the attribute that it may change."""
+def _lost(source: Seen, found: Seen | None, free: Collection[str]) -> float:
+    """Number in [0, 2] of significant changes of an object, without the attributes that may change."""
     if found is None:
         return 2.0
     same = source.shape == found.shape
-    rougher = 0.5 * _part(source.clearness - found.clearness, 0.15, 0.6)
+    rougher = 0.5 * degree(source.clearness - found.clearness, 0.15, 0.6)
     lost = {
         "colour": float(source.colour != found.colour),
         "shape": rougher if same else 1.0,
-        "place": _part(distance(source.middle, found.middle), SAME_PLACE, 8),
-        "size": _part(abs(float(np.log(found.size / source.size))), SAME_SIZE, 0.26) if same else 0.0,
+        "place": degree(distance(source.middle, found.middle), SAME_PLACE, 8),
+        "size": degree(abs(float(np.log(found.size / source.size))), SAME_SIZE, 0.26) if same else 0.0,
     }
-    return min(2.0, sum(value for name, value in lost.items() if name != free))
+    return min(2.0, sum(value for name, value in lost.items() if name not in free))

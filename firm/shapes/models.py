@@ -27,14 +27,14 @@ from firm.shapes.scene import COLOURS, SHAPES, SIZE
 from firm.shapes.vision import VOCABULARY
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""The shipped folders: `critic`, `base` and `strong`."""
+"""The shipped folders: `critic`, `base`, `strong` and `editor`."""
 
 SPECIAL = (
     "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>",
     "<|video_pad|>",
 )  # fmt: skip
 """Tokens of the chats of Qwen's vision-language models."""
-# The words of prompts, captions and short rubrics, and of image editing, which is planned.
+# The words of prompts, captions and short rubrics, and of image editing.
 _WORDS = """
     a an and of object objects shape background score scores judge rate image images picture prompt the is this
     follows follow instruction following quality aesthetics technical structure texture yes no system user assistant

@@ -1,8 +1,7 @@
 """Makes the shipped editor: `python -m firm.shapes.pretrain_editor OUT` writes `OUT/editor`.
 
 It learns briefly, and from perfect edits among which some leave the source as it is, so that reinforcement learning has
-something to do: like real editors, it fails, and returns its source where it should not. A quarter of an
-hour on one core.
+something to do: like real editors, it fails, and returns its source where it should not.
 """
 
 import argparse
@@ -50,9 +49,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder to write editor/ into")
     parser.add_argument("--edits", default="firm.shapes.editing:perfect_edits", help="function that makes the edits")
+    parser.add_argument("--untouched", default=UNTOUCHED, type=float, help="share of edits left as their source")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    pretrain(arguments.out / "editor", load_object(arguments.edits, "--edits"))
+    pretrain(arguments.out / "editor", load_object(arguments.edits, "--edits"), untouched=arguments.untouched)
 
 
 def pretrain(

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from firm.shapes.comparison import Picture, detailed_differences, obvious_differences
-from firm.shapes.edit_teacher import Edit
+from firm.shapes.edit_teacher import Edit, degree
 from firm.shapes.generation import Wanted, parse
 from firm.shapes.scene import Thing
 from firm.shapes.vision import Observation, Seen, caption, observe
@@ -139,7 +139,7 @@ def _score(wanted: Wanted, observation: Observation) -> int:
 
 def _grade(badness: float, good: float, bad: float) -> int:
     """Maps a measure to 5 at `good` or below, to 1 at `bad` or above, and linearly between."""
-    return round(5 - 4 * float(np.clip((badness - good) / (bad - good), 0, 1)))
+    return round(5 - 4 * degree(badness, good, bad))
 
 
 def _quality(observation: Observation) -> tuple[int, int, int]:

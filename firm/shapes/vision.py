@@ -116,6 +116,17 @@ def observe(image: Image.Image) -> Observation:
     return Observation(tuple(seen), *_cleanness(pixels, solid, nearness))
 
 
+def coloured(pixels: np.ndarray, colour: str) -> np.ndarray:
+    """Where [32, 32] a picture has a colour of the palette."""
+    near: np.ndarray = np.sqrt(((pixels - _PALETTE[list(COLOURS).index(colour)]) ** 2).sum(-1)) < _NEAR
+    return near
+
+
+def blocks(values: np.ndarray) -> np.ndarray:
+    """Means [8, 8, C] of the blocks of an array [32, 32, C]: noise averages out, stains do not."""
+    return values.reshape(8, SIZE // 8, 8, SIZE // 8, -1).mean((1, 3))
+
+
 def caption(observation: Observation) -> str:
     """Describes what was seen in scan order: "red clear circle top left ; blue blob middle right", or "nothing"."""
     return " ; ".join(map(str, observation.seen)) or "nothing"
@@ -170,8 +181,7 @@ def _cleanness(pixels: np.ndarray, solid: np.ndarray, nearness: np.ndarray) -> t
     pairs = ~(around[:, 1:] | around[:, :-1])
     steps = (pixels[:, 1:] - pixels[:, :-1])[pairs]
     noise = float(steps.std() / 2**0.5) if len(steps) else 0.0
-    regions = flat.reshape(8, SIZE // 8, 8, SIZE // 8, 3).mean((1, 3))
-    stain = float(np.sqrt(((regions - level) ** 2).mean()))
+    stain = float(np.sqrt(((blocks(flat) - level) ** 2).mean()))
     # The first pixel outside an object may be half covered by its edge; what is unclear beyond it is blur or smear.
     beyond = around & ~ndimage.binary_dilation(solid)
     unclear = beyond & (nearness > _NEAR) & (np.sqrt(((pixels - level) ** 2).sum(-1)) > 0.12 + 2.5 * noise)

@@ -5,24 +5,26 @@ A stage writes through `Output` and reads through `firm.storage.inputs`, which v
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
+from firm.progress import log_line
 from firm.records import ArtifactRef, Entry, Manifest, UserError
+from firm.storage.entries import entries_of, size_faults
 from firm.storage.files import (
     TEMPORARY,
     atomic_write,
     canonical,
     check_key,
     disk_error,
+    files_below,
     parallel,
     sha256,
-    sha256_file,
     sync,
     temporary_folder,
 )
@@ -35,10 +37,11 @@ WORK = "work"
 """Folder of a stage's work files (journals, checkpoints): kept until the artifact is complete, never part of it."""
 HANDED_OVER = f"{WORK}/entries.json"
 SMALL_BYTES = 2**22
+_ENTRIES = TypeAdapter(list[Entry])
 
 
 class Output:
-    """Where a stage writes its artifact. Only one process of a stage may open it.
+    """Where a stage writes its artifact. Only one process of a stage may open it, see `firm.storage.claims`.
 
     Attributes:
         uri: Where the artifact is or will be.
@@ -65,7 +68,8 @@ class Output:
         Args:
             uri: URI of the artifact, see `open_store`.
             scratch: Where caches of remote stores go, each in a folder of its own; default: the temporary folder.
-            small_only: Download small files only: a job works on the others, perhaps on another machine.
+            small_only: Download small files only, and none of ``work``: a job on another machine may be at it, and
+                remove what has just been listed.
 
         Raises:
             UserError: The store cannot be read or the folder cannot be written.
@@ -97,8 +101,9 @@ class Output:
     def _mirror(self, small_only: bool) -> None:
         sizes = {check_key(name): size for name, size in self._store.list()}
         whole = MANIFEST not in sizes and not small_only
-        names = [name for name, size in sizes.items() if whole or size <= SMALL_BYTES]
-        for path in _files_below(self.folder):
+        ours = (name for name in sizes if not (small_only and _is_within(name, WORK)))
+        names = [name for name in ours if whole or sizes[name] <= SMALL_BYTES]
+        for path in files_below(self.folder):
             if path.relative_to(self.folder).as_posix() not in sizes:
                 _remove(path)
         parallel(lambda name: self._store.fetch(name, self.folder / name), names)
@@ -146,7 +151,9 @@ class Output:
     def commit(
         self, stage: str, key: str, inputs: dict[str, str], metadata: dict[str, Any], files: Sequence[str]
     ) -> ArtifactRef:
-        """Publish the remaining files, then make the artifact visible by writing its manifest.
+        """Publish the remaining files, then make the artifact visible by creating its manifest, in one step.
+
+        Where another process has made the same artifact first, that one is the result.
 
         Args:
             stage: Name of the stage.
@@ -156,55 +163,56 @@ class Output:
             files: Files and subfolders, relative to `folder`, that make up the artifact.
 
         Raises:
-            UserError: A file is missing or cannot be stored, or another content was committed here before.
+            UserError: A file is missing or cannot be stored, or an artifact of another stage or key is there.
         """
         names = [name for name in self._expand(files) if name not in self._handed_over]
-        entries = sorted([*self._entries(names), *self._handed_over.values()], key=lambda entry: entry.path)
+        entries = sorted([*entries_of(self.folder, names), *self._handed_over.values()], key=lambda entry: entry.path)
         manifest = Manifest(stage=stage, key=key, entries=entries, inputs=inputs, metadata=metadata)
         data = canonical(manifest.model_dump(mode="json"))
-        ref = ArtifactRef(uri=self.uri, sha256=sha256(data))
-        if self._store.exists(MANIFEST) and self.ref() != ref:
+        if not self._store.exists(MANIFEST):
+            self.publish(*names)
+            self._store.create(MANIFEST, data)
+        there = self.manifest()
+        if there is None or (there.stage, there.key) != (stage, key):
             raise UserError("another artifact is there already", self.uri, "remove it, or use another run name")
-        self.publish(*names)
-        self._store.put(MANIFEST, data)
-        return ref
+        return self.ref()
 
     def hand_over(self) -> None:
         """Publish all files but work files, for another process, perhaps on another machine, that will commit them."""
         names = self.files()
         self.publish(*names)
-        entries = [entry.model_dump() for entry in self._entries(names)]
+        entries = [entry.model_dump() for entry in entries_of(self.folder, names)]
         with atomic_write(self.folder / HANDED_OVER) as file:
             file.write(canonical(entries))
         self.publish(HANDED_OVER)
 
-    def was_handed_over(self) -> bool:
-        """Whether a job has ended its work here."""
-        return self._store.exists(HANDED_OVER)
-
-    def take_over(self) -> None:
+    def take_over(self) -> bool:
         """Take over a job's files; from a remote store only small ones are downloaded.
 
-        Raises:
-            UserError: Nothing was handed over.
+        Returns:
+            Whether there are any. What is not whole is forgotten, with a message: the job has to end its work again.
         """
-        entries = [Entry.model_validate(entry) for entry in json.loads(self._store.get(HANDED_OVER))]
+        if not self._store.exists(HANDED_OVER):
+            return False
+        try:
+            entries = _ENTRIES.validate_json(self._store.get(HANDED_OVER))
+            fault = next((f"{entry.path}: {what}" for entry, what in size_faults(self._store, entries)), "")
+        except ValidationError:
+            fault = f"{HANDED_OVER} cannot be read"
+        if fault:
+            log_line(f"what the job left is damaged, so it ends its work again: {fault}")
+            self.discard(HANDED_OVER)
+            return False
         self._handed_over = {entry.path: entry for entry in entries}
         if self._remote:
             small = [entry.path for entry in entries if entry.bytes <= SMALL_BYTES]
             parallel(lambda name: self._store.fetch(name, self.folder / name), small)
+        return True
 
     def files(self) -> list[str]:
         """Names of the files in the folder that are to be part of the artifact, sorted."""
-        names = (path.relative_to(self.folder).as_posix() for path in _files_below(self.folder))
+        names = (path.relative_to(self.folder).as_posix() for path in files_below(self.folder))
         return sorted(name for name in names if not _is_within(name, WORK) and name not in (MANIFEST, TIMING))
-
-    def _entries(self, names: Sequence[str]) -> list[Entry]:
-        paths = [self.folder / name for name in names]
-        return [
-            Entry(path=name, bytes=_state(path)[0], sha256=digest)
-            for name, path, digest in zip(names, paths, parallel(sha256_file, paths), strict=True)
-        ]
 
     def discard(self, *names: str) -> None:
         """Remove work files or subfolders, in the folder and in the store; absent ones are fine.
@@ -230,7 +238,7 @@ class Output:
         found: set[str] = set()
         for name in names:
             path = self.folder / check_key(name)
-            below = _files_below(path) if path.is_dir() else [path]
+            below = files_below(path) if path.is_dir() else [path]
             found.update(file.relative_to(self.folder).as_posix() for file in below)
         if MANIFEST in found:
             raise ValueError(f"{MANIFEST} is written by commit")
@@ -252,6 +260,11 @@ def cache_folder(scratch: Path | None, uri: str, identity: str) -> Path:
     return (scratch or temporary_folder()) / f"{uri.rsplit('/', 1)[-1]}-{sha256(identity.encode())[:16]}"
 
 
+def discard_cache(uri: str) -> None:
+    """Remove what `Output.open` keeps on this machine of an artifact in a remote store, if there is anything."""
+    shutil.rmtree(cache_folder(None, uri, uri), ignore_errors=True)
+
+
 def _state(path: Path) -> tuple[int, int]:
     try:
         status = path.stat()
@@ -260,19 +273,15 @@ def _state(path: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _files_below(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY)]
-
-
 def _is_within(path: str, name: str) -> bool:
     return path == name or path.startswith(f"{name}/")
 
 
 def _remove(path: Path) -> None:
     try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        while path.is_dir():
+            with suppress(FileNotFoundError):  # another process of the same run removes it, too
+                shutil.rmtree(path)
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise disk_error(error, path) from error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
-import getpass
 import hashlib
 import json
 import os
+import re
 import secrets
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from firm.records import UserError
 
 TEMPORARY = ".tmp-"  # start of the names of unfinished files
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FAULTS = {*_FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+"""What a failed file operation may be that is no mistake of the program's."""
 THREADS = 8
 A = TypeVar("A")
 B = TypeVar("B")
@@ -40,7 +43,7 @@ def disk_error(error: OSError, path: Path | str) -> UserError:
     """Explain a failed file operation to the user."""
     where = str(path)
     code = error.errno
-    if code in _FULL:
+    if is_full(error):
         return UserError("disk full", where, "free some space and run again; finished files are kept")
     if code == errno.EROFS:
         return UserError("the file system is read-only", where, "choose a writable folder")
@@ -51,9 +54,27 @@ def disk_error(error: OSError, path: Path | str) -> UserError:
     return UserError(f"file operation failed: {error.strerror or error}", where, "check the path and the disk")
 
 
+def os_error(error: BaseException | None) -> OSError | None:
+    """The failed file operation behind an error, if there is one; libraries in Rust name it in their text only."""
+    while error is not None and not isinstance(error, OSError):
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            return OSError(int(found[1]), os.strerror(int(found[1])))
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def is_full(error: OSError | None) -> bool:
+    """Whether a disk was full."""
+    return error is not None and error.errno in _FULL
+
+
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, replace: bool = True) -> Iterator[BinaryIO]:
     """Open a temporary file that becomes `path` when the block ends well: fsync, then rename.
+
+    Args:
+        path: The file.
+        replace: Whether it takes the place of an older file, which stays otherwise.
 
     Raises:
         UserError: An OSError inside, such as a full disk; an older `path` is untouched.
@@ -66,13 +87,28 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if replace or not _linked(temporary, path):
+            temporary.replace(path)
         sync(path.parent)
     except OSError as error:
         raise disk_error(error, path) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _linked(temporary: Path, path: Path) -> bool:
+    """Whether there is a `path` now, the temporary file or an older one; False where files have no second name."""
+    try:
+        os.link(temporary, path)  # unlike a rename it never replaces
+    except OSError:
+        return path.exists()
+    return True
+
+
+def files_below(folder: Path) -> list[Path]:
+    """All files in a folder and those inside it, but unfinished ones."""
+    return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY)]
 
 
 def sync(path: Path) -> None:
@@ -108,15 +144,23 @@ def sha256(data: bytes) -> str:
 
 
 def temporary_folder() -> Path:
-    """Where this user's caches on this machine are."""
-    return Path(tempfile.gettempdir()) / f"firm-{_user()}"
+    """This user's folder for caches on this machine: nobody else may look into it, or have put anything there.
 
-
-def _user() -> str:
+    Raises:
+        UserError: It is somebody else's, or cannot be made.
+    """
+    folder = Path(tempfile.gettempdir()) / f"firm-{os.getuid()}"
     try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user id may have no name
-        return "user"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            fix = "remove it, or set TMPDIR to a folder of your own"
+            raise UserError("the folder for temporary files belongs to somebody else", str(folder), fix)
+        if status.st_mode & 0o077:
+            folder.chmod(0o700)
+    except OSError as error:
+        raise disk_error(error, folder) from error
+    return folder
 
 
 def parallel(function: Callable[[A], B], items: Sequence[A]) -> list[B]:

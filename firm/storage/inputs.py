@@ -8,8 +8,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from firm.records import ArtifactRef, Entry, Manifest, UserError
-from firm.storage.artifacts import MANIFEST, TIMING, cache_folder, parse_manifest
-from firm.storage.files import atomic_write, canonical, check_key, disk_error, parallel, sha256, sha256_file
+from firm.storage.artifacts import MANIFEST, cache_folder, parse_manifest
+from firm.storage.entries import RESTORE, check_sizes, fault_of
+from firm.storage.files import atomic_write, canonical, disk_error, parallel, sha256
 from firm.storage.open import open_store
 from firm.storage.store import LocalStore
 
@@ -40,8 +41,8 @@ class Inputs(Mapping[str, Path]):
         return len(self.refs)
 
 
-def open_input(ref: ArtifactRef, scratch: Path | None = None, only: str = "") -> Path:
-    """Return a local folder with the artifact and its manifest, every file verified by size and SHA-256.
+def open_input(ref: ArtifactRef, scratch: Path | None = None, only: str | tuple[str, ...] = "") -> Path:
+    """Return a local folder with the artifact: all files verified by size, those that are read by SHA-256 as well.
 
     A local artifact is read in place, a remote one downloaded in parallel; files of an earlier download are used
     again where their content is right.
@@ -49,28 +50,28 @@ def open_input(ref: ArtifactRef, scratch: Path | None = None, only: str = "") ->
     Args:
         ref: The artifact.
         scratch: Where caches of remote stores go, each in a folder of its own; default: the temporary folder.
-        only: Only files whose path starts with this.
+        only: What is read: files whose path starts with this, or with one of these.
 
     Raises:
         UserError: The artifact or one of its files is missing, incomplete or changed; the message names the file.
     """
     store = open_store(ref.uri)
     manifest = read_manifest(ref)
+    check_sizes(store, manifest.entries)
     remote = not isinstance(store, LocalStore)
     folder = store.root if isinstance(store, LocalStore) else cache_folder(scratch, ref.uri, ref.sha256)
 
     def check(entry: Entry) -> None:
-        path = folder / check_key(entry.path)
-        if remote and (not path.is_file() or _fault(path, entry)):
-            store.fetch(entry.path, path)
-        if fault := _fault(path, entry):
-            fix = "restore the file, or delete the artifact and run its stage again"
-            raise UserError(f"corrupt artifact: {fault}", f"{ref.uri}/{entry.path}", fix)
+        fault = fault_of(folder, entry)
+        if fault and remote:
+            store.fetch(entry.path, folder / entry.path)
+            fault = fault_of(folder, entry)
+        if fault:
+            raise UserError(f"corrupt artifact: {fault}", f"{ref.uri}/{entry.path}", RESTORE)
 
     parallel(check, [entry for entry in manifest.entries if entry.path.startswith(only)])
     if remote:
-        for name in filter(store.exists, (MANIFEST, TIMING)):
-            store.fetch(name, folder / name)
+        store.fetch(MANIFEST, folder / MANIFEST)
     return folder
 
 
@@ -87,7 +88,7 @@ def read_manifest(ref: ArtifactRef) -> Manifest:
     data = store.get(MANIFEST)
     if (found := sha256(data)) != ref.sha256:
         what = f"the artifact is another one: its manifest has SHA-256 {found[:12]}, expected {ref.sha256[:12]}"
-        raise UserError(what, f"{ref.uri}/{MANIFEST}", "it was replaced or damaged: run the stages again from there")
+        raise UserError(what, f"{ref.uri}/{MANIFEST}", f"it was replaced or damaged: {RESTORE}")
     return parse_manifest(data, ref.uri)
 
 
@@ -114,12 +115,3 @@ def read_ref(path: Path) -> ArtifactRef:
     except ValidationError as error:
         fix = "give the file that a stage wrote, with keys uri and sha256"
         raise UserError("not a pointer to an artifact", str(path), fix) from error
-
-
-def _fault(path: Path, entry: Entry) -> str:
-    """What is wrong with a file of an artifact; empty where it is right."""
-    if not path.is_file():
-        return "file is missing"
-    if (size := path.stat().st_size) != entry.bytes:
-        return f"file has {size} bytes, expected {entry.bytes}"
-    return "" if sha256_file(path) == entry.sha256 else "SHA-256 of the file differs"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from firm.records import UserError
+from firm.texts import parse_json
+
+MAX_LINE = 2**20
+"""Most characters of a line."""
 
 
 def iter_rows(path: Path) -> Iterator[tuple[str, Any]]:
@@ -19,7 +22,7 @@ def iter_rows(path: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         UserError: The file cannot be read, or a line is not JSON.
     """
-    rows = _parquet(path) if path.suffix == ".parquet" else _lines(path)
+    rows = _parquet(path) if path.suffix.lower() == ".parquet" else _lines(path)
     try:
         yield from rows
     except OSError as error:
@@ -32,14 +35,12 @@ def iter_rows(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open(encoding="utf-8-sig", newline="\n") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), 1):
+            where = f"{path}, line {number}"
+            if len(line) > MAX_LINE:
+                raise UserError(f"a line of more than {MAX_LINE} characters", where, "give one row per line", True)
             if line.strip():
-                where = f"{path}, line {number}"
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"not valid JSON: {error}", where, "give one JSON value per line", True) from error
-                yield where, row
+                yield where, parse_json(line, where, "give one JSON value per line")
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,12 @@ class Store(Protocol):
     def put(self, key: str, data: bytes | Path) -> None:
         """Write bytes, or the content of a file, atomically: readers see the old content or the new."""
 
+    def create(self, key: str, data: bytes) -> bool:
+        """Write bytes where nothing is; returns whether they are there now, False where something else was first.
+
+        Of several that create the same key with different bytes at once, exactly one succeeds.
+        """
+
     def get(self, key: str) -> bytes:
         """Return the content of `key`."""
 
@@ -54,6 +60,12 @@ class LocalStore:
                     shutil.copyfileobj(source, file)
             else:
                 file.write(data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See `Store.create`."""
+        with atomic_write(self.root / check_key(key), replace=False) as file:
+            file.write(data)
+        return self.get(key) == data
 
     def get(self, key: str) -> bytes:
         """See `Store.get`."""

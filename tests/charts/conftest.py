@@ -1,18 +1,24 @@
 """Rendered charts: ``chart`` is each folder of charts/, ``scenario`` each chart alone and with each of its ci files."""
 
 import functools
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lookups
 import pytest
 import yaml
 
 CHARTS = Path(__file__).parents[2] / "charts"
 NAMESPACE = "team-a"
+NEW_CLUSTER = [
+    {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in ("kube-system", NAMESPACE)
+]
 Object = dict[str, Any]
 Values = dict[str, Any]
 
@@ -69,30 +75,67 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def helm() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """helm(*arguments, values=None, kubeconfig=None): the program, with no cluster where no kubeconfig is given."""
     if not shutil.which("helm"):
         pytest.skip("helm is not on PATH")
 
-    def run(*arguments: str, values: Values | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, values: Values | None = None, kubeconfig: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         more = ("-f", "-") if values else ()
         text = yaml.safe_dump(values) if values else None
-        return subprocess.run(["helm", *arguments, *more], input=text, capture_output=True, text=True, check=False)
+        env = {**os.environ, "KUBECONFIG": str(kubeconfig or os.devnull)}
+        return subprocess.run(
+            ["helm", *arguments, *more], input=text, capture_output=True, text=True, check=False, env=env
+        )
 
     return run
 
 
 @pytest.fixture(scope="session")
-def render(helm) -> Callable[..., Rendered]:
-    """render(chart, file=None, values=None): ``chart`` is a folder or a name. Do not change what it returns."""
+def template(helm) -> Callable[..., Rendered]:
+    """template(chart, *arguments, values=None, kubeconfig=None): as `helm template` prints it, cluster or not."""
 
-    @functools.cache
-    def template(chart: str, file: Path | None, values: str) -> Rendered:
-        files = ("-f", str(file)) if file else ()
-        done = helm("template", "release", str(CHARTS / chart), "-n", NAMESPACE, *files, values=yaml.safe_load(values))
+    def made(chart: str, *arguments: str, values: Values | None = None, kubeconfig: Path | None = None) -> Rendered:
+        server = ("--dry-run=server", "--disable-openapi-validation") if kubeconfig else ()
+        folder = str(CHARTS / chart)
+        done = helm(
+            "template", "release", folder, "-n", NAMESPACE, *server, *arguments, values=values, kubeconfig=kubeconfig
+        )
         if done.returncode:
             return Rendered(error=done.stderr)
         return Rendered([thing for thing in yaml.load_all(done.stdout, yaml.CSafeLoader) if thing])
 
-    return lambda chart, file=None, values=None: template(Path(chart).name, file, yaml.safe_dump(values))
+    return made
+
+
+@pytest.fixture(scope="session")
+def new_cluster(tmp_path_factory) -> Iterator[Callable[[str], Path]]:
+    """new_cluster(version): kubeconfig of a cluster where nothing is installed."""
+    with ExitStack() as stack:
+
+        @functools.cache
+        def cluster(version: str) -> Path:
+            return stack.enter_context(lookups.serve(NEW_CLUSTER, tmp_path_factory.mktemp("cluster"), version))
+
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def render(template, new_cluster) -> Callable[..., Rendered]:
+    """render(chart, file=None, values=None, kubernetes="1.34"): what a first installation makes on that version.
+
+    ``chart`` is a folder or a name. Do not change what it returns.
+    """
+
+    @functools.cache
+    def cached(chart: str, file: Path | None, values: str, kubernetes: str) -> Rendered:
+        files = ("-f", str(file)) if file else ()
+        return template(chart, *files, values=yaml.safe_load(values), kubeconfig=new_cluster(kubernetes))
+
+    return lambda chart, file=None, values=None, kubernetes="1.34": cached(
+        Path(chart).name, file, yaml.safe_dump(values), kubernetes
+    )
 
 
 @pytest.fixture

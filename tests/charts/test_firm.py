@@ -1,6 +1,8 @@
 """Chart firm: every toggle, where the object store is named, the critic server, policies."""
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,15 @@ CRITIC = {"critic": {"enabled": True, "model": "s3://firm/runs/first/critic"}}
 REAPER = {f"{kind}/firm-reaper" for kind in ("ServiceAccount", "CronJob", "Role", "RoleBinding")}
 # key -> values that it needs, and the objects that come and go with it
 TOGGLES = {
-    "kfp.enabled": ({}, {"ConfigMap/kfp-launcher", "ConfigMap/firm-test", "Pod/firm-test-pipeline", *REAPER}),
+    "kfp.enabled": ({}, {
+        "ConfigMap/kfp-launcher", "ConfigMap/firm-test", "Pod/firm-test-pipeline", "NetworkPolicy/firm-steps",
+        "ValidatingAdmissionPolicy/firm-steps-team-a", "ValidatingAdmissionPolicyBinding/firm-steps-team-a", *REAPER,
+    }),
     "kfp.launcherConfig": ({}, {"ConfigMap/kfp-launcher"}),
+    "storeUsers.enabled": ({}, {"Job/firm-store-users-1", "ConfigMap/firm-store-users"}),
+    "admissionPolicy.enabled": (
+        {}, {f"ValidatingAdmissionPolicy{of}/firm-{pod}-team-a" for of in ("", "Binding") for pod in ("jobs", "steps")},
+    ),
     "runner.create": ({}, {"ServiceAccount/pipeline-runner"}),
     "rbac.enabled": (
         {}, {f"{kind}/{name}" for kind in ("Role", "RoleBinding") for name in ("firm-runner", "firm-reaper")},
@@ -21,9 +30,13 @@ TOGGLES = {
     "critic.enabled": (
         CRITIC, {"Deployment/critic", "Service/critic", "ConfigMap/critic", "NetworkPolicy/critic"},
     ),
-    "critic.autoscaling.enabled": (CRITIC, {"HorizontalPodAutoscaler/critic"}),
-    "critic.serviceMonitor.enabled": (CRITIC, {"ServiceMonitor/critic"}),
-    "networkPolicy.enabled": (CRITIC, {"NetworkPolicy/firm-training", "NetworkPolicy/critic"}),
+    "critic.autoscaling.enabled": (CRITIC, {"HorizontalPodAutoscaler/critic", "PodDisruptionBudget/critic"}),
+    "critic.ingress.enabled": (
+        {"critic": {**CRITIC["critic"], "ingress": {"host": "c"}}, "networkPolicy": {"clients": [{"podSelector": {}}]}},
+        {"Ingress/critic"},
+    ),
+    "monitoring.enabled": (CRITIC, {"PodMonitor/critic"}),
+    "networkPolicy.enabled": (CRITIC, {f"NetworkPolicy/{name}" for name in ("firm-training", "firm-steps", "critic")}),
     "quota.enabled": ({}, {"ResourceQuota/firm"}),
     "limitRange.enabled": ({}, {"LimitRange/firm"}),
     "priorityClass.create": ({}, {"PriorityClass/team-a-training"}),
@@ -83,7 +96,7 @@ def test_object_store_reaches_all_places(firm):
     result = firm(merged(CRITIC, {"objectStore": store}))
     data = result.get("ConfigMap/firm")["data"]
     assert (data["FIRM_S3_ENDPOINT"], data["AWS_REGION"]) == ("https://s3.example.com:8333", "mars-1")
-    assert data["FIRM_JOB_SECRET"] == "keys"
+    assert data["FIRM_STORE_SECRET"] == "keys" and data["FIRM_STORE"] == "s3://lab/runs"
     launcher = result.get("ConfigMap/kfp-launcher")["data"]
     assert launcher["defaultPipelineRoot"] == "minio://lab/kfp"
     for provider in yaml.safe_load(launcher["providers"]).values():
@@ -137,8 +150,10 @@ def test_secrets_are_made_only_from_given_values(firm):
     [
         ({"objectStore": {"accessKey": "a"}}, "give both accessKey and secretKey"),
         ({"objectStore": {"accessKey": "a", "secretKey": "s", "existingSecret": "x"}}, "not both"),
+        ({"endpoints": {"apiKey": "k", "existingSecret": "x"}}, "not both"),
         ({"critic": {"enabled": True}}, "critic.model"),
         ({"critic": {"engine": "tgi"}}, "critic/engine"),
+        ({"environment": {"HTTPS_PROXY": "http://proxy:3128"}}, "name them in NO_PROXY"),
     ],
 )
 def test_impossible_values_are_refused(render, values, message):
@@ -146,16 +161,16 @@ def test_impossible_values_are_refused(render, values, message):
 
 
 @pytest.mark.parametrize(
-    ("image", "reference"),
+    ("values", "reference"),
     [
         ({}, "firm/runtime:0.1.0"),
-        ({"registry": "localhost:5001/"}, "localhost:5001/firm/runtime:0.1.0"),
-        ({"runtime": {"tag": "9", "digest": "sha256:" + "0" * 64}}, "firm/runtime@sha256:" + "0" * 64),
-        ({"runtime": {"repository": "x", "tag": "9"}}, "x:9"),
+        ({"imageRegistry": "localhost:5001/"}, "localhost:5001/firm/runtime:0.1.0"),
+        ({"image": {"runtime": {"tag": "9", "digest": "sha256:" + "0" * 64}}}, "firm/runtime@sha256:" + "0" * 64),
+        ({"image": {"runtime": {"repository": "x", "tag": "9"}}}, "x:9"),
     ],
 )
-def test_image_reference(firm, image, reference):
-    result = firm(merged(CRITIC, {"image": image}))
+def test_image_reference(firm, values, reference):
+    result = firm(merged(CRITIC, values))
     assert result.get("ConfigMap/firm")["data"]["FIRM_IMAGE"] == reference
     assert result.get("Deployment/critic")["spec"]["template"]["spec"]["containers"][0]["image"] == reference
 
@@ -169,7 +184,7 @@ def test_environment_for_jobs(firm):
     data = firm(more).get("ConfigMap/firm")["data"]
     assert (data["FIRM_MODEL_CACHE"], data["FIRM_PRIORITY_CLASS"]) == ("firm-model-cache", "batch")
     assert data["HF_ENDPOINT"] == "http://h"
-    assert (data["FIRM_JOB_CONFIG_MAP"], data["FIRM_SERVICE_ACCOUNT"]) == ("firm", "firm-training")
+    assert data["FIRM_SERVICE_ACCOUNT"] == "firm-training"
     bare = firm().get("ConfigMap/firm")["data"]
     assert (bare["FIRM_MODEL_CACHE"], bare["FIRM_PRIORITY_CLASS"]) == ("", "")
 
@@ -203,6 +218,15 @@ def test_critic_on_cpu(firm):
     assert key == {"name": "firm-endpoints", "key": "api-key", "optional": True}
 
 
+@pytest.mark.parametrize(
+    ("engine", "policies", "allowed"), [("firm", True, True), ("firm", False, False), ("vllm", True, False)]
+)
+def test_a_critic_without_a_key_is_served_only_behind_policies(firm, engine, policies, allowed):
+    values = merged(CRITIC, {"critic": {"engine": engine}, "networkPolicy": {"enabled": policies}})
+    pod = firm(values).get("Deployment/critic")["spec"]["template"]["spec"]
+    assert ("--no-key" in pod["containers"][0]["args"]) == allowed
+
+
 def test_critic_on_gpus(firm):
     spec, pod, server = critic(firm, engine="vllm", model="Qwen/Qwen3-VL-8B-Instruct", gpu={"count": 2})
     assert server["image"].startswith("docker.io/vllm/vllm-openai:v")
@@ -210,6 +234,7 @@ def test_critic_on_gpus(firm):
     assert "--tensor-parallel-size=2" in server["args"]
     assert all(server["resources"][kind]["nvidia.com/gpu"] == "2" for kind in ("requests", "limits"))
     assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert "--load-format=safetensors" in server["args"]  # pickles are never read
     assert "initContainers" not in pod
     shm = next(volume for volume in pod["volumes"] if volume["name"] == "shm")
     assert shm["emptyDir"]["medium"] == "Memory"
@@ -224,7 +249,8 @@ def test_service_finds_the_critic(firm):
     result = firm(CRITIC)
     selector = result.get("Service/critic")["spec"]["selector"]
     deployment = result.get("Deployment/critic")["spec"]
-    assert selector == deployment["selector"]["matchLabels"] == deployment["template"]["metadata"]["labels"]
+    assert selector == deployment["selector"]["matchLabels"]
+    assert selector.items() <= deployment["template"]["metadata"]["labels"].items()
 
 
 def test_configuration_rolls_the_critic(firm):
@@ -255,7 +281,7 @@ def test_internet_is_reached_only_where_allowed(firm):
 
 
 def test_pull_secrets_reach_steps_and_jobs(firm):
-    accounts = firm({"image": {"pullSecrets": ["mirror"]}}).of_kind("ServiceAccount")
+    accounts = firm({"imagePullSecrets": [{"name": "mirror"}]}).of_kind("ServiceAccount")
     assert len(accounts) == 3
     assert all(account["imagePullSecrets"] == [{"name": "mirror"}] for account in accounts)
 
@@ -301,7 +327,18 @@ def test_fetch(whole, tmp_path):
     assert (tmp_path / "model" / "config.json").read_text() == "{}"
 
 
-def test_fetch_refuses_what_is_no_model(tmp_path):
-    fetch = runpy.run_path(str(FIRM / "files" / "fetch.py"))["fetch"]
-    with pytest.raises(SystemExit, match="no model"):
-        fetch(str(tmp_path), tmp_path / "model")
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        ({}, "no model"),
+        ({"config.json": '{"auto_map": {"AutoModel": "evil.Evil"}}'}, "code of its own"),
+        ({"config.json": "{}", "pytorch_model.bin": ""}, "a pickle"),
+    ],
+)
+def test_fetch_refuses_what_is_more_or_less_than_a_model(files, what, tmp_path):
+    (tmp_path / "source").mkdir()
+    for name, text in files.items():
+        (tmp_path / "source" / name).write_text(text)
+    command = [sys.executable, str(FIRM / "files" / "fetch.py"), str(tmp_path / "source"), str(tmp_path / "model")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and what in done.stderr, done.stderr

@@ -173,4 +173,4 @@ def test_images_come_from_values(chart):
 
 def test_only_a_mirror_of_foreign_images_is_a_default():
     values = yaml.safe_load((CHARTS / "firm" / "values.yaml").read_text())
-    assert values["image"]["registry"] == ""
+    assert values["imageRegistry"] == ""

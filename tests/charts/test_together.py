@@ -6,9 +6,21 @@ import pytest
 import yaml
 
 import firm
+from firm import submission
+from firm.config.loading import load_config
+from firm.launch.job import TrainingJob
+from firm.launch.k8s import names
+from firm.launch.k8s.manifest import manifest
 
 CHARTS = Path(__file__).parents[2] / "charts"
-SCENARIOS = [None, *sorted(f.name for f in (CHARTS / "firm").glob("ci/*-values.yaml") if f.name != "byo-values.yaml")]
+SCENARIOS = [
+    None,
+    *sorted(
+        f.name
+        for f in (CHARTS / "firm").glob("ci/*-values.yaml")
+        if f.name not in ("byo-values.yaml", "gitops-values.yaml")
+    ),
+]
 
 REFERENCES = {
     "configMap": ("ConfigMap", "name"),
@@ -23,7 +35,7 @@ REFERENCES = {
 
 @pytest.fixture
 def both(request, render):
-    """Objects of both charts in a scenario; in byo the other half is there already, and not ours to see."""
+    """Objects of both charts in a scenario; in byo and gitops the rest is there already, and not ours to see."""
     results = [
         render(chart, CHARTS / chart / "ci" / request.param if request.param else None)
         for chart in ("platform", "firm")
@@ -96,5 +108,65 @@ def test_one_object_store_block_feeds_both(render):
         assert "s3.example.com" in text and "keys" in text and "object-store" not in text, chart
 
 
+ALL = [None, *sorted(f.name for f in (CHARTS / "firm").glob("ci/*-values.yaml"))]
+OWN = {"objectStore": {"existingSecret": "seaweedfs-s3"}, "endpoints": {"existingSecret": "team-keys"}}
+
+
+def secrets_of_environment(container):
+    return {
+        entry["name"]: entry["valueFrom"]["secretKeyRef"]["name"]
+        for entry in container["env"]
+        if "secretKeyRef" in entry.get("valueFrom", {})
+    }
+
+
+@pytest.mark.parametrize("values", [None, OWN], ids=["names-of-the-scenario", "own-names"])
+@pytest.mark.parametrize("scenario_file", ALL)
+def test_steps_jobs_and_charts_agree_on_the_names_of_secrets(render, scenario_file, values, monkeypatch):
+    """What the first step and a job read in ConfigMap `firm` are the Secrets that the chart itself uses."""
+    result = render("firm", CHARTS / "firm" / "ci" / scenario_file if scenario_file else None, values)
+    assert not result.error, result.error
+    doctor = secrets_of_environment(result.get("Pod/firm-test-doctor")["spec"]["containers"][0])
+    data = result.get("ConfigMap/firm")["data"]
+
+    monkeypatch.setattr(submission.preflight, "check", lambda config: None)  # models and prompts are not the subject
+    for name in (names.STORE_SECRET_KEY, names.ENDPOINTS_SECRET_KEY):
+        monkeypatch.setenv(name, data[name])
+    config = load_config("gen-shapes-kind")
+    found = submission.execute(config.model_dump(mode="json"), "0", 1)
+    steps = dict.fromkeys(names.STORE_KEYS.values(), found.store_secret)
+    steps |= dict.fromkeys(names.ENDPOINTS_KEYS.values(), found.endpoints_secret)
+    assert steps == doctor
+
+    job = TrainingJob("run", "sft", "firm.sft.train", {}, {})
+    pod = manifest(job, "s3://firm/runs/run/sft-0", config.launch, data, {})["spec"]["pytorchReplicaSpecs"]["Master"]
+    assert secrets_of_environment(pod["template"]["spec"]["containers"][0]) == doctor
+    if values:
+        assert set(doctor.values()) == {"seaweedfs-s3", "team-keys"}
+
+
 def test_charts_have_the_version_of_the_package(chart):
     assert yaml.safe_load((chart / "Chart.yaml").read_text())["version"] == firm.__version__
+
+
+def test_names_depend_on_the_namespace_alone(chart, helm):
+    """Neither chart has nameOverride: the README says why. Two releases live in two namespaces."""
+
+    def names(release, namespace):
+        file = chart / "ci" / "gitops-values.yaml"
+        done = helm("template", release, str(chart), "-n", namespace, "-f", str(file), "--kube-version=1.34")
+        assert done.returncode == 0, done.stderr
+        things = [thing for thing in yaml.safe_load_all(done.stdout) if thing]
+        wide = ("CustomResourceDefinition", "ClusterRole", "ClusterRoleBinding", "PriorityClass")
+        wide = (
+            *wide,
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
+            "ValidatingWebhookConfiguration",
+        )
+        own = {(thing["kind"], thing["metadata"]["name"]) for thing in things}
+        return own, {name for kind, name in own if kind in wide and kind != "CustomResourceDefinition"}
+
+    (one, wide), (other, _), (elsewhere, far) = names("a", "team-a"), names("b", "team-a"), names("a", "team-b")
+    assert one == other and len(one & elsewhere) > 10
+    assert wide and not wide & far, "objects of the cluster carry the namespace in their names"

@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 from minio import Minio
+from minio.error import S3Error
 
 ROOT = Path(__file__).parents[2]
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -77,13 +79,27 @@ class Kind:
 
     @property
     def store(self) -> Minio:
-        return Minio(
-            self.env["FIRM_S3_ENDPOINT"].removeprefix("http://"), self.env["AWS_ACCESS_KEY_ID"],
-            self.env["AWS_SECRET_ACCESS_KEY"], secure=False, region="us-east-1",
-        )  # fmt: skip
+        """As the administrator: steps, KFP and this machine have keys to a part each."""
+        pool = urllib3.PoolManager(timeout=5, retries=False)  # a restarted store must not hold a test up
+        host, keys = self.env["FIRM_S3_ENDPOINT"].removeprefix("http://"), self.secret("minio")
+        return Minio(host, keys["accesskey"], keys["secretkey"], secure=False, region="us-east-1", http_client=pool)
+
+    def secret(self, name: str) -> dict[str, str]:
+        """Data of a Secret."""
+        data = json.loads(self.kubectl("get", "secret", name, "-o", "json"))["data"]
+        return {key: base64.b64decode(value).decode() for key, value in data.items()}
 
     def objects(self, prefix: str) -> list[str]:
-        return [o.object_name or "" for o in self.store.list_objects("firm", prefix, recursive=True)]
+        """Names of all objects below a prefix; a store that is being restarted is waited for."""
+
+        def names() -> list[list[str]]:
+            try:
+                return [[o.object_name or "" for o in self.store.list_objects("firm", prefix, recursive=True)]]
+            except (urllib3.exceptions.HTTPError, S3Error):
+                return []
+
+        [found] = self.wait_for("the object store", names)
+        return list(found)
 
     def read(self, prefix: str, end: str) -> bytes:
         """Content of the one object below ``prefix`` whose name ends so."""
@@ -119,6 +135,17 @@ class Kind:
         finally:
             os.killpg(process.pid, signal.SIGKILL)
 
+    @contextmanager
+    def reached(self) -> Iterator["Kind"]:
+        """The same with chart platform's store in reach of this machine, and the keys to it that jobs have."""
+        keys = self.secret(self.kubectl("get", "configmap", "firm", "-o", "jsonpath={.data.FIRM_STORE_SECRET}"))
+        with self.forward("minio", 9000) as endpoint:
+            env = {
+                "FIRM_S3_ENDPOINT": endpoint, "AWS_REGION": "us-east-1",
+                "AWS_ACCESS_KEY_ID": keys["accesskey"], "AWS_SECRET_ACCESS_KEY": keys["secretkey"],
+            }  # fmt: skip
+            yield replace(self, env=env)
+
 
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
@@ -148,17 +175,17 @@ def kind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kind]:
     subprocess.run(["charts/kind/up"], cwd=ROOT, env=settings, check=True, timeout=1500)
     kubeconfig = tmp_path_factory.mktemp("kind") / "kubeconfig"
     kubeconfig.write_text(subprocess.check_output(["kind", "get", "kubeconfig", "--name", name], text=True))
-    bare = Kind(name, namespace, kfp == "1", kubeconfig)
-    secret = json.loads(bare.kubectl("get", "secret", "object-store", "-o", "json"))["data"]
-    keys = {k: base64.b64decode(v).decode() for k, v in secret.items()}
-    with bare.forward("minio", 9000) as endpoint:
-        env = {
-            "FIRM_S3_ENDPOINT": endpoint, "AWS_REGION": "us-east-1",
-            "AWS_ACCESS_KEY_ID": keys["accesskey"], "AWS_SECRET_ACCESS_KEY": keys["secretkey"],
-        }  # fmt: skip
-        yield Kind(name, namespace, kfp == "1", kubeconfig, env)
+    with Kind(name, namespace, kfp == "1", kubeconfig).reached() as cluster:
+        yield cluster
     if os.environ.get("KEEP") != "1":
         subprocess.run(["charts/kind/down"], cwd=ROOT, env=settings, check=True)
+
+
+@pytest.fixture
+def backend(kind: Kind) -> None:
+    """Skips a test where the KFP backend is off."""
+    if not kind.kfp:
+        pytest.skip(f"the KFP backend is not here ({BACKEND})")
 
 
 @pytest.fixture

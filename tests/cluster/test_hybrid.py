@@ -63,7 +63,7 @@ def in_the_middle(kind: Any, process: Any, run: str, stage: str) -> None:
 
     def reached() -> bool:
         assert process.poll() is None, process.communicate()[0]
-        return any(n.endswith("work/checkpoint.json") for n in kind.objects(f"runs/{run}/{stage}-"))
+        return any(n.endswith("/checkpoint.json") for n in kind.objects(f"runs/{run}/{stage}-"))
 
     kind.wait_for(f"a checkpoint of {stage}", reached, 300)
 
@@ -77,7 +77,7 @@ def test_pods_deleted_in_the_middle_and_a_restart_of_the_store_change_nothing(
     kind.kubectl("delete", "pod", "-l", f"firm/run={name},firm/stage=sft,training.kubeflow.org/replica-type=worker")
     in_the_middle(kind, process, name, "rl")
     kind.kubectl("delete", "pod", "-l", f"firm/run={name},firm/stage=rl,training.kubeflow.org/replica-type=master")
-    kind.kubectl("delete", "pod", "-l", "app.kubernetes.io/component=minio")
+    kind.kubectl("delete", "pod", "-l", "app.kubernetes.io/name=minio")
     finish(kind, process)
     for stage in ("sft", "rl"):
         assert hashes(kind, name, stage) == hashes(kind, whole, stage), stage

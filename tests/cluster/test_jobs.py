@@ -1,5 +1,6 @@
 """Training jobs on a real cluster: what goes wrong is said, what is left is removed, what is asked for is scheduled."""
 
+import json
 import secrets
 import time
 from typing import Any
@@ -46,7 +47,8 @@ def gone(kind: Any, name: str) -> bool:
         ({"memory": "9000Gi", "pending_s": 20}, "no node can take the pod", "launch.memory"),
         ({"gpus": 1, "pending_s": 20}, "Insufficient nvidia.com/gpu", "launch.gpus"),
         ({"secret": "wrong", "pending_s": 90}, 'secret "wrong" not found', "the chart"),
-        ({"deadline_s": 5}, "deadline", "launch.deadline_s"),
+        # With so little of a core it is still importing at its deadline.
+        ({"cpu_limit": "50m", "deadline_s": 5}, "deadline", "launch.deadline_s"),
     ],
     ids=["image", "memory", "gpu", "secret", "deadline"],
 )
@@ -55,7 +57,34 @@ def test_what_cannot_start_is_told_and_removed(
 ) -> None:
     error, name = attempt(**settings)
     assert what in str(error) and fix in error.fix, str(error)
-    kind.wait_for("nothing left", lambda: gone(kind, name) or "deadline" in what, 60)
+    kind.wait_for("nothing left", lambda: gone(kind, name), 60)
+
+
+QUOTA = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"requests.nvidia.com/gpu": "0"}}}
+LIMIT = {
+    "apiVersion": "v1",
+    "kind": "LimitRange",
+    "spec": {"limits": [{"type": "Container", "max": {"memory": "8Gi"}}]},
+}
+
+
+@pytest.mark.parametrize(
+    ("bound", "settings", "words"),
+    [(QUOTA, {"gpus": 1}, "exceeded quota"), (LIMIT, {"memory": "9Gi"}, "maximum memory usage per Container is 8Gi")],
+    ids=["quota", "limit"],
+)
+def test_a_job_whose_pods_are_refused_says_why(
+    attempt: Any, kind: Any, bound: dict[str, Any], settings: dict[str, Any], words: str, capfd: Any
+) -> None:
+    name = f"bound-{secrets.token_hex(3)}"
+    kind.kubectl("create", "-f", "-", input=json.dumps({**bound, "metadata": {"name": name}}))
+    try:
+        error, job = attempt(pending_s=20, **settings)
+    finally:
+        kind.kubectl("delete", bound["kind"].lower(), name)
+    assert "1 of 1 pods are refused" in error.what and words in error.what and "launch.memory" in error.fix, str(error)
+    assert f"PyTorchJob {job}: FailedCreatePod" in capfd.readouterr().out
+    kind.wait_for("nothing left", lambda: gone(kind, job), 60)
 
 
 def test_a_worker_that_crashes_is_quoted(attempt: Any) -> None:
@@ -79,10 +108,11 @@ def test_gpus_are_scheduled_where_they_are(kind: Any) -> None:
     kind.wait_for("the kubelet", lambda: kind.get("nodes")[0]["status"]["allocatable"].get("nvidia.com/gpu") == "4")
     cluster, names = Cluster.connect(kind.namespace), []
     try:
-        for gpus, taken in ((4, True), (1, False)):
+        # The first waits for a Secret that is not there, and so holds its GPUs instead of failing.
+        for gpus, settings, taken in ((4, {"secret": "wrong"}, True), (1, {}, False)):
             uri = f"s3://firm/runs/faults/rl-{secrets.token_hex(6)}"
             job = TrainingJob("gpus", "rl", "firm.rl.train", {}, {})
-            launch_config = PyTorchJobLaunch(gpus=gpus, **TINY)
+            launch_config = PyTorchJobLaunch(gpus=gpus, **{**TINY, **settings})
             names.append(job_name(job, uri))
             cluster.create_job(manifest(job, uri, launch_config, cluster.config_map("firm"), {}))
             time.sleep(3)

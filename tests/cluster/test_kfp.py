@@ -132,7 +132,7 @@ def in_the_middle(kind: Any, api: str, run_id: str, run: str, stage: str) -> Non
 
     def reached() -> bool:
         assert state(api, run_id) in ("", "PENDING", "RUNNING")
-        return any(n.endswith("work/checkpoint.json") for n in kind.objects(f"runs/{run}/{stage}-"))
+        return any(n.endswith("/checkpoint.json") for n in kind.objects(f"runs/{run}/{stage}-"))
 
     kind.wait_for(f"a checkpoint of {stage}", reached, 420)
 
@@ -148,8 +148,8 @@ def test_faults_end_well_and_change_nothing(kind: Any, api: str, submit: Any, wh
     run_id = submit(name)
     in_the_middle(kind, api, run_id, name, "sft")
     kind.kubectl("delete", "pod", "-l", f"firm/run={name},firm/stage=sft,training.kubeflow.org/replica-type=worker")
-    kind.kubectl("delete", "pod", "-l", "app.kubernetes.io/component=ml-pipeline", "--wait=false")
-    kind.kubectl("delete", "pod", "-l", "app.kubernetes.io/component=minio", "--wait=false")
+    kind.kubectl("delete", "pod", "-l", "app.kubernetes.io/name=ml-pipeline", "--wait=false")
+    kind.kubectl("delete", "pod", "-l", "app.kubernetes.io/name=minio", "--wait=false")
     in_the_middle(kind, api, run_id, name, "rl")
     [job] = kind.get("pytorchjobs", "-l", f"firm/run={name},firm/stage=rl")
     kind.kubectl("delete", "pod", step_pod(kind, job), "--wait=false")
@@ -189,11 +189,88 @@ def test_gpus_are_asked_for_where_a_step_runs_a_model(kind: Any, api: str, submi
         pods = kind.get("pods", "-l", label)
         return [p for p in pods if "nvidia.com/gpu" in main_of(p)["resources"].get("limits", {})]
 
-    [pod] = kind.wait_for("the curation step", asks, 120)
+    [pod] = kind.wait_for("the curation step", asks, 180)
     limits = main_of(pod)["resources"]["limits"]
     assert limits["nvidia.com/gpu"] == "1" and limits["memory"] == "1Gi"
-    assert "nvidia.com/gpu" in [t.get("key") for t in pod["spec"]["tolerations"]]
+    assert GPU in tolerated(pod)
+    words = ("no node can take the pod", "Insufficient nvidia.com/gpu", pod["metadata"]["name"], "gpus= and memory=")
+    arguments = ("-n", kind.namespace, "--endpoint", api)
+    kind.wait_for("a minute", lambda: "!" in kind.run("firm", "status", run_id, *arguments), 120)
+    for command in (("status", run_id), ("doctor",)):
+        said = kind.run("firm", *command, *arguments, check=False)
+        assert not [word for word in words if word not in said], said
+    kind.run("firm", "cancel", run_id, *arguments)
+
+
+GPU = "nvidia.com/gpu"
+
+
+def tolerated(pod: dict[str, Any]) -> list[str]:
+    return [t.get("key", "") for t in pod["spec"].get("tolerations", [])]
+
+
+def test_steps_without_gpus_tolerate_no_nodes_that_have_some(kind: Any, api: str, submit: Any) -> None:
+    run_id = submit(f"kfp-nogpus-{TOKEN}", "seed=3")
+
+    def mains() -> list[dict[str, Any]]:
+        pods = kind.get("pods", "-l", f"pipeline/runid={run_id}")
+        return [p for p in pods if any(e["name"] == "FIRM_KFP_RUN" for e in main_of(p).get("env", []))]
+
+    [pod] = kind.wait_for("the curation step", mains, 180)
+    assert GPU not in tolerated(pod)
     kind.run("firm", "cancel", run_id, "-n", kind.namespace, "--endpoint", api)
+
+
+def status_of(kind: Any, api: str, run_id: str) -> dict[str, list[str]]:
+    """Name of each step -> the words that `firm status` has for it."""
+    lines = kind.run("firm", "status", run_id, "-n", kind.namespace, "--endpoint", api).splitlines()
+    return {line.split()[0]: line.split()[1:] for line in lines[1:]}
+
+
+def test_status_says_what_ran_what_was_reused_and_where_it_is(kind: Any, api: str, submit: Any, whole: str) -> None:
+    first = status_of(kind, api, whole)
+    assert first["check"] == ["succeeded"]
+    assert {first[stage][0] for stage in STAGES} == {"ran"}
+    assert all(first[stage][1].startswith(f"s3://firm/runs/{WHOLE}/{stage}-") for stage in STAGES)
+    again = submit(WHOLE)
+    finish(kind, api, again)
+    second = status_of(kind, api, again)
+    assert {second[stage][0] for stage in STAGES} == {"reused"}
+    assert [second[stage][1] for stage in STAGES] == [first[stage][1] for stage in STAGES]
+
+
+def test_a_mistake_in_the_configuration_costs_one_step(kind: Any, api: str, submit: Any) -> None:
+    run_id = submit(f"kfp-mistaken-{TOKEN}", "policy.model=/models/none")
+    finish(kind, api, run_id, "FAILED")
+    [workflow] = kind.get("workflows", "-l", f"pipeline/runid={run_id}")
+    nodes = [n for n in workflow["status"]["nodes"].values() if n["type"] == "Pod"]
+    ran = [n for n in nodes if n["templateName"] == "system-container-impl"]
+    assert len(ran) == 1 and ran[0]["phase"] == "Failed", [n["displayName"] for n in nodes]
+    said = kind.run("firm", "status", run_id, "-n", kind.namespace, "--endpoint", api)
+    assert "there is no model folder /models/none" in said, said
+
+
+def test_secrets_may_have_names_of_ones_own(kind: Any, api: str, submit: Any) -> None:
+    """The whole run, doctor and `helm test` with Secrets that are not called as by default."""
+    for old, new in (("object-store", "seaweedfs-s3"), ("firm-endpoints", "team-keys")):
+        found = kind.kubectl("get", "secret", old, "--ignore-not-found", "-o", "json")
+        data = json.loads(found)["data"] if found else {}
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": new}, "data": data}
+        kind.kubectl("apply", "-f", "-", input=json.dumps(secret))
+    upgrade = ("helm", "upgrade", "firm", "charts/firm", "-n", kind.namespace, "--reuse-values")
+    own = {"objectStore.existingSecret": "seaweedfs-s3", "endpoints.existingSecret": "team-keys"}
+    kind.run(*upgrade, *(word for key, name in own.items() for word in ("--set", f"{key}={name}")))
+    try:
+        assert "with the keys in Secret seaweedfs-s3" in kind.run("firm", "doctor", "-n", kind.namespace)
+        name = f"kfp-own-names-{TOKEN}"
+        run_id = submit(name)
+        finish(kind, api, run_id)
+        jobs = json.dumps(kind.get("pytorchjobs", "-l", f"firm/run={name}"))
+        assert "seaweedfs-s3" in jobs and "team-keys" in jobs and '"object-store"' not in jobs
+        said = kind.run("helm", "test", "firm", "-n", kind.namespace, "--timeout", "10m")
+        assert "Failed" not in said, said
+    finally:
+        kind.run(*upgrade, *(word for key in own for word in ("--set", f"{key}=")))
 
 
 def ready(kind: Any) -> None:
@@ -201,7 +278,7 @@ def ready(kind: Any) -> None:
 
 
 def secrets_of(kind: Any) -> dict[str, Any]:
-    return {s["metadata"]["name"]: s["data"] for s in kind.get("secrets") if s["type"] == "Opaque"}
+    return {s["metadata"]["name"]: s.get("data") for s in kind.get("secrets") if s["type"] == "Opaque"}
 
 
 def test_an_upgrade_and_a_new_installation_keep_runs_and_artifacts(

@@ -33,7 +33,7 @@ def call(folder: Path, *arguments: str, **options: Any) -> Result:
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=options.pop("timeout", 60),
         check=False,
         **options,
     )
@@ -56,7 +56,7 @@ def stages(folder: Path, names: str, *arguments: str, **options: Any) -> Result:
 def complains(result: Result, code: int, *words: str) -> None:
     said = result.stdout + result.stderr
     assert result.returncode == code, said
-    assert "Traceback" not in said
+    assert "Traceback" not in said, said
     assert [line[:7] for line in result.stderr.splitlines()].count("error: ") == 1, said
     assert "\n  -> " in result.stderr, f"no next step: {result.stderr}"
     for word in words:

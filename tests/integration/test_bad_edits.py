@@ -168,7 +168,7 @@ CASES: dict[str, Case] = {
     "candidates with a source image that is missing": (
         {"mine.jsonl": rows(**RED, image="a.png", source_image="b.png"), "a.png": SQUARE},
         [FILES],
-        ["mine.jsonl, entry 0: b.png", "no such image"],
+        ["mine.jsonl, entry 0: b.png", "No such file"],
     ),
     "scores of edits without a source image": (
         {"scores.jsonl": json.dumps(SCORED), "a.png": SQUARE},
@@ -186,7 +186,7 @@ CASES: dict[str, Case] = {
     "scores with a source image that is missing": (
         {"scores.jsonl": json.dumps({**SCORED, "source_image": "b.png"}), "a.png": SQUARE},
         [SCORES],
-        ["scores.jsonl, line 1", "b.png", "no such image"],
+        ["scores.jsonl, line 1", "b.png", "No such file"],
     ),
 }  # fmt: skip
 

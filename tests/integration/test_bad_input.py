@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,10 @@ from typing import Any
 
 import pytest
 from integration.slips import Case, Result, complains, firm, run, stages, write
+from PIL import Image
 from shared import HTTPRequest, gate, rendered, serving, small_run
+
+from firm.images import encode_image
 
 SMALL = small_run(rendered(48), shard_size=8, batch_size=4, test_share=0.5)
 SMALL += f"bench: {{num_bootstrap: 10, sources: [], gate: {gate({'metric': 'coverage', 'at_least': 0.9})}}}\n"
@@ -160,7 +164,7 @@ CASES: dict[str, Case] = {  # files to write, assignments, what the message must
     "scores of an image that is missing": (
         {"scores.jsonl": '{"prompt": "p", "image": "a.png", "scores": {"quality": 4}}'},
         [SCORES],
-        ["scores.jsonl, line 1", "a.png", "no such image"],
+        ["scores.jsonl, line 1", "a.png", "No such file"],
     ),
     "store of no kind": ({}, ["store=ftp://host/x"], ["ftp://host/x"]),
     "not UTF-8": ({"small.yaml": b"name: caf\xe9\n"}, [], ["small.yaml", "UTF-8"]),
@@ -199,7 +203,7 @@ def test_a_store_in_s3_needs_credentials(folder: Path) -> None:
 
 
 def test_a_corrupt_image_is_named(folder: Path) -> None:
-    (folder / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (folder / "a.png").write_bytes(encode_image(Image.effect_noise((32, 32), 99))[:500])  # its head is intact
     rows = [json.dumps({"prompt": f"picture {i}", "image": "a.png"}) for i in range(40)]  # enough for both splits
     (folder / "mine.jsonl").write_text("\n".join(rows))
     result = firm(folder, FILES)
@@ -266,6 +270,24 @@ def test_a_disk_full_to_the_last_byte_is_named(folder: Path, disk: Callable[[str
     assert "disk full" in result.stderr or "No space left" in result.stderr
     disk("size=8m")
     result = stages(folder, "curation", f"store={store}")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_a_disk_that_a_training_job_fills_is_named(folder: Path, disk: Callable[[str], Path]) -> None:
+    store = disk("size=48m")
+    options = (f"store={store}", "sft.max_steps=2", "sft.checkpoint_steps=1")
+    assert stages(folder, "curation", *options).returncode == 0
+    filler = store / "filler"
+    for left in (0, 60_000, 1_500_000):
+        filler.unlink(missing_ok=True)
+        filler.write_bytes(b"0" * (shutil.disk_usage(store).free - left))
+        result = stages(folder, "sft", *options, timeout=300)
+        assert result.returncode == 1
+        last = result.stderr[result.stderr.rindex("error: ") :]  # behind the job's log, and what TensorBoard says
+        assert "disk full" in last and f"{store}/small/sft-" in last and "\n  -> free some space" in last
+    filler.unlink()
+    result = stages(folder, "sft", *options, timeout=300)
     assert result.returncode == 0, result.stderr
 
 

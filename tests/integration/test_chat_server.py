@@ -17,13 +17,15 @@ from typing import Any
 
 import pytest
 
-from firm.chat import server
 from firm.chat.messages import Reply
 from firm.chat.server import ChatServer
+from firm.config.serve import ServerLimits
 
 PATH = "/v1/chat/completions"
 QUESTION = json.dumps({"messages": [{"role": "user", "content": "well?"}]}).encode()
 ASKED = b"POST %s HTTP/1.1\r\nHost: any\r\nContent-Length: %d\r\n\r\n" % (PATH.encode(), len(QUESTION))
+
+IMPATIENT = ServerLimits(stall_s=0.2)  # uvicorn looks once a second
 
 
 class Says:
@@ -51,8 +53,8 @@ class Blocks(Says):
         return Reply(self.text)
 
 
-def connect(chat_server: ChatServer) -> http.client.HTTPConnection:
-    return http.client.HTTPConnection("127.0.0.1", chat_server.port, timeout=20)
+def connect(chat_server: ChatServer, address: str = "127.0.0.1") -> http.client.HTTPConnection:
+    return http.client.HTTPConnection("127.0.0.1", chat_server.port, timeout=20, source_address=(address, 0))
 
 
 def answer(connection: http.client.HTTPConnection) -> tuple[int, Any]:
@@ -103,9 +105,8 @@ def test_a_body_without_a_length_is_read_to_its_end() -> None:
         assert (response.status, json.loads(response.read())["choices"][0]["message"]["content"]) == (200, "this")
 
 
-def test_a_body_without_a_length_and_an_end_is_refused_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_BODY_BYTES", 2**20)
-    chat_server = ChatServer(Says())
+def test_a_body_without_a_length_and_an_end_is_refused_at_the_limit() -> None:
+    chat_server = ChatServer(Says(), limits=ServerLimits(max_body_bytes=2**20))
     with chat_server.running(), chunked(chat_server, repeat(b"[" * 2**16)) as connection:
         response = http.client.HTTPResponse(connection)
         response.begin()
@@ -115,12 +116,12 @@ def test_a_body_without_a_length_and_an_end_is_refused_at_the_limit(monkeypatch:
     assert sample(chat_server, "firm_requests_total", code="413") == 1
 
 
-def test_a_body_as_large_as_the_limit_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    chat_server = ChatServer(Says())
+def test_a_body_as_large_as_the_limit_is_taken() -> None:
+    chat_server = ChatServer(Says(), limits=ServerLimits(max_body_bytes=len(QUESTION)))
     with chat_server.running():
-        monkeypatch.setattr(server, "MAX_BODY_BYTES", len(QUESTION))
         assert ask(chat_server)[0] == 200
-        monkeypatch.setattr(server, "MAX_BODY_BYTES", len(QUESTION) - 1)
+    chat_server = ChatServer(Says(), limits=ServerLimits(max_body_bytes=len(QUESTION) - 1))
+    with chat_server.running():
         status, refusal = ask(chat_server)
         assert (status, refusal["error"]["type"]) == (413, "invalid_request_error")
 
@@ -130,11 +131,8 @@ def test_a_body_as_large_as_the_limit_is_taken(monkeypatch: pytest.MonkeyPatch) 
     [[], [b"POST /v1"], [ASKED], [ASKED + QUESTION[:9]], [ASKED + QUESTION], [ASKED + QUESTION, b"POST /v1"]],
     ids=["nothing", "half a head", "no body", "half a body", "one request", "half a second head"],
 )
-def test_a_caller_that_stalls_is_dropped_quietly(
-    sent: list[bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(server, "STALL_S", 0.2)  # uvicorn looks once a second
-    chat_server = ChatServer(Says())
+def test_a_caller_that_stalls_is_dropped_quietly(sent: list[bytes], caplog: pytest.LogCaptureFixture) -> None:
+    chat_server = ChatServer(Says(), limits=IMPATIENT)
     with chat_server.running(), socket.create_connection(("127.0.0.1", chat_server.port), timeout=20) as connection:
         heard = b""
         for part in sent:
@@ -147,10 +145,9 @@ def test_a_caller_that_stalls_is_dropped_quietly(
     assert not caplog.records
 
 
-def test_a_caller_that_takes_no_answers_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STALL_S", 0.2)
+def test_a_caller_that_takes_no_answers_is_dropped() -> None:
     size, times = 2**22, 8
-    chat_server = ChatServer(Says("x" * size))
+    chat_server = ChatServer(Says("x" * size), limits=IMPATIENT)
     with chat_server.running(), socket.create_connection(("127.0.0.1", chat_server.port), timeout=20) as connection:
         connection.sendall((ASKED + QUESTION) * times)
         time.sleep(4)
@@ -173,10 +170,9 @@ def until(done: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_a_caller_that_waits_for_a_slow_answer_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "STALL_S", 0.2)
+def test_a_caller_that_waits_for_a_slow_answer_is_kept() -> None:
     chat = Blocks()
-    chat_server = ChatServer(chat)
+    chat_server = ChatServer(chat, limits=IMPATIENT)
     with chat_server.running(), ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(ask, chat_server)
         assert chat.asked.acquire(timeout=10)
@@ -191,8 +187,14 @@ def test_a_caller_that_waits_for_a_slow_answer_is_kept(monkeypatch: pytest.Monke
 def test_two_hundred_callers_are_asked_at_once_and_probes_are_answered_meanwhile() -> None:
     chat, many = Blocks(), 200
     chat_server = ChatServer(chat)
+
+    def ask_from(caller: int) -> int:
+        connection = connect(chat_server, f"127.0.0.{2 + caller % 2}")
+        connection.request("POST", PATH, QUESTION)
+        return answer(connection)[0]
+
     with chat_server.running(), ThreadPoolExecutor(many) as executor:
-        answers = [executor.submit(ask, chat_server) for _ in range(many)]
+        answers = [executor.submit(ask_from, caller) for caller in range(many)]
         try:
             for _ in range(many):
                 assert chat.asked.acquire(timeout=30)
@@ -200,7 +202,7 @@ def test_two_hundred_callers_are_asked_at_once_and_probes_are_answered_meanwhile
             assert ask(chat_server, "GET", "/health") == (200, {"status": "ok"})
         finally:
             chat.go.set()
-        assert {future.result(30)[0] for future in answers} == {200}
+        assert {future.result(30) for future in answers} == {200}
     assert sample(chat_server, "firm_requests_total", code="200") == many
 
 
@@ -298,7 +300,7 @@ def test_the_key_guards_what_the_chat_is_asked_and_not_the_probes() -> None:
 def test_any_text_of_the_chat_is_sent() -> None:
     chat_server = ChatServer(Says("\ud800 \0 é"))
     with chat_server.running():
-        assert ask(chat_server)[1]["choices"][0]["message"]["content"] == "? \0 é"
+        assert ask(chat_server)[1]["choices"][0]["message"]["content"] == "\ufffd \0 é"
 
 
 def test_servers_count_for_themselves(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import torch
 from PIL import Image
 from shared import CPU, serving
 
@@ -26,10 +27,11 @@ from firm.chat.messages import Reply, RequestFailed, user_message
 from firm.chat.server import ChatServer
 from firm.config import CriticConfig, RunConfig
 from firm.config.loading import load_config
+from firm.critics.batching import BatchingChat
 from firm.critics.judge import Judge, JudgeInput
 from firm.critics.load import load_critic
 from firm.critics.local import LocalCritic
-from firm.critics.serve import BatchingChat, model_folder, serve
+from firm.critics.serve import model_folder, serve
 from firm.images import encode_image
 from firm.records import Judgement, Prompt, UserError
 from firm.shapes.generation import candidate
@@ -226,16 +228,16 @@ class Slow:
     """Stands for a LocalCritic whose first batch takes until `go`; a text of "bad" spoils its batch."""
 
     def __init__(self) -> None:
-        self.config, self.encoder = config(), SimpleNamespace(questions=self._questions)
+        self.config, self.encoder = config(), SimpleNamespace(max_tokens=99, questions=self._questions)
         self.go, self.sizes = threading.Event(), list[int]()
 
-    def _questions(self, texts: list[str], images: list[list[bytes]]) -> list[str]:
-        self.sizes.append(len(texts))
-        return texts
+    def _questions(self, texts: list[str], images: list[list[bytes]]) -> dict[str, Any]:
+        return {"attention_mask": torch.ones(len(texts), 9, dtype=torch.long), "texts": texts}
 
-    def score(self, texts: list[str]) -> list[list[float]]:
+    def score(self, inputs: dict[str, Any]) -> list[list[float]]:
+        texts = [text.removeprefix("<image>") for text in inputs["texts"]]
+        self.sizes.append(len(texts))
         assert self.go.wait(10)
-        texts = [text.removeprefix("<image>") for text in texts]
         if "bad" in texts:
             raise RuntimeError("out of memory")
         return [[float(text == str(s)) for s in range(1, 6)] for text in texts]
@@ -297,7 +299,7 @@ def message(*parts: object, role: str = "user") -> list[dict[str, Any]]:
         (message(image_part("file:///etc/passwd")), "images must be data URIs"),
         (message(image_part("data:image/png;base64,%%")), "content part 0"),
         (message(image_part("data:image/png;base64," + base64.b64encode(b"no").decode())), "cannot decode image"),
-        (message(image_part(PIXEL), {"type": "text", "text": "x" * 100_001}), "more than 100000"),
+        (message(image_part(PIXEL), {"type": "text", "text": "x" * 65_537}), "more than 65536"),
     ],
 )
 def test_bad_requests_are_refused_with_the_reason(url: str, messages: object, complaint: str) -> None:

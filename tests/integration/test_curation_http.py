@@ -1,21 +1,20 @@
 """Curation over the real HTTP protocol: the same judgements, and no request twice whatever dies in between."""
 
 import os
+import re
 import signal
-import socket
 import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from shared import rendered, small_run, stage_command
+import urllib3
+from integration.asked import Teacher, until
+from shared import HTTPRequest, rendered, serving, small_run, stage_command
 
 from firm.config.loading import load_config
-from firm.records import JudgedCandidate, Manifest
+from firm.records import JudgedCandidate, Judgement, Manifest
 from firm.shapes.serve import teacher_server
 from firm.storage.inputs import read_manifest, read_ref
 from firm.storage.shards import iter_shards
@@ -24,64 +23,6 @@ ROWS = 96
 DIMENSIONS = 2
 CONCURRENCY = 4
 SMALL = small_run(rendered(ROWS), shard_size=16, batch_size=8, test_share=0.25)
-# The teacher's server; it logs every request that it receives: its kind and a hash of what was asked.
-SERVER = """
-import hashlib, json, os, sys, time
-from firm.chat.client import PythonClient
-from firm.chat.server import ChatServer
-log = os.open(sys.argv[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-class Logging(PythonClient):
-    def complete(self, messages, **options):
-        text = json.dumps([messages, options], sort_keys=True)
-        kind = "rating" if "image_url" in text else "plan"
-        os.write(log, f"{kind} {hashlib.sha256(text.encode()).hexdigest()}\\n".encode())
-        time.sleep(0.01)
-        return super().complete(messages, **options)
-
-teacher = Logging("firm.shapes.teacher:PixelTeacher")
-teacher.name = "pixel-teacher"
-ChatServer(teacher, port=int(sys.argv[1])).serve()
-"""
-
-
-class Teacher:
-    """The logging server in a process of its own, always at the same address."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = probe.getsockname()[1]
-        self.log = folder / "requests"
-        self.process = None
-        self.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
-
-    def start(self) -> None:
-        command = [sys.executable, "-c", SERVER, str(self.port), str(self.log)]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        until(lambda: socket.socket().connect_ex(("127.0.0.1", self.port)) == 0, "the teacher does not listen")
-
-    def kill(self) -> None:
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def requests(self, kind: str) -> Counter[str]:
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return Counter(line.split()[1] for line in lines if line.startswith(kind))
-
-    def forget(self) -> None:
-        self.log.write_text("")
-
-
-def until(done: Callable[[], bool], complaint: str) -> None:
-    deadline = time.monotonic() + 60
-    while not done():
-        assert time.monotonic() < deadline, complaint
-        time.sleep(0.01)
 
 
 def settings(folder: Path, url: str | None, *assignments: str) -> dict[str, Any]:
@@ -117,13 +58,6 @@ def stop_when(folder: Path, url: str, ready: Callable[[], bool], strike: Callabl
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Teacher]:
-    server = Teacher(tmp_path_factory.mktemp("teacher"))
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="module")
 def whole(teacher: Teacher, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
     """An artifact made without interruption, from the same address."""
     made = curate(tmp_path_factory.mktemp("whole"), teacher.url)
@@ -153,6 +87,7 @@ def test_the_endpoint_judges_as_the_teacher_in_this_process(tmp_path: Path) -> N
         assert (near / split / "part-00000.parquet").read_bytes() == (far / split / "part-00000.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_nothing_is_asked_twice(
     teacher: Teacher, whole: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
@@ -194,6 +129,34 @@ def test_a_server_that_dies_is_named_and_the_run_goes_on_when_it_is_back(
     asked = teacher.requests("rating")
     assert len(asked) == ROWS * DIMENSIONS <= asked.total() <= ROWS * DIMENSIONS + CONCURRENCY
     assert manifest == whole[1]
+
+
+def test_half_a_pair_in_every_answer_ends_no_run(
+    teacher: Teacher, whole: tuple[Path, Manifest], tmp_path: Path
+) -> None:
+    def spoil(request: HTTPRequest) -> None:
+        said = urllib3.request("POST", f"{teacher.url}{request.path.removeprefix('/v1')}", body=request.body)
+        request.reply(said.status, re.sub(rb'"content": ?"', rb"\g<0>\\ud800", said.data))
+
+    teacher.forget()
+    with serving(spoil) as address:
+        code, _ = stop_when(
+            tmp_path,
+            f"{address}/v1",
+            lambda: teacher.requests("rating").total() >= 40,
+            lambda pid: os.kill(pid, signal.SIGKILL),
+        )
+        assert code == -signal.SIGKILL
+        folder, _ = curate(tmp_path, f"{address}/v1")
+    asked = teacher.requests("rating")
+    assert len(asked) == ROWS * DIMENSIONS <= asked.total() <= ROWS * DIMENSIONS + CONCURRENCY
+    mine, theirs = ([*iter_shards(f / "judged", JudgedCandidate)] for f in (folder, whole[0]))
+    assert all(text.startswith("\ufffd") for j in mine for text in j.provenance.answers.values())
+    assert [scores(j) for j in mine] == [scores(j) for j in theirs]
+
+
+def scores(judged: JudgedCandidate) -> dict[str, int]:
+    return {d: outcome.score for d, outcome in judged.assessment.items() if isinstance(outcome, Judgement)}
 
 
 def test_a_finished_curation_asks_nobody(teacher: Teacher, whole: tuple[Path, Manifest]) -> None:

@@ -1,9 +1,12 @@
 """The endpoint's client against a real local HTTP server that behaves badly in every way we know of."""
 
+import contextlib
+import gzip
 import json
 import socket
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -91,6 +94,35 @@ def drip(request: HTTPRequest) -> None:
         time.sleep(0.1)
 
 
+def endless(first: bytes, again: bytes, pause_s: float = 0.0) -> Step:
+    """Sends bytes and then others without end, as fast as they are read or with a pause between them."""
+
+    def step(request: HTTPRequest) -> None:
+        with contextlib.suppress(OSError):
+            request.wfile.write(first)
+            while True:
+                request.wfile.write(again)
+                time.sleep(pause_s)
+
+    return step
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n"
+EMPTY_BLOCKS = b"\x00\x00\x00\xff\xff" * 13  # of deflate: nothing comes out, and the stream goes on
+ENDLESS = {
+    "status": endless(b"HTTP/1.1 200 ", b"O", 0.02),
+    "headers": endless(OK, b"X: y\r\n", 0.02),
+    "a flood of headers": endless(OK, b"X: y\r\n" * 1000),
+    "informational": endless(b"", b"HTTP/1.1 102 Processing\r\n\r\n", 0.02),
+    "a flood of informational": endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+    "body": endless(OK + b"\r\n", b" ", 0.02),
+    "chunks": endless(CHUNKED + b"\r\n", b"1;extension=x\r\n \r\n", 0.02),
+    "trailers": endless(CHUNKED + b"\r\n0\r\n", b"X: y\r\n", 0.02),
+    "deflate": endless(CHUNKED + b"Content-Encoding: deflate\r\n\r\n", b"41\r\n" + EMPTY_BLOCKS + b"\r\n", 0.02),
+}
+
+
 def ask(client: EndpointClient, text: str = "how good is it") -> Reply:
     return client.complete([user_message(text, [PNG])], max_tokens=7, temperature=0.5, seed=3)
 
@@ -169,10 +201,67 @@ def test_the_deadline_holds(server: Server, step: Step) -> None:
     assert time.monotonic() - start < 1.6 and not error.value.retryable
 
 
+@pytest.mark.parametrize("name", ENDLESS)
+def test_the_deadline_holds_whatever_never_ends(server: Server, name: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(RequestFailed, match=r"gave up after 0\.4 s"):
+        ask(server.client(ENDLESS[name], deadline_s=0.4))
+    assert time.monotonic() - start < 3  # a flood must be parsed before it can be left
+    assert ask(server.client(ok())).text == "\\boxed{4}", "others are not harmed"
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_encoding_that_was_not_asked_for_is_refused(server: Server, times: int) -> None:
+    bomb, encoding = completion(" " * 10**7), ", ".join(["gzip"] * times)
+    for _ in range(times):
+        bomb = gzip.compress(bomb)
+    tracemalloc.start()
+    with pytest.raises(RequestFailed, match=f"encoding .*{encoding}"):
+        ask(server.client(lambda request: request.reply(200, bomb, Content_Encoding=encoding)))
+    assert server.requests[0][1]["Accept-Encoding"] == "identity"
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "logprobs", "size"), [(7, False, 2**17), (7, True, 2**17), (4096, False, 2**20)]
+)
+def test_an_answer_has_the_size_that_max_tokens_allows(
+    server: Server, max_tokens: int, logprobs: bool, size: int
+) -> None:
+    client = server.client(raw(completion("x" * size)), ok("x" * (size // 2)), logprobs=logprobs)
+    with pytest.raises(RequestFailed, match="larger than .* more than max_tokens allows") as error:
+        client.complete([user_message("x")], max_tokens=max_tokens, temperature=0, seed=None)
+    assert not error.value.retryable
+    assert len(client.complete([user_message("x")], max_tokens=max_tokens, temperature=0, seed=None).text) == size // 2
+
+
+def test_of_a_larger_answer_no_more_is_kept(server: Server) -> None:
+    huge = completion("x" * 15 * 10**6)
+    client = server.client(lambda request: request.reply(200, huge))
+    tracemalloc.start()
+    with pytest.raises(RequestFailed, match="larger than"):
+        ask(client)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_an_error_of_any_size_is_tried_again(server: Server) -> None:
+    assert ask(server.client(status(503, b"<html>\x1b[31m" + b" " * 10**6), ok())).text == "\\boxed{4}"
+    with pytest.raises(RequestFailed, match=r"status 400: a\\x00\\x1b\[31m b$"):  # nothing that a terminal obeys
+        ask(server.client(status(400, b"a\x00\x1b[31m\r\nb")))
+
+
+@pytest.mark.parametrize("address", ["foo:bar", "http://xn--/", "http://[", "/again"])
+def test_a_redirect_is_a_failed_request(server: Server, address: str) -> None:
+    with pytest.raises(RequestFailed, match=r"status 302|impossible address"):
+        ask(server.client(status(302, Location=address)))
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"not json", b"[]", b"{}", b'{"choices": []}', b'{"choices": [{}]}', b'{"choices": [{"message": null}]}',
-     b'{"choices": [{"message": {"content": 4}}]}', b'{"choices": [{"message": {"content": [1]}}]}', b"[" * 100_000,
+     b'{"choices": [{"message": {"content": 4}}]}', b'{"choices": [{"message": {"content": [1]}}]}', b"[" * 60_000,
      b"\xff\xfe"],
 )  # fmt: skip
 def test_a_malformed_answer_is_a_failed_request(server: Server, body: bytes) -> None:

@@ -22,7 +22,7 @@ DIMENSIONS = 2
 TEACHER = {"kind": "python", "target": "telling:Teacher"}
 SMALL = small_run(rendered(ROWS), shard_size=PER_SHARD, batch_size=4, test_share=0.25, evaluator=TEACHER)
 SMALL += "sft: {batch_size: 4, max_steps: 10, checkpoint_steps: 5}\n"
-# The teacher; it logs every question and can be slowed down.
+# The teacher; it logs every question, can be slowed down, and can answer in other words than on other machines.
 TELLING = """
 import os, time
 from firm.shapes.teacher import PixelTeacher
@@ -32,7 +32,7 @@ class Teacher(PixelTeacher):
         with open(os.environ["TOLD"], "a") as file:
             file.write("asked\\n")
         time.sleep(float(os.environ.get("SLOW_S", "0")))
-        return super().complete(messages, **options)
+        return super().complete(messages, **options) + " " * int(os.environ.get("BLANKS", "0"))
 """
 
 
@@ -55,16 +55,18 @@ class Machine:
         }  # fmt: skip
 
     def start(
-        self, stage: str = "curation", inputs: dict[str, str] | None = None, slow_s: float = 0
+        self, stage: str = "curation", inputs: dict[str, str] | None = None, slow_s: float = 0, blanks: int = 0
     ) -> subprocess.Popen[str]:
         command = stage_command(stage, self.config, inputs or {}, stage)
-        env = {**self.env, "SLOW_S": str(slow_s)}
+        env = {**self.env, "SLOW_S": str(slow_s), "BLANKS": str(blanks)}
         return subprocess.Popen(command, cwd=self.folder, env=env, stderr=subprocess.PIPE, text=True)
 
     def execute(self, stage: str = "curation", inputs: dict[str, str] | None = None) -> tuple[ArtifactRef, str]:
         """Pointer to the stage's artifact, and whether it was "finished" or "reused"."""
-        process = self.start(stage, inputs)
-        _, stderr = process.communicate(timeout=100)
+        return self.finish(self.start(stage, inputs), stage)
+
+    def finish(self, process: subprocess.Popen[str], stage: str = "curation") -> tuple[ArtifactRef, str]:
+        _, stderr = process.communicate(timeout=200)
         assert process.returncode == 0, stderr
         last = json.loads((self.folder / "progress").read_text().splitlines()[-1])
         return read_ref(self.folder / stage), last["state"]
@@ -124,14 +126,13 @@ def test_killed_while_it_writes_to_s3_it_goes_on_elsewhere(
     heir = machine("heir")
     process = lost.start(slow_s=0.01)
     deadline = time.monotonic() + 60
-    while sum("judged/" in name for name in objects(s3_server, s3_uri)) < 3:
+    while sum("/1/judged/" in name for name in objects(s3_server, s3_uri)) < 3:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "finished shards are not published"
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    published = {n: o.etag for n, o in objects(s3_server, s3_uri).items() if "judged/" in n}
-    before = {n: o.last_modified for n, o in objects(s3_server, s3_uri).items() if "judged/" in n}
+    published = {n: o.etag for n, o in objects(s3_server, s3_uri).items() if "/1/judged/" in n}
     assert 3 <= len(published) < ROWS // PER_SHARD
     assert not any(name.endswith("manifest.json") for name in objects(s3_server, s3_uri))
 
@@ -139,8 +140,8 @@ def test_killed_while_it_writes_to_s3_it_goes_on_elsewhere(
     assert state == "finished"
     assert heir.questions == (ROWS - len(published) * PER_SHARD) * DIMENSIONS, "published shards were judged again"
     after = objects(s3_server, s3_uri)
-    assert {n: after[n].etag for n in published} == published
-    assert {n: after[n].last_modified for n in published} == before, "published shards were written again"
+    assert {n: after[n.replace("/1/", "/2/")].etag for n in published} == published
+    assert not any("/1/" in n for n in after), "something is left of the attempt that was killed"
 
     whole, _ = machine("whole", str(tmp_path / "store")).execute()
     assert whole.sha256 == ref.sha256, "differs from an artifact made without interruption in a folder"
@@ -155,7 +156,33 @@ def test_a_damaged_artifact_in_s3_is_named_by_the_next_stage(machine: Any, s3_se
     s3_server.client.remove_object(bucket, f"{prefix}/train/part-00000.parquet")
     other = machine("other")
     (other.folder / "curation").write_bytes((first.folder / "curation").read_bytes())
-    damaged = other.start("sft", {"data": "curation"})
-    _, said = damaged.communicate(timeout=100)
-    assert damaged.returncode == 1 and "Traceback" not in said
-    assert f"{ref.uri}/train/part-00000.parquet" in said and "\n  -> " in said
+    for damaged in (other.start("sft", {"data": "curation"}), other.start()):  # the next stage, and who reuses it
+        _, said = damaged.communicate(timeout=100)
+        assert damaged.returncode == 1 and "Traceback" not in said
+        assert f"{ref.uri}/train/part-00000.parquet" in said and "\n  -> " in said
+
+
+def pair(machine: Any, name: str, delay_s: float) -> None:
+    """Two machines do the same work at once, for teachers that answer in other words: there is one artifact, whole."""
+    machines = [machine(f"{name}-{who}") for who in ("one", "two")]
+    processes = []
+    for blanks, each in enumerate(machines):
+        each.config["name"] = name
+        processes.append(each.start(blanks=blanks, slow_s=0.01))
+        time.sleep(delay_s)
+    ended = [each.finish(process) for each, process in zip(machines, processes, strict=True)]
+    assert ended[0][0] == ended[1][0], "two artifacts of one run"
+    assert sorted(state for _, state in ended) == ["finished", "reused"], "the same work was done twice"
+    for each in machines:
+        open_input(ended[0][0], each.folder / "reader")
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 1.0])
+def test_two_runs_of_one_name_make_one_artifact(machine: Any, delay_s: float) -> None:
+    pair(machine, "pair", delay_s)
+
+
+@pytest.mark.endurance
+def test_twenty_pairs_of_runs_make_twenty_artifacts(machine: Any) -> None:
+    for number in range(20):
+        pair(machine, f"pair-{number}", 2 * number / 19)

@@ -1,32 +1,27 @@
 """An ablation from end to end: what its runs share is made once, the rest is compared, and it resumes.
 
-The stages run in this process, and so do their workers: starting Python fourteen times would take longer. That KFP
-leaves its outputs where the ablation looks for them is tested with the real command, which is slow.
+The stages run in this process. That KFP leaves its outputs where the ablation looks for them is tested with the real
+command, which is slow.
 """
 
-import importlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from in_process import run_stages, stay_here
 from shared import gate, rendered, small_run
 
 from firm.ablation.result import Ablation, Run
 from firm.ablation.rewards import Planned, plan
 from firm.config import RunConfig
 from firm.config.loading import load_config
-from firm.launch.job import TrainingJob
-from firm.lifeline import LIFELINE
-from firm.progress import ROUND
 from firm.records import UserError
-from firm.stage import execute
-from firm.storage.artifacts import Output
-from firm.storage.inputs import open_input
 from pipelines import ablation, local
 from pipelines.ablation import compare
 from pipelines.local import StageFailed
@@ -42,15 +37,6 @@ rl: {{prompts_per_epoch: 2, group_size: 2, max_epochs: 2, num_inference_steps: 2
 auditor: {{every: 1, num_images: 8}}
 evaluate: {{num_images: 8, batch_size: 8, num_inference_steps: 2, num_bootstrap: 20}}
 """
-# Stage -> name of its output, and of its inputs with the stages that they come from.
-STAGES: dict[str, tuple[str, Mapping[str, str]]] = {
-    "curation": ("data", {}),
-    "sft": ("critic", {"data": "curation"}),
-    "bench": ("agreement", {"data": "curation", "critic": "sft"}),
-    "gate": ("verdict", {"bench": "bench"}),
-    "rl": ("policy", {"critic": "sft", "verdict": "gate"}),
-    "evaluate": ("samples", {"critic": "sft", "policy": "rl"}),
-}
 
 
 @pytest.fixture
@@ -60,34 +46,10 @@ def config(tmp_path: Path) -> RunConfig:
     return load_config(str(path), [f"store={tmp_path}/runs"])
 
 
-def in_process(config: RunConfig, folder: Path) -> Path:
-    """`run_locally` without KFP and without the report."""
-    pointers: dict[str, str] = {}
-    for stage, (output, inputs) in STAGES.items():
-        path = folder / "kfp" / "firm-1" / stage / output
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            given = {name: pointers[source] for name, source in inputs.items()}
-            execute(stage, config.model_dump(mode="json"), given, str(path))
-        except SystemExit as end:
-            raise StageFailed(stage, f"{stage} has its reasons", "", end.code == 2) from end
-        pointers[stage] = str(path)
-    return folder / "report.html"
-
-
-def work_here(job: TrainingJob, out: Output, _: object) -> None:
-    """`launch` without a process for the worker."""
-    inputs = {name: open_input(ref) for name, ref in job.inputs.items()}
-    importlib.import_module(job.module).train(job.request, inputs, out)
-
-
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation, "run_locally", in_process)
-    for name in (LIFELINE, ROUND):  # stages set them for their own processes
-        monkeypatch.setenv(name, "")
-    for stage in ("sft", "rl"):
-        monkeypatch.setattr(f"firm.{stage}.run.launch", work_here)
+    monkeypatch.setattr(ablation, "run_locally", partial(run_stages, without=["report"]))
+    stay_here(monkeypatch)
 
 
 def artifacts(folder: Path) -> dict[str, int]:
@@ -192,7 +154,7 @@ def test_the_newest_output_of_a_component_counts(tmp_path: Path) -> None:
     assert local.newest(tmp_path, "rl/policy").read_text() == "firm-1"
 
 
-@pytest.mark.slow
+@pytest.mark.endurance
 def test_the_command_compares_and_resumes(config: RunConfig, tmp_path: Path) -> None:
     words = ["ablate", "rewards", str(tmp_path / "small.yaml"), "--seed", "0", "--set", f"store={tmp_path}/runs"]
     command = [sys.executable, "-m", "firm.cli", *words]

@@ -1,16 +1,19 @@
 """The pipelines compile, always to the same text, and to the structure kept in golden/."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from kfp import compiler
+from kfp.dsl.executor import Executor
 
 from firm import __version__
-from pipelines import rounds, stages
+from firm.config import STAGES
+from firm.submission import Installation
+from pipelines import components, rounds, stages
 from pipelines.full import full
 
 PIPELINES = {
@@ -60,6 +63,44 @@ def test_compiles_to_the_same_text_every_time(name: str, tmp_path: Path) -> None
     assert compiled(name, tmp_path) == compiled(name, tmp_path)
 
 
+def executors(name: str, folder: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Each task with a container: its name, what the SDK's own part says of it, and what Kubernetes' says."""
+    spec, platform = yaml.safe_load_all(compiled(name, folder))
+    pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    for task, body in spec["root"]["dag"]["tasks"].items():
+        label = spec["components"][body["componentRef"]["name"]]["executorLabel"]
+        if "container" in spec["deploymentSpec"]["executors"][label]:
+            yield task, body, pods[label]
+
+
+def of_check(output: str) -> dict[str, Any]:
+    return {"taskOutputParameter": {"producerTask": "check", "outputParameterKey": output}}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_an_installation_calls_its_secrets_is_asked_of_the_first_step(name: str, tmp_path: Path) -> None:
+    for task, body, pod in executors(name, tmp_path):
+        used = [source["secretNameParameter"] for source in pod.get("secretAsEnv", [])]
+        if task == "check":
+            assert not used and not body.get("dependentTasks") and not body.get("retryPolicy")
+            continue
+        runs_model = task.rstrip("-0123456789") in ("curation", "bench", "evaluate")
+        assert used == [of_check("store_secret"), *[of_check("endpoints_secret")] * (2 if runs_model else 0)], task
+        tolerations = [t["tolerationJson"] for t in pod.get("tolerations", [])]
+        assert tolerations == ([of_check("tolerations")] if runs_model else []), task
+        assert "check" in body["dependentTasks"], task
+    assert "object-store" not in compiled(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_only_stages_themselves_find_what_is_there(name: str, tmp_path: Path) -> None:
+    assert not any(body.get("cachingOptions", {}).get("enableCache") for _, body, _ in executors(name, tmp_path))
+
+
+def test_the_first_step_gives_what_the_others_ask_for() -> None:
+    assert tuple(components.check.component_spec.outputs) == Installation._fields
+
+
 @pytest.mark.golden
 def test_structure(tmp_path: Path, golden: Callable[[str, str], None]) -> None:
     found = {name: structure(compiled(name, tmp_path)) for name in PIPELINES}
@@ -77,3 +118,14 @@ def test_component_bodies_are_an_import_and_one_call(name: str, tmp_path: Path) 
         assert sum("import" in line for line in body) == 1
         assert sum("execute(" in line for line in body) == 1
         assert "pip install" not in " ".join(executor["container"]["command"][:3])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_step_takes_artifacts_from_a_backend_that_does_not_say_their_type(stage: str) -> None:
+    component = getattr(components, stage)
+    types = {name: spec.type for name, spec in component.component_spec.inputs.items() if "@" in spec.type}
+    artifact = {"name": "1", "uri": "s3://bucket/pointer", "type": {"instanceSchema": ""}, "metadata": {}}
+    inputs = {"artifacts": {name: {"artifacts": [artifact]} for name in types}}
+    executor = Executor({"inputs": inputs, "outputs": {"outputFile": "/nowhere"}}, component.python_func)
+    found = executor.input_artifacts
+    assert types == {name: f"{made.schema_title}@{made.schema_version}" for name, made in found.items()}

@@ -5,36 +5,43 @@ import json
 from pathlib import Path
 
 import pytest
-from shared import events, finish, gate, generated, rendered, small_run
+from shared import EDITING, GENERATION, events, finish, gate, generated, rendered, small_run
 
 from firm.records import Manifest
 
-FEW = rendered(64), generated(32, num_inference_steps=2)
-ROUNDS = small_run(*FEW, shard_size=32, batch_size=32)
-ROUNDS += f"""
-sft: {{batch_size: 8, max_steps: 4, checkpoint_steps: 2}}
+pytestmark = pytest.mark.slow
+
+
+def rounds(task: str) -> str:
+    """The file of a run of two rounds."""
+    few = rendered(64, task), generated(32, num_inference_steps=2, task=task)
+    settings = """
+critic: {answer_style: score_first}
+sft: {batch_size: 8, max_steps: 4, checkpoint_steps: 2}
 bench:
   num_bootstrap: 20
-  sources: [{{kind: policy, num_images: 8, num_inference_steps: 2}}]
-  gate: {gate({"metric": "coverage", "at_least": 0.9})}
-rl: {{prompts_per_epoch: 2, group_size: 4, max_epochs: 2, num_inference_steps: 2, checkpoint_epochs: 1}}
-auditor: {{every: 1, num_images: 8}}
-evaluate: {{num_images: 8, batch_size: 8, num_inference_steps: 2, num_bootstrap: 20}}
+  sources: [{kind: policy, num_images: 8, num_inference_steps: 2}]
+  gate: GATE
+rl: {prompts_per_epoch: 2, group_size: 4, max_epochs: 2, num_inference_steps: 2, checkpoint_epochs: 1}
+auditor: {every: 1, num_images: 8}
+evaluate: {num_images: 8, batch_size: 8, num_inference_steps: 2, num_bootstrap: 20}
 rounds: 2
 further_rounds:
   curation:
     sources:
-      - {{kind: generated, name: kept, policy: kept, num_images: 64, num_inference_steps: 2}}
-  sft: {{max_steps: 2}}
-  bench: {{gate: {gate({"metric": "coverage", "at_least": 0.9})}}}
+      - {kind: generated, name: kept, policy: kept, num_images: 64, num_inference_steps: 2}
+  sft: {max_steps: 2}
+  bench: {gate: GATE}
 """
+    passing = gate({"metric": "coverage", "at_least": 0.9}, task=task)
+    return small_run(*few, task=task, shard_size=32, batch_size=32) + settings.replace("GATE", passing)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[GENERATION, EDITING])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rounds")
     config = path / "rounds.yaml"
-    config.write_text(ROUNDS)
+    config.write_text(rounds(request.param))
     finish(path, config)
     return path
 

@@ -17,12 +17,13 @@ from planted.table import ROWS, Row, read_rows, write
 from firm.bench import run as bench
 from firm.config import RunConfig
 from firm.config.loading import load_config
+from firm.config.reward import REWARD
 from firm.critics.load import open_judge
 from firm.gate import run as gate
 from firm.metrics import read_metrics
 from firm.records import UserError, Verdict
 from firm.rl import train as rl
-from firm.rl.audit import REWARD, Audit
+from firm.rl.audit import Audit
 from firm.rl.run import summary
 from firm.stage import execute
 from firm.storage.artifacts import Output
@@ -33,10 +34,12 @@ EPOCHS = 40  # beyond 50, RL loses what it gained even with the teacher as its c
 TEST_IMAGES = 150  # of each source of curation
 
 
-def planted_config(seed: int, store: Path, overrides: Sequence[str] = (), test_images: int = TEST_IMAGES) -> RunConfig:
-    """The preset, with as many images to curate as the bench needs: no critic is trained, and the auditor is right."""
+def planted_config(
+    seed: int, store: Path, overrides: Sequence[str] = (), test_images: int = TEST_IMAGES, preset: str = "gen-shapes"
+) -> RunConfig:
+    """A preset, with as many images to curate as the bench needs: no critic is trained, and the auditor is right."""
     fewer = ["bench.num_bootstrap=200", "bench.auditor_images=1", f"rl.max_epochs={EPOCHS}"]
-    config = load_config("gen-shapes", [f"seed={seed}", f"store={store}", "name=planted", *fewer, *overrides])
+    config = load_config(preset, [f"seed={seed}", f"store={store}", "name=planted", *fewer, *overrides])
     sources = [source.model_copy(update={"num_images": 2 * test_images}) for source in config.curation.sources]
     curation = config.curation.model_copy(update={"sources": sources, "test_share": 0.5})
     return config.model_copy(update={"curation": curation})

@@ -1,13 +1,20 @@
 """The gate stops the planted critics that it can see, lets good ones pass, and the table in docs/trust.md is true."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from planted import critics, run, table
+from planted import critics, edits, run, table
 from planted.critics import BAD, DIMENSIONS, FOLLOWING, GOOD, QUALITY, Planted, soft
 from planted.table import PAGE, ROWS, Row, read_rows, render
 
+from firm.bench import run as bench
 from firm.config import RunConfig
+from firm.critics.judge import JudgeInput, soft_scores
+from firm.images import encode_image
+from firm.policies.generate import equally_often
+from firm.records import Prompt
+from firm.shapes.editing import candidate
 
 # Right on what the base policy draws: left to the auditor.
 PASSES = (critics.FondOfCrowds, critics.FondOfFour)
@@ -32,6 +39,41 @@ def test_the_gate(critic: type[Planted], config: RunConfig, data: Path) -> None:
     failures = run.gated(run.make(critic, config), config, data)
     expected = set() if critic in GOOD else WRONG_IN_ONE.get(critic, set(DIMENSIONS))
     assert {sentence.split()[0] for sentence in failures} == expected, failures
+
+
+@pytest.fixture(scope="module")
+def editing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
+    """Few edits of the policy, of so few prompts that each has several."""
+    fewer = ["bench.sources.0.num_images=136"]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(bench, "equally_often", lambda prompts, *rest: equally_often(prompts[:34], *rest))
+        yield run.planted_config(0, tmp_path_factory.mktemp("edits"), fewer, test_images=40, preset="edit-shapes")
+
+
+@pytest.mark.parametrize(
+    ("critic", "wrong"),
+    [
+        (critics.Teacher, set()),
+        (edits.FondOfCopies, {edits.EXECUTION}),
+        (edits.BlindToBackground, set()),  # the base policy keeps its backgrounds: left to the auditor
+    ],
+)
+def test_the_gate_of_edits(critic: type[Planted], wrong: set[str], editing: RunConfig) -> None:
+    failures = run.gated(run.make(critic, editing), editing, run.curated(editing))
+    assert {sentence.split()[0] for sentence in failures} == wrong, failures
+
+
+def test_who_is_blind_to_the_background_forgives_its_damage_and_no_other(editing: RunConfig) -> None:
+    made = [candidate(i, 0, "train") for i in range(80)]
+    items = [
+        JudgeInput(Prompt(text=text, image=str(i)), [*map(encode_image, images)])
+        for i, (text, *images) in enumerate(made)
+    ]
+    teacher, blind = (run.make(c, editing).judge(items) for c in (critics.Teacher, edits.BlindToBackground))
+    assert soft_scores(teacher, edits.EXECUTION) == soft_scores(blind, edits.EXECUTION)
+    pairs = zip(soft_scores(teacher, edits.CONSISTENCY), soft_scores(blind, edits.CONSISTENCY), strict=True)
+    forgiven = [b - t for t, b in pairs if t is not None and b is not None]
+    assert min(forgiven) == 0 and max(forgiven) >= 2 and 0.1 < sum(f > 0 for f in forgiven) / len(forgiven) < 0.6
 
 
 def test_a_planted_critic_steers_rl(config: RunConfig) -> None:

@@ -6,6 +6,7 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firm.chat.messages import valid_unicode
 from firm.critics.answers import (
     ScoreFormat,
     final_analysis,
@@ -21,7 +22,7 @@ from firm.records import Invalid, Judgement
 PIECES = st.sampled_from(
     ["{", "}", '"score"', ":", "[", "]", ",", "4", "4.7", "NaN", "-1", "1e400", "\\boxed{", "\\boxed{3}", "\n", " ",
      '"', "\\", "Score: ", "Final Alignment Rating: ", "Final Analysis: ", "**", "- ", "<think>", "</think>",
-     "\u0663", "\ud800", "/5"]
+     "\u0663", "\ud800", "/5", " or ", " / 10", "\\ud800", " is for ", "not "]
 )  # fmt: skip
 TEXTS = st.one_of(st.text(), st.lists(st.one_of(PIECES, st.text(max_size=3)), max_size=30).map("".join))
 ANSWERS = st.sampled_from(get_args(ScoreFormat))
@@ -47,7 +48,7 @@ def test_parsing_never_raises_and_never_leaves_the_scale(text: str, answer: Scor
 def test_a_rewritten_instruction_is_read_as_it_was_written(instruction: str, reasoning: str) -> None:
     text = json.dumps({"reasoning": reasoning.replace("think>", ""), "instruction": instruction})
     outcome = parse_instruction(f"Here it is: {text}")
-    assert isinstance(outcome, tuple) and outcome[0] == " ".join(instruction.split())
+    assert isinstance(outcome, tuple) and outcome[0] == " ".join(valid_unicode(instruction).split())
 
 
 RATIONALES = TEXTS.filter(lambda text: "think>" not in text)  # a teacher's thoughts are cut out of its rationale
@@ -57,7 +58,7 @@ RATIONALES = TEXTS.filter(lambda text: "think>" not in text)  # a teacher's thou
 def test_reason_first_answers_parse_back(score: int, rationale: str, answer: ScoreFormat) -> None:
     outcome = parse_answer(write_answer(score, rationale, "reason_first", answer), answer)
     assert isinstance(outcome, Judgement) and outcome.score == score
-    assert outcome.rationale == rationale.strip() or answer == "boxed"
+    assert valid_unicode(outcome.rationale) == valid_unicode(rationale.strip()) or answer == "boxed"
 
 
 @given(st.integers(1, 5), TEXTS, ANSWERS)

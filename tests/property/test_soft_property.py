@@ -7,8 +7,8 @@ from typing import Any, Literal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firm.chat.client import _read_reply
-from firm.chat.messages import Reply, Token
+from firm.chat.completion import read_reply as read_completion
+from firm.chat.messages import Reply, Token, valid_unicode
 from firm.critics.soft import of_the_lowest, pool, read_reply
 from firm.records import Invalid, Judgement
 
@@ -41,10 +41,8 @@ def test_hostile_logprobs_never_crash_and_never_become_a_number(
     text = "".join(token["token"] for token in content) if other is None else other
     for logprobs in ({"content": content}, {"content": junk}, junk):
         body = {"choices": [{"message": {"content": text}, "logprobs": logprobs}]}
-        reply = _read_reply(json.dumps(body).encode())
-        assert reply.text == text.encode(errors="replace").decode() and all(
-            token.logprob <= 1e-3 for token in reply.tokens
-        )
+        reply = read_completion(json.dumps(body).encode())
+        assert reply.text == valid_unicode(text) and all(token.logprob <= 1e-3 for token in reply.tokens)
         check(read_reply(reply, form, style))
 
 

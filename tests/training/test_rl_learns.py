@@ -171,7 +171,8 @@ def test_candidates_are_audited_on_fresh_prompts_and_noise(monkeypatch: pytest.M
         trainer.check()
         found = trainer.history[-1]
         audits[trainer.epoch] = found
-        trainer.history[-1] = found.model_copy(update={"auditor": {"reward": rewards * len(found.prompts)}})
+        scores = {**found.auditor, "reward": rewards * len(found.prompts)}
+        trainer.history[-1] = found.model_copy(update={"auditor": scores})
         if trainer.epoch < 2:
             trainer.run_epoch()
     used: dict[int, str] = {}

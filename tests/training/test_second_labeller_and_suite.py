@@ -52,7 +52,7 @@ from firm.records import Prompt, Summary
 class Sizes:
     """Counts the bytes of images: scores of its own, from 0 on."""
 
-    def __init__(self, config, critic, device):
+    def __init__(self, config, critic, device, open_chat):
         self.number = config.evaluate.num_images
 
     def prompts(self):

@@ -30,7 +30,7 @@ from firm.curation.sources import open_source
 from firm.metrics import read_metrics
 from firm.records import Example, Judgement
 from firm.sft import train as worker
-from firm.sft.train import Collator
+from firm.sft.train import Collator, prepare
 from firm.shapes.models import WEIGHTS
 from firm.storage.artifacts import Output
 from firm.storage.checkpoint import Checkpoints
@@ -111,6 +111,36 @@ def test_without_a_learning_rate_nothing_is_learnt(data: Path, tmp_path: Path) -
     assert all(torch.allclose(start[name].float(), t, atol=1e-6) for name, t in weights(tmp_path / "out").items())
 
 
+class Seen(worker.Reporter):
+    """Keeps what training ends with."""
+
+    trained: dict[str, torch.Tensor]
+    moments: list[torch.Tensor]
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        named = kwargs["model"].named_parameters()
+        Seen.trained = {name: p.detach().clone() for name, p in named if p.requires_grad}
+        Seen.moments = [t for state in kwargs["optimizer"].state.values() for t in state.values() if t.dim()]
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["whole", "lora"])
+def test_steps_smaller_than_bfloat16_can_tell_are_not_lost(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, int] | None
+) -> None:
+    """A critic in bfloat16: what trains and the optimizer's moments are float32."""
+    monkeypatch.setattr(worker, "Reporter", Seen)
+    asked = request(max_steps=5, batch_size=8, learning_rate=1e-5, lora=lora)
+    asked["critic"]["dtype"] = "bfloat16"
+    worker.train(asked, {"data": data}, Output.open(str(tmp_path / "out")))
+    start = prepare(CriticConfig.model_validate(asked["critic"]), SFTConfig.model_validate(asked["sft"]), 0)
+    before = dict(start.named_parameters())
+    assert {t.dtype for t in (*Seen.trained.values(), *Seen.moments)} == {torch.float32}
+    matrices = {name: p for name, p in Seen.trained.items() if p.dim() > 1 and "embed" not in name}
+    moved = [(p != before[name]).float().mean().item() for name, p in matrices.items()]
+    assert fmean(moved) > 0.9, f"only {fmean(moved):.1%} of what trains has moved"
+    assert {t.dtype for t in weights(tmp_path / "out").values()} == {torch.bfloat16}
+
+
 def test_a_further_round_goes_on_from_the_last_critic(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "first", max_steps=3)
     train(data, tmp_path / "second", tmp_path / "first", max_steps=1, learning_rate=1e-12)
@@ -164,6 +194,24 @@ def test_a_resumed_run_equals_the_uninterrupted(data: Path, tmp_path: Path, opti
     b = weights(tmp_path / "parts")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+@pytest.mark.parametrize(
+    "file", ["optimizer.safetensors", "model.safetensors", "trainer_state.json", "checkpoint.json"]
+)
+def test_a_damaged_checkpoint_trains_no_other_critic(data: Path, tmp_path: Path, file: str, capfd: Any) -> None:
+    options = {"max_steps": 20, "checkpoint_steps": 10, "batch_size": 4}
+    train(data, tmp_path / "whole", **options)
+    kill_at(data, tmp_path, 13, options)
+    path = tmp_path / "parts" / "work" / "checkpoints" / "checkpoint-10" / file
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    train(data, tmp_path / "parts", **options)
+    a = weights(tmp_path / "whole")
+    b = weights(tmp_path / "parts")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert "checkpoint-10 is damaged" in capfd.readouterr().out
 
 
 def kill_at(data: Path, tmp_path: Path, step: int, options: Options) -> None:

@@ -10,7 +10,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-from mutations import FAULTS
+from faults import FAULTS
 
 from firm.config import STAGES
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from typer.testing import CliRunner
 
 from firm import preflight
@@ -16,6 +17,7 @@ from firm.ablation.rewards import Planned, plan
 from firm.cli import app
 from firm.config import RunConfig
 from firm.config.loading import load_config
+from firm.images import encode_image
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,6 +27,7 @@ ON_A_CLUSTER = (
     "kubectl ",
     "kfp ",
     "firm doctor",
+    "firm status",
     "firm cancel",
     "rclone ",
     "firm reap",
@@ -61,7 +64,7 @@ def folder(tmp_path: Path) -> Path:
     edits = [{**json.loads(edit), "prompt": f"make the car red, {i}"} for i in range(100)]
     (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
     for name in ("0001.png", "car.png", "red.png"):
-        (tmp_path / name).touch()
+        (tmp_path / name).write_bytes(encode_image(Image.new("RGB", (8, 8))))
     return tmp_path
 
 
@@ -136,7 +139,7 @@ def check_ablation(source: str, options: list[str], monkeypatch: pytest.MonkeyPa
     assert [one.at(config.store) for one in started] == plan(config, seeds, names)
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("firm (doctor|cancel|reap) ", c)])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("firm (doctor|status|cancel|reap) ", c)])
 def test_commands_for_a_cluster_have_options_that_exist(command: str) -> None:
     help_ = CliRunner().invoke(app, [command.split()[1], "--help"]).output
     for option in re.findall(r"(?<= )--?[a-z]+", command):

@@ -40,6 +40,17 @@ def test_formats(tmp_path: Path, name: str, text: str | bytes) -> None:
     assert load(write(tmp_path, name, text), test_share=0) == ["a cat", "zwei Hunde", "日本の犬"]
 
 
+def test_what_stands_within_texts_is_no_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("firm.texts.MAX_VALUES", 3)
+    texts = ["a cat, a dog, [a bird], {x}", '"one", \\"two\\", three']
+    path = write(tmp_path, "p.json", json.dumps(texts))
+    assert load(path, test_share=0) == texts
+    with pytest.raises(UserError, match=r"more than 3 values \(.*p\.json\)"):
+        load(write(tmp_path, "p.json", json.dumps([*texts, "c"])))
+    with pytest.raises(UserError, match="more than 3 lines"):
+        load(write(tmp_path, "p.txt", "a\n" * 4))
+
+
 @pytest.mark.parametrize("separator", ["\u2028", "\x85"])
 def test_only_line_feeds_end_a_json_line(tmp_path: Path, separator: str) -> None:
     prompt = f"a poster{separator}with two lines"

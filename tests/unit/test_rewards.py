@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from firm.config import RewardConfig
-from firm.rewards import FORMULAS, base_and_bonus, base_only, normalise, reward, weighted_sum
+from firm.records import Assessment, Invalid, Judgement
+from firm.rewards import FORMULAS, base_and_bonus, base_only, normalise, reward, rewards_of, weighted_sum
 
 
 def tensor(*values: float) -> torch.Tensor:
@@ -135,3 +136,21 @@ def test_reward_refuses_missing_dimensions_and_invalid_scores() -> None:
         reward(RewardConfig(), {"instruction_following": tensor(5)})
     with pytest.raises(ValueError, match="mask failed judgements"):
         reward(RewardConfig(), {"instruction_following": tensor(5), "quality": tensor(float("nan"))})
+
+
+def test_rewards_need_every_dimension_of_the_formula_and_no_other() -> None:
+    base, qma = RewardConfig(formula="base_only", base="instruction_following"), RewardConfig.model_validate({})
+    good, bad = Judgement(score=4, distribution=(0, 0, 0.5, 0, 0.5)), Invalid(reason="empty")
+    assessments: list[Assessment] = [
+        {"instruction_following": good, "quality": Judgement(score=3)},
+        {"instruction_following": good, "quality": bad},
+        {"instruction_following": bad, "quality": good},
+    ]
+    rewards, mask = rewards_of(assessments, qma)
+    assert mask.tolist() == [True, False, False] and rewards[0] == pytest.approx(0.75 * (0.4 + 0.6 * 0.5))
+    assert rewards_of(assessments, base)[1].tolist() == [True, True, False]
+    rewards, mask = rewards_of(assessments[1:], qma)
+    assert not mask.any() and not rewards.isnan().any()
+    assert not rewards_of([{"instruction_following": good}], qma)[1].any(), "a judgement that is missing is none"
+    hard = RewardConfig(formula="base_only", base="instruction_following", soft=False)
+    assert rewards_of([{"instruction_following": Judgement(score=5, distribution=(0.4, 0, 0, 0, 0.6))}], hard)[0] == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,10 @@ from PIL import Image
 from firm import stage
 from firm.bench.run import STAGE as BENCH
 from firm.config import STAGES, RewardConfig, RunConfig
+from firm.config.chat import PythonChat
+from firm.config.curation import FunctionSource
 from firm.config.loading import load_config
+from firm.config.prompts import PromptsConfig
 from firm.critics.rubrics import load_rubric, parse_rubric
 from firm.curation.run import STAGE as CURATION
 from firm.images import encode_image
@@ -126,7 +130,7 @@ def test_the_content_of_every_named_file_counts(config: RunConfig, folder: Path,
     path.write_bytes(content)
     assert key(config, (section,)) == before
     path.unlink()
-    with pytest.raises(UserError, match="no such file") as caught:
+    with pytest.raises(UserError, match="(?i)no such file") as caught:
         if section in ("policy", "critic"):  # a folder with a file less is another model, not an error
             assert key(config, (section,)) not in (before, changed)
             raise UserError("no such file", str(path))
@@ -212,3 +216,148 @@ def test_lines_in_a_file_called_json_are_followed(folder: Path) -> None:
     before = content_hash(folder / "rows.json", ("image",))
     (folder / "two.bin").write_bytes(b"1")
     assert content_hash(folder / "rows.json", ("image",)) != before
+
+
+# ---- what is replaced behind a name
+
+
+def replace(path: Path, content: bytes) -> None:
+    """As `mv` and `rsync` do: another file under the same name, of the same size and time."""
+    new = path.with_name("new")
+    new.write_bytes(content)
+    os.utime(new, (OLD, OLD))
+    new.replace(path)
+
+
+def test_an_image_replaced_under_the_same_name_counts(
+    config: RunConfig, folder: Path, later: pytest.MonkeyPatch
+) -> None:
+    before = key(config, ("curation",))
+    content = (folder / "1.png").read_bytes()
+    replace(folder / "1.png", content[:-1] + b"x")
+    changed = key(config, ("curation",))
+    replace(folder / "1.png", content)
+    assert changed != before == key(config, ("curation",))
+
+
+@pytest.mark.parametrize("section", ["policy", "critic"])
+def test_weights_replaced_in_a_model_folder_count(
+    config: RunConfig, folder: Path, later: pytest.MonkeyPatch, section: str
+) -> None:
+    before = key(config, (section,))
+    replace(folder / section / "weights" / "model.safetensors", b"\1" * 100)
+    assert key(config, (section,)) != before
+
+
+LINKED = {"weights": "policy/weights/model.safetensors", "folder of weights": "policy/weights", "model": "policy"}
+LINKED |= {"prompts": "prompts.txt", "image": "1.png", "rows": "candidates.jsonl"}
+
+
+@pytest.mark.parametrize("what", LINKED)
+def test_a_link_that_is_moved_counts(config: RunConfig, folder: Path, later: pytest.MonkeyPatch, what: str) -> None:
+    """Both files lie there from the start, of the same size and, as in an archive, of the same times."""
+    link = folder / LINKED[what]
+    sections = ("prompts", "curation", "policy")
+    link.rename(one := folder / "one")
+    (shutil.copytree if one.is_dir() else shutil.copy2)(one, other := folder / "other")
+    for path in [other] if other.is_file() else [p for p in other.rglob("*") if p.is_file()]:
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"blue", b"pink").replace(b"\0", b"\1").replace(b'circle"', b'square"'))
+        os.utime(path, (OLD, OLD))
+    link.symlink_to(one)
+    before = key(config, sections)
+    link.unlink()
+    link.symlink_to(other)
+    changed = key(config, sections)
+    link.unlink()
+    link.symlink_to(one)
+    assert changed != before == key(config, sections)
+
+
+def test_a_link_is_told_by_its_inode(folder: Path, later: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two files of the same size may have been written within one tick of the clock."""
+    for name, content in (("one", b"1"), ("two", b"2")):
+        (folder / name).write_bytes(content)
+    tick = (folder / "one").stat().st_ctime_ns
+    real = Path.stat
+    frozen = lambda path, **how: Status(real(path, **how), tick)  # noqa: E731
+    monkeypatch.setattr(Path, "stat", frozen)
+    link = folder / "link"
+    link.symlink_to(folder / "one")
+    before = content_hash(link)
+    link.unlink()
+    link.symlink_to(folder / "two")
+    assert content_hash(link) != before
+
+
+class Status:
+    """What is known of a file, changed at another time."""
+
+    def __init__(self, status: os.stat_result, ctime_ns: int) -> None:
+        self.status = status
+        self.st_ctime_ns = ctime_ns
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.status, name)
+
+
+def test_a_folder_that_links_to_itself_has_an_end(folder: Path) -> None:
+    before = content_hash(folder / "policy")
+    (folder / "policy" / "weights" / "again").symlink_to(folder / "policy")
+    assert content_hash(folder / "policy") == before
+
+
+def test_prompts_of_equal_text_in_other_splits_count(
+    config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which prompts are held out is decided by a share, or by a function of the user's."""
+    before = key(config, ("prompts",))
+    other = change(config, prompts=config.prompts.model_copy(update={"test_share": 0.5}))
+    assert key(other, ("prompts",)) != before
+
+    monkeypatch.syspath_prepend(folder)
+    prompts = "def prompts(split):\n    return {'%s': ['a red circle'], '%s': ['a blue square']}[split]\n"
+    (folder / "my_prompts.py").write_text(prompts % ("train", "test"))
+    mine = change(config, prompts=PromptsConfig(function="my_prompts:prompts"))
+    before = key(mine, ("prompts",))
+    assert key(mine, ("prompts",)) == before
+    (folder / "my_prompts.py").write_text(prompts % ("test", "train"))
+    assert key(mine, ("prompts",)) != before
+
+
+@pytest.mark.parametrize("kind", ["judge", "candidates"])
+def test_the_code_of_a_judge_and_of_candidates_counts(
+    config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.syspath_prepend(folder)
+    (folder / "mine.py").write_text("x = 1\n")
+    curation = {
+        "judge": {"evaluator": PythonChat(target="mine:Judge")},
+        "candidates": {"sources": [FunctionSource(name="mine", function="mine:candidate", num_images=8)]},
+    }[kind]
+    mine = change(config, curation=config.curation.model_copy(update=curation))
+    before = key(mine, ("curation",))
+    (folder / "mine.py").write_text("x = 2\n")
+    changed = key(mine, ("curation",))
+    assert changed != before
+    (folder / "mine.py").unlink()
+    assert key(mine, ("curation",)) not in (before, changed), "what cannot be found is refused by who loads it"
+
+
+def test_the_modules_beside_that_of_a_judge_count(
+    config: RunConfig, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in its package, as it may import that; not what Python or others leave there."""
+    monkeypatch.syspath_prepend(folder)
+    (folder / "my_judges" / "parts").mkdir(parents=True)
+    for name in ("__init__.py", "judge.py", "helper.py", "parts/helper.py"):
+        (folder / "my_judges" / name).write_text("x = 1\n")
+    evaluator = PythonChat(target="my_judges.judge:Judge")
+    mine = change(config, curation=config.curation.model_copy(update={"evaluator": evaluator}))
+    keys = {key(mine, ("curation",))}
+    (folder / "my_judges" / "log.txt").write_text("asked\n")
+    assert {key(mine, ("curation",))} == keys
+    for name in ("helper.py", "parts/helper.py"):
+        (folder / "my_judges" / name).write_text("x = 2\n")
+        keys.add(key(mine, ("curation",)))
+    assert len(keys) == 3

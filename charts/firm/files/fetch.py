@@ -1,12 +1,14 @@
 """Download a model from the object store: ``fetch.py URI FOLDER``.
 
-URI is a critic's artifact, verified against its manifest, or any prefix that holds the files of a model.
+URI is a critic's artifact, verified against its manifest, or any prefix that holds the files of a model. What is more
+than data, a pickle or code, is refused as in `firm serve`, whichever server is to load it.
 """
 
 import sys
 from pathlib import Path
 
-from firm.records import ArtifactRef
+from firm.model_folder import check_model_folder
+from firm.records import ArtifactRef, UserError
 from firm.storage.artifacts import MANIFEST
 from firm.storage.files import sha256
 from firm.storage.inputs import open_input
@@ -16,7 +18,11 @@ CRITIC = "critic"  # the folder of an artifact that holds the model
 
 
 def fetch(uri: str, folder: Path) -> None:
-    """Make ``folder`` the model at ``uri``."""
+    """Make ``folder`` the model at ``uri``.
+
+    Raises:
+        UserError: There is none, or it holds more than data.
+    """
     store = open_store(uri)
     if store.exists(MANIFEST):
         ref = ArtifactRef(uri=store.uri, sha256=sha256(store.get(MANIFEST)))
@@ -25,8 +31,12 @@ def fetch(uri: str, folder: Path) -> None:
         for key, _ in store.list():
             store.fetch(key, folder / key)
     if not (folder / "config.json").is_file():
-        sys.exit(f"there is no model (config.json) at {uri}")
+        raise UserError("there is no model (config.json)", uri, "set critic.model to one", usage=True)
+    check_model_folder(folder)
 
 
 if __name__ == "__main__":
-    fetch(sys.argv[1], Path(sys.argv[2]))
+    try:
+        fetch(sys.argv[1], Path(sys.argv[2]))
+    except UserError as error:
+        sys.exit(f"error: {error}")

@@ -16,16 +16,58 @@ app.kubernetes.io/part-of: firm
 
 {{/* Reference of an image: (dict "root" $ "image" .Values.image.slim) */}}
 {{- define "firm.image" -}}
-{{- with .image.registry | default .root.Values.image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
-{{ .image.repository }}
+{{ include "firm.repository" . }}
 {{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ end -}}
 {{- end }}
 
-{{- define "firm.pullSecrets" -}}
-{{- with .Values.image.pullSecrets }}
-imagePullSecrets: {{- range . }}
-  - name: {{ . }}
+{{/* The same without tag or digest. */}}
+{{- define "firm.repository" -}}
+{{- with .root.Values.imageRegistry | default .image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{ .image.repository }}
 {{- end }}
+
+{{- define "firm.pullSecrets" -}}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{ toJson . }}
+{{- end }}
+{{- end }}
+
+{{/* Where pods run: (dict "root" $ "component" NAME) */}}
+{{- define "firm.scheduling" -}}
+{{- $own := get .root.Values.components .component | default dict }}
+{{- range $key := list "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" "priorityClassName" }}
+{{- with get $own $key | default (get $.root.Values $key) }}
+{{ $key }}: {{ toJson . }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Labels and annotations of pods: (dict "root" $ "component" NAME), and "annotations" of their own. */}}
+{{- define "firm.podMetadata" -}}
+{{- $own := get .root.Values.components .component | default dict -}}
+labels:
+  {{- include "firm.selector" . | nindent 2 }}
+  {{- with merge (dict) ($own.labels | default dict) .root.Values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- with merge (dict) (.annotations | default dict) ($own.annotations | default dict) .root.Values.podAnnotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* The authority of caBundle, as a volume of a pod and where a container finds it: ConfigMap `firm` says so. */}}
+{{- define "firm.caVolume" -}}
+{{- with .Values.caBundle }}
+{{- if .existingSecret }}
+- name: ca
+  secret: {secretName: {{ .existingSecret }}, items: [{key: {{ .key }}, path: {{ .key }}}]}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "firm.caMount" -}}
+{{- if .Values.caBundle.existingSecret }}
+- {name: ca, mountPath: /etc/firm/ca, readOnly: true}
 {{- end }}
 {{- end }}
 
@@ -47,6 +89,26 @@ capabilities: {drop: [ALL]}
 
 {{- define "firm.objectStoreSecret" -}}
 {{ .Values.objectStore.existingSecret | default "object-store" }}
+{{- end }}
+
+{{/* Whether the store is the MinIO of chart platform. */}}
+{{- define "firm.minio" -}}
+{{- if eq .Values.objectStore.endpoint "minio:9000" }}true{{ end }}
+{{- end }}
+
+{{/* Keys of KFP's and Argo's own files, which are not those of FIRM's code where the store has users of its own. */}}
+{{- define "firm.pipelinesSecret" -}}
+{{- $store := .Values.objectStore }}
+{{- $ours := and (include "firm.minio" .) (not $store.accessKey) }}
+{{- $store.pipelinesSecret | default $store.existingSecret | default (ternary "object-store-kfp" "object-store" (not (not $ours))) }}
+{{- end }}
+
+{{- define "firm.pipelineRoot" -}}
+{{ .Values.kfp.pipelineRoot | default (printf "minio://%s/kfp" .Values.objectStore.bucket) }}
+{{- end }}
+
+{{- define "firm.endpointsSecret" -}}
+{{ .Values.endpoints.existingSecret | default "firm-endpoints" }}
 {{- end }}
 
 {{- define "firm.objectStoreUrl" -}}
@@ -79,7 +141,7 @@ env:
   - name: AWS_SECRET_ACCESS_KEY
     valueFrom: {secretKeyRef: {name: {{ include "firm.objectStoreSecret" . }}, key: secretkey}}
   - name: OPENAI_API_KEY
-    valueFrom: {secretKeyRef: {name: firm-endpoints, key: api-key, optional: true}}
+    valueFrom: {secretKeyRef: {name: {{ include "firm.endpointsSecret" . }}, key: api-key, optional: true}}
   - name: HF_TOKEN
-    valueFrom: {secretKeyRef: {name: firm-endpoints, key: hf-token, optional: true}}
+    valueFrom: {secretKeyRef: {name: {{ include "firm.endpointsSecret" . }}, key: hf-token, optional: true}}
 {{- end }}

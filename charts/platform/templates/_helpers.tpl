@@ -17,6 +17,21 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/part-of: firm-platform
 {{- end }}
 
+{{/* Metadata of a component's pods. Call with (dict "root" $ "component" NAME), and "checksum" TEXT where a change restarts them. */}}
+{{- define "platform.podMetadata" -}}
+{{- $own := get .root.Values.components .component | default dict -}}
+labels:
+  {{- include "platform.podLabels" . | nindent 2 }}
+  {{- with merge (dict) ($own.labels | default dict) .root.Values.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- $annotations := merge (dict) ($own.annotations | default dict) .root.Values.podAnnotations }}
+{{- with .checksum }}{{ $_ := set $annotations "checksum/config" (sha256sum .) }}{{ end }}
+{{- with $annotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{/* Metadata of an object. "keep" true: `helm uninstall` leaves it, if persistence.keep says so. */}}
 {{- define "platform.metadata" -}}
 name: {{ .name | default .component }}
@@ -30,11 +45,11 @@ annotations: {helm.sh/resource-policy: keep}
 {{/* Image reference; a digest wins over the tag. Call with (dict "root" $ "image" IMAGE "version" TAG). */}}
 {{- define "platform.image" -}}
 {{- $tag := .image.tag | default .version -}}
-{{ .root.Values.imageRegistry | default .image.registry }}/{{ .image.repository }}
+{{ .root.Values.imageRegistry | default .image.registry | trimSuffix "/" }}/{{ .image.repository }}
 {{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ $tag }}{{ end }}
 {{- end }}
 
-{{/* What every pod of this chart has in its spec, restricted Pod Security first. Call with (dict "root" $), and "user" UID,
+{{/* What every pod of this chart has in its spec, restricted Pod Security first. Call with (dict "root" $ "component" NAME), and "user" UID,
 "account" SERVICEACCOUNT, "grace" SECONDS for programs that ignore SIGTERM. */}}
 {{- define "platform.pod" -}}
 securityContext:
@@ -56,14 +71,37 @@ automountServiceAccountToken: false
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets: {{ toJson . }}
 {{- end }}
-{{- with .root.Values.priorityClassName }}
-priorityClassName: {{ . }}
+{{- $own := get .root.Values.components .component | default dict }}
+{{- range $key := list "priorityClassName" "nodeSelector" "tolerations" "affinity" "topologySpreadConstraints" }}
+{{- with get $own $key | default (get $.root.Values $key) }}
+{{ $key }}: {{ toJson . }}
 {{- end }}
-{{- with .root.Values.nodeSelector }}
-nodeSelector: {{ toJson . }}
 {{- end }}
-{{- with .root.Values.tolerations }}
-tolerations: {{ toJson . }}
+{{- end }}
+
+{{/* How many pods a Deployment has. Call with (dict "root" $ "component" NAME). */}}
+{{- define "platform.replicas" -}}
+{{ dig .component "replicas" 1 .root.Values.components }}
+{{- end }}
+
+{{/* The authority of caBundle: a volume, and where containers find it. */}}
+{{- define "platform.caVolume" -}}
+{{- with .Values.caBundle }}
+{{- if .existingSecret }}
+- name: ca
+  secret: {secretName: {{ .existingSecret }}, items: [{key: {{ .key }}, path: {{ .key }}}]}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Where programs in Go find the authorities that they trust, the public ones first. */}}
+{{- define "platform.caDirectories" -}}
+/etc/ssl/certs:/etc/firm/ca
+{{- end }}
+
+{{- define "platform.caMount" -}}
+{{- if .Values.caBundle.existingSecret }}
+- {name: ca, mountPath: /etc/firm/ca, readOnly: true}
 {{- end }}
 {{- end }}
 
@@ -104,8 +142,22 @@ securityContext:
   (printf "until timeout 3 nc %s </dev/null | grep -q .; do sleep 1; done" $address)) }}
 {{- end }}
 
+{{/* Keys of steps and jobs for the object store; keys of KFP's and Argo's own files; keys of MinIO's administrator. */}}
 {{- define "platform.objectStoreSecret" -}}
 {{ .Values.objectStore.existingSecret | default "object-store" }}
+{{- end }}
+
+{{- define "platform.pipelinesSecret" -}}
+{{- $store := .Values.objectStore }}
+{{- $store.pipelinesSecret | default $store.existingSecret | default (ternary "object-store-kfp" "object-store" .Values.minio.enabled) }}
+{{- end }}
+
+{{- define "platform.minioSecret" -}}
+{{ .Values.minio.existingSecret | default "minio" }}
+{{- end }}
+
+{{- define "platform.certificateSecret" -}}
+{{ .Values.trainingOperator.certificate.existingSecret | default "training-operator-webhook-cert" }}
 {{- end }}
 
 {{- define "platform.databaseHost" -}}
@@ -127,11 +179,31 @@ securityContext:
 {{ "logs/{{workflow.namespace}}/{{workflow.name}}/{{workflow.creationTimestamp.Y}}/{{workflow.creationTimestamp.m}}/{{workflow.creationTimestamp.d}}/{{pod.name}}" }}
 {{- end }}
 
-{{/* Value that a key of a Secret has in the cluster, or a new one. Call with (list $ SECRET KEY LENGTH). */}}
-{{- define "platform.password" -}}
+{{/* Fails where no cluster is seen and each render would make another secret. Call with (list $ SECRET VALUES). */}}
+{{- define "platform.madeOnce" -}}
 {{- $root := index . 0 }}
-{{- $data := (lookup "v1" "Secret" $root.Release.Namespace (index . 1)).data | default dict }}
-{{- get $data (index . 2) | default (randAlphaNum (index . 3 | int) | b64enc) }}
+{{- if not (or (lookup "v1" "Namespace" "" $root.Release.Namespace) (lookup "v1" "Namespace" "" "kube-system")) }}
+{{- fail (printf "Secret %s: without a cluster (`helm template`, Argo CD) each render would make another one. Make it yourself and set %s: see ci/gitops-values.yaml, and \"GitOps\" in the README" (index . 1) (index . 2)) }}
+{{- end }}
+{{- end }}
+
+{{/* Secret whose values are given, found in the cluster, or new. Call with (dict "root" $ "component" NAME
+"lengths" (dict KEY LENGTH) "given" (dict KEY VALUE) "instead" VALUES). */}}
+{{- define "platform.secret" -}}
+{{- $data := (lookup "v1" "Secret" .root.Release.Namespace .component).data | default dict }}
+apiVersion: v1
+kind: Secret
+metadata:
+  {{- include "platform.metadata" (merge (dict "keep" true) .) | nindent 2 }}
+data:
+  {{- range $key, $length := .lengths }}
+  {{- $value := get ($.given | default dict) $key | b64enc | default (get $data $key) }}
+  {{- if not $value }}
+  {{- include "platform.madeOnce" (list $.root $.component $.instead) }}
+  {{- $value = randAlphaNum (int $length) | b64enc }}
+  {{- end }}
+  {{ $key }}: {{ $value }}
+  {{- end }}
 {{- end }}
 
 {{/* Volume claim. Call with (dict "root" $ "component" NAME "size" SIZE). */}}
@@ -185,4 +257,18 @@ metadata:
 roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: {{ .component }}}
 subjects:
   - {kind: ServiceAccount, name: {{ .component }}, namespace: {{ .root.Release.Namespace }}}
+{{- end }}
+
+{{/* Rights to elect one of several pods. Call with (dict "root" $ "component" DEPLOYMENT "lease" NAME). */}}
+{{- define "platform.rules.leader" -}}
+{{- if gt (include "platform.replicas" . | int) 1 }}
+# Which of its pods leads; a right to create cannot name the object.
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ .lease }}]
+  verbs: [get, update]
+{{- end }}
 {{- end }}

@@ -35,6 +35,10 @@ class Backend:
         runs = self._call("GET", query).get("runs", [])
         return next((r["run_id"] for r in runs if run in (r["run_id"], r.get("display_name"))), None)
 
+    def run(self, run_id: str) -> dict[str, Any]:
+        """A run as plain JSON."""
+        return self._call("GET", f"runs/{run_id}")
+
     def terminate(self, run_id: str) -> None:
         """End a run; one that ended already is fine."""
         self._call("POST", f"runs/{run_id}:terminate")

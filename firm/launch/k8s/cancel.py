@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from kubernetes import client
-
 from firm.launch.k8s.backend import Backend
 from firm.launch.k8s.cluster import Cluster
 from firm.launch.k8s.names import KFP_RUN, PART_OF, RUN, RUN_ID
@@ -52,18 +50,13 @@ def cancel(run: str, cluster: Cluster, backend: Backend, say: Callable[[str], No
                 say(f"deleted PyTorchJob {name}")
             names.add(name)
         left = [pod.metadata.name for name in names for pod in cluster.pods(name)]
-        left += _active_pods(cluster, f"{RUN_ID}={run_id}") if run_id else []
+        if run_id:
+            pods = cluster.pods_with(f"{RUN_ID}={run_id}")
+            left += [pod.metadata.name for pod in pods if pod.status.phase not in _ENDED]
         if not left and not jobs:
             return
         time.sleep(2)
     raise UserError(f"pods are still there: {', '.join(left)}", f"namespace {cluster.namespace}", "look at their node")
-
-
-def _active_pods(cluster: Cluster, selector: str) -> list[str]:
-    pods: list[client.V1Pod] = cluster.call(
-        lambda: cluster.core.list_namespaced_pod(cluster.namespace, label_selector=selector)
-    ).items
-    return [pod.metadata.name for pod in pods if pod.status.phase not in _ENDED]
 
 
 def reap(cluster: Cluster, say: Callable[[str], None]) -> None:

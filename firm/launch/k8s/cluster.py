@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from base64 import b64decode
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -131,16 +133,18 @@ class Cluster:
 
     def pods(self, job: str) -> list[client.V1Pod]:
         """Pods of a job."""
-        return list(
-            self.call(lambda: self.core.list_namespaced_pod(self.namespace, label_selector=f"{JOB_NAME}={job}")).items
-        )
+        return self.pods_with(f"{JOB_NAME}={job}")
 
-    def last_lines(self, pod: str, number: int = 20) -> str:
+    def pods_with(self, selector: str = "") -> list[client.V1Pod]:
+        """Pods with labels; by default all."""
+        return list(self.call(lambda: self.core.list_namespaced_pod(self.namespace, label_selector=selector)).items)
+
+    def last_lines(self, pod: str, number: int = 20, container: str = CONTAINER) -> str:
         """The end of a pod's log, of the container that ended before the present one where there is one."""
         for previous in (True, False):
             try:
                 text = self.core.read_namespaced_pod_log(
-                    pod, self.namespace, container=CONTAINER, tail_lines=number, previous=previous
+                    pod, self.namespace, container=container, tail_lines=number, previous=previous
                 )
             except (client.ApiException, HTTPError):
                 continue
@@ -148,10 +152,25 @@ class Cluster:
                 return str(text).rstrip()
         return ""
 
+    def last_warning(self, metadata: Mapping[str, Any]) -> str:
+        """The newest warning about an object, and not another of its name; empty if none, or if none may be read."""
+        fields = f"involvedObject.uid={metadata['uid']},type=Warning"
+        try:
+            events = self.call(lambda: self.core.list_namespaced_event(self.namespace, field_selector=fields)).items
+        except UserError:
+            return ""
+        newest = max(events, key=_time_of, default=None)
+        return f"{newest.reason}: {newest.message}" if newest else ""
+
     def config_map(self, name: str) -> dict[str, str]:
         """Data of a ConfigMap, empty if it does not exist."""
         found = self._or_none(lambda: self.core.read_namespaced_config_map(name, self.namespace))
         return dict(found.data or {}) if found else {}
+
+    def secret(self, name: str) -> dict[str, str]:
+        """Data of a Secret, empty if it does not exist."""
+        found = self._or_none(lambda: self.core.read_namespaced_secret(name, self.namespace))
+        return {key: b64decode(value).decode() for key, value in (found.data or {}).items()} if found else {}
 
     def labels_of_pod(self, name: str) -> dict[str, str]:
         """Labels of a pod, empty if it does not exist."""
@@ -165,6 +184,11 @@ class Cluster:
             if error.status != NOT_FOUND:
                 raise
             return None
+
+
+def _time_of(event: client.CoreV1Event) -> datetime:
+    found: datetime = event.last_timestamp or event.event_time or event.metadata.creation_timestamp
+    return found
 
 
 def _is_transient(error: BaseException) -> bool:

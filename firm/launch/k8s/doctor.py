@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Literal
+from typing import Literal, cast
 
 from kubernetes import client
 
@@ -16,12 +16,27 @@ from firm.config.launch import PyTorchJobLaunch
 from firm.launch.job import TrainingJob
 from firm.launch.k8s.backend import Backend
 from firm.launch.k8s.cluster import Cluster
+from firm.launch.k8s.installation import reach_store
 from firm.launch.k8s.manifest import manifest
-from firm.launch.k8s.names import CONFIG_MAP, GPU, GROUP, IMAGE, PLURAL, VERSION
-from firm.launch.k8s.pods import start_problem
+from firm.launch.k8s.names import (
+    CONFIG_MAP,
+    GPU,
+    GROUP,
+    IMAGE,
+    PART_OF,
+    PLURAL,
+    PROJECT,
+    STORE_KEYS,
+    STORE_SECRET,
+    STORE_SECRET_KEY,
+    VERSION,
+)
+from firm.launch.k8s.pods import GRACE_S, start_problems
+from firm.launch.k8s.pytorchjob import refused_jobs
 from firm.records import UserError
 from firm.storage.open import open_store
 
+SHOWN = 5  # pods that are named
 State = Literal["ok", "warning", "failed", "unknown"]
 # What a step of a pipeline does: verb, API group, resource, name.
 RIGHTS = (
@@ -29,6 +44,7 @@ RIGHTS = (
     ("get", "", "pods", ""),
     ("list", "", "pods", ""),
     ("get", "", "pods/log", ""),
+    ("list", "", "events", ""),
     ("get", "", "configmaps", CONFIG_MAP),
 )
 
@@ -44,19 +60,26 @@ class Finding:
 
 
 def examine(cluster: Cluster, backend: Backend, store: str, launch: PyTorchJobLaunch) -> Iterator[Finding]:
-    """Run all checks; a failing one does not stop the others."""
+    """Run all checks; a failing one does not stop the others.
+
+    Args:
+        cluster: The namespace.
+        backend: Kubeflow Pipelines.
+        store: Where runs keep their artifacts; where empty, the chart says.
+        launch: What jobs ask for.
+    """
     checks: dict[str, Callable[[], Finding]] = {
         "Kubernetes API": lambda: _api(cluster),
         "PyTorchJob CRD": lambda: _resource(cluster, GROUP, VERSION, PLURAL, "failed", "install the chart platform"),
         "rights": lambda: _rights(cluster),
         "chart firm": lambda: _chart(cluster, launch),
         "Training Operator": lambda: _operator(cluster, launch),
-        "object store": lambda: _store(store),
+        "object store": lambda: _store(cluster, store, launch),
         "Kubeflow Pipelines": lambda: _pipelines(backend),
         "Argo Workflows": lambda: _resource(
             cluster, "argoproj.io", "v1alpha1", "workflows", "unknown", "Kubeflow Pipelines needs it: argo.enabled=true"
         ),
-        "images": lambda: _images(cluster),
+        "pods": lambda: _pods(cluster),
         "GPU nodes": lambda: _gpus(cluster, launch),
         "storage class": lambda: _storage(cluster),
     }
@@ -125,13 +148,21 @@ def _chart(cluster: Cluster, launch: PyTorchJobLaunch) -> Finding:
     image = data.get("FIRM_IMAGE") or IMAGE
     if "@" not in image and image.rpartition(":")[2].partition("-")[0] != __version__:
         return _finding("warning", f"jobs run {image}, this is {__version__}", "upgrade the chart or this package")
-    return _finding("ok", f"jobs run {image}")
+    secret = launch.secret or data.get(STORE_SECRET_KEY) or STORE_SECRET
+    try:
+        if not set(STORE_KEYS) <= set(cluster.secret(secret)):
+            fix = "make it, or give objectStore.existingSecret of both charts its name"
+            return _finding("failed", f"no Secret {secret} with the keys {' and '.join(STORE_KEYS)}", fix)
+    except UserError:
+        return _finding("ok", f"jobs run {image}; whether Secret {secret} is there may not be seen")
+    return _finding("ok", f"jobs run {image} with the keys in Secret {secret}")
 
 
 def _operator(cluster: Cluster, launch: PyTorchJobLaunch) -> Finding:
     """A dry run passes the operator's webhook, which answers only while the operator runs."""
     job = TrainingJob("doctor", "sft", "firm.sft.train", {}, {})
-    body = manifest(job, f"s3://doctor/sft-{secrets.token_hex(6)}", launch, {}, {})
+    defaults = cluster.config_map(launch.config_map or CONFIG_MAP)
+    body = manifest(job, f"s3://doctor/sft-{secrets.token_hex(6)}", launch, defaults, {})
     try:
         cluster.custom.create_namespaced_custom_object(
             GROUP, VERSION, cluster.namespace, PLURAL, body, dry_run="All", _request_timeout=20
@@ -144,10 +175,14 @@ def _operator(cluster: Cluster, launch: PyTorchJobLaunch) -> Finding:
     return _finding("ok", "takes a PyTorchJob (dry run)")
 
 
-def _store(uri: str) -> Finding:
+def _store(cluster: Cluster, uri: str, launch: PyTorchJobLaunch) -> Finding:
+    data = cluster.config_map(launch.config_map or CONFIG_MAP)
+    uri = uri or data.get("FIRM_STORE") or "s3://firm/runs"
+    if unreachable := reach_store(cluster, data):
+        return _finding("unknown", *unreachable)
     store = open_store(uri)
     key = f"doctor/{secrets.token_hex(8)}"
-    store.put(key, b"firm doctor")
+    store.create(key, b"firm doctor")  # refused by a server without conditional writes
     try:
         if store.get(key) != b"firm doctor":
             return _finding("failed", f"{uri} gives back other bytes than it was given", "use another S3 server")
@@ -167,12 +202,17 @@ def _pipelines(backend: Backend) -> Finding:
     return _finding("ok", f"backend {found or 'of unknown version'}, SDK {sdk}")
 
 
-def _images(cluster: Cluster) -> Finding:
-    pods = cluster.call(lambda: cluster.core.list_namespaced_pod(cluster.namespace)).items
-    found = start_problem(pods, float("inf"), datetime.now(UTC))
-    if found is not None:
-        return _finding("failed", f"{found.what} ({found.where})", found.fix)
-    return _finding("ok", f"none of {len(pods)} pods waits for an image")
+def _pods(cluster: Cluster) -> Finding:
+    pods = cluster.pods_with()
+    now = datetime.now(UTC)
+    broken = [*start_problems(pods, float("inf"), now), *refused_jobs(cluster, f"{PART_OF}={PROJECT}")]
+    waiting = [*start_problems(pods, GRACE_S, now)]
+    for state, found in (("failed", broken), ("warning", waiting)):
+        if found:
+            what = "; ".join(f"{problem.what} ({problem.where})" for problem in found[:SHOWN])
+            more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            return _finding(cast(State, state), what + more, found[0].fix)
+    return _finding("ok", f"none of {len(pods)} waits for a node, an image or a Secret")
 
 
 def _gpus(cluster: Cluster, launch: PyTorchJobLaunch) -> Finding:

@@ -6,23 +6,25 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from kubeflow.training import models
 from kubernetes import client
 from kubernetes.utils.quantity import parse_quantity
 
+from firm.certificates import CA_BUNDLE
 from firm.config.launch import PyTorchJobLaunch
 from firm.launch.job import TrainingJob
 from firm.launch.k8s import names
 
-_NAME_LENGTH = 30  # of the run's: Services of pods have at most 63 characters
+_NAME_LENGTH = 28  # of the run's: Services of pods have at most 63 characters
 
 
 def job_name(job: TrainingJob, uri: str) -> str:
-    """Name of the job whose output is at ``uri``: the same for every attempt at the same work (DNS-1035)."""
+    """Name of the job whose output is at ``uri``: the same for every attempt that goes on there (DNS-1035)."""
     run = job.run.replace(".", "-")[:_NAME_LENGTH].rstrip("-")
-    return f"firm-{run}-{job.stage}-{uri.rsplit('-', 1)[-1]}"
+    return f"firm-{run}-{job.stage}-{uri.rsplit('-', 1)[-1].replace('/', '-')}"
 
 
 def manifest(
@@ -34,7 +36,8 @@ def manifest(
         job: What to run.
         uri: Output of the job: the worker's one argument.
         config: Resources, scheduling, limits.
-        defaults: Data of the ConfigMap `firm`: image, model cache, priority class.
+        defaults: Data of the ConfigMap `firm`: image, Secrets, authorities, service account, model cache,
+            priority class.
         owner: ``name`` and ``uid`` of the step's pod and ``kfp_run``; empty outside KFP.
     """
     replica_specs = {"Master": _replicas(1, job, uri, config, defaults)}
@@ -87,15 +90,7 @@ def _replicas(
 
 
 def _pod(job: TrainingJob, uri: str, config: PyTorchJobLaunch, defaults: Mapping[str, str]) -> client.V1PodTemplateSpec:
-    volumes = {
-        "/tmp": client.V1Volume(name="tmp", empty_dir=client.V1EmptyDirVolumeSource()),
-        "/dev/shm": client.V1Volume(
-            name="shm", empty_dir=client.V1EmptyDirVolumeSource(medium="Memory", size_limit=config.shm)
-        ),
-    }
-    if claim := defaults.get("FIRM_MODEL_CACHE"):
-        source = client.V1PersistentVolumeClaimVolumeSource(claim_name=claim)
-        volumes["/models"] = client.V1Volume(name="models", persistent_volume_claim=source)
+    volumes = _volumes(config, defaults)
     requests = {"cpu": config.cpu, "memory": config.memory} | ({names.GPU: str(config.gpus)} if config.gpus else {})
     limits = requests | {"cpu": config.cpu_limit or config.cpu}
     config_map = config.config_map or names.CONFIG_MAP
@@ -103,7 +98,7 @@ def _pod(job: TrainingJob, uri: str, config: PyTorchJobLaunch, defaults: Mapping
         name=names.CONTAINER,
         image=config.image or defaults.get("FIRM_IMAGE") or names.IMAGE,
         command=_command(job, uri, config),
-        env=_environment(config, "/models" in volumes),
+        env=_environment(config, defaults, "/models" in volumes),
         env_from=[client.V1EnvFromSource(config_map_ref=client.V1ConfigMapEnvSource(name=config_map))],
         resources=client.V1ResourceRequirements(requests=requests, limits=limits),
         volume_mounts=[client.V1VolumeMount(name=v.name, mount_path=path) for path, v in volumes.items()],
@@ -116,10 +111,10 @@ def _pod(job: TrainingJob, uri: str, config: PyTorchJobLaunch, defaults: Mapping
     spec = client.V1PodSpec(
         containers=[container],
         volumes=list(volumes.values()),
-        service_account_name=config.service_account or names.SERVICE_ACCOUNT,
+        service_account_name=config.service_account or defaults.get("FIRM_SERVICE_ACCOUNT") or names.SERVICE_ACCOUNT,
         automount_service_account_token=False,
         node_selector=config.node_selector or None,
-        tolerations=[*config.tolerations] or None,
+        tolerations=_tolerations(config) or None,
         priority_class_name=config.priority_class or defaults.get("FIRM_PRIORITY_CLASS") or None,
         security_context=client.V1PodSecurityContext(
             run_as_non_root=True, fs_group=65532, seccomp_profile=client.V1SeccompProfile(type="RuntimeDefault")
@@ -131,17 +126,42 @@ def _pod(job: TrainingJob, uri: str, config: PyTorchJobLaunch, defaults: Mapping
     )
 
 
+def _volumes(config: PyTorchJobLaunch, defaults: Mapping[str, str]) -> dict[str, client.V1Volume]:
+    """What a pod mounts, by path."""
+    memory = client.V1EmptyDirVolumeSource(medium="Memory", size_limit=config.shm)
+    volumes = {
+        "/tmp": client.V1Volume(name="tmp", empty_dir=client.V1EmptyDirVolumeSource()),
+        "/dev/shm": client.V1Volume(name="shm", empty_dir=memory),
+    }
+    if claim := defaults.get("FIRM_MODEL_CACHE"):
+        cache = client.V1PersistentVolumeClaimVolumeSource(claim_name=claim)
+        volumes["/models"] = client.V1Volume(name="models", persistent_volume_claim=cache)
+    if secret := defaults.get(names.CA_SECRET_KEY):
+        file = PurePosixPath(defaults[CA_BUNDLE])  # nothing else of the Secret is shown to users' code
+        items = [client.V1KeyToPath(key=file.name, path=file.name)]
+        authorities = client.V1SecretVolumeSource(secret_name=secret, items=items)
+        volumes[str(file.parent)] = client.V1Volume(name="ca", secret=authorities)
+    return volumes
+
+
 def _command(job: TrainingJob, uri: str, config: PyTorchJobLaunch) -> list[str]:
     """One process needs no torchrun: the operator sets the rank; torchrun reads the PET_ variables it sets."""
     torchrun = ["-m", "torch.distributed.run"] if config.gpus > 1 or config.min_workers is not None else []
     return ["python3", *torchrun, "-m", job.module, uri]
 
 
-def _environment(config: PyTorchJobLaunch, has_models: bool) -> list[client.V1EnvVar]:
+def _tolerations(config: PyTorchJobLaunch) -> list[dict[str, Any]]:
+    gpu = [names.GPU_TOLERATION] if config.gpus and names.GPU_TOLERATION not in config.tolerations else []
+    return [*config.tolerations, *gpu]
+
+
+def _environment(config: PyTorchJobLaunch, defaults: Mapping[str, str], has_models: bool) -> list[client.V1EnvVar]:
     threads = str(max(math.floor(parse_quantity(config.cpu_limit or config.cpu)) // max(config.gpus, 1), 1))
     plain = {"OMP_NUM_THREADS": threads, **({"HF_HOME": "/models"} if has_models else {}), **config.env}
-    secret = {variable: (config.secret or names.STORE_SECRET, key) for key, variable in names.STORE_KEYS.items()}
-    optional = {variable: (names.ENDPOINTS_SECRET, key) for key, variable in names.ENDPOINTS_KEYS.items()}
+    store = config.secret or defaults.get(names.STORE_SECRET_KEY) or names.STORE_SECRET
+    endpoints = defaults.get(names.ENDPOINTS_SECRET_KEY) or names.ENDPOINTS_SECRET
+    secret = {variable: (store, key) for key, variable in names.STORE_KEYS.items()}
+    optional = {variable: (endpoints, key) for key, variable in names.ENDPOINTS_KEYS.items()}
     return [
         *(client.V1EnvVar(name=name, value=value) for name, value in plain.items()),
         *(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from kubernetes import client
 from urllib3.exceptions import HTTPError
 
 from firm.launch.k8s.cluster import Cluster
-from firm.launch.k8s.names import CONTAINER
-from firm.progress import relay
+from firm.launch.k8s.names import CONTAINER, RUN_ID
+from firm.progress import log_line, relay
 from firm.records import UserError
 
 GRACE_S = 60.0  # for faults that may pass: an image that is being pushed, a Secret that is being made
@@ -22,10 +23,15 @@ _CONFIGURATION = {"CreateContainerConfigError", "CreateContainerError"}
 
 
 def start_problem(pods: Sequence[client.V1Pod], pending_s: float, now: datetime) -> UserError | None:
-    """Why a pod will not start, once it is clear that waiting does not help.
+    """Why the first pod that will not start does not; see `start_problems`."""
+    return next(start_problems(pods, pending_s, now), None)
+
+
+def start_problems(pods: Sequence[client.V1Pod], pending_s: float, now: datetime) -> Iterator[UserError]:
+    """Why pods will not start, once it is clear that waiting does not help.
 
     Args:
-        pods: The pods of a job.
+        pods: The pods of a job or of a run.
         pending_s: How long a pod may wait for a node or its image.
         now: The present time, with a time zone.
     """
@@ -33,18 +39,25 @@ def start_problem(pods: Sequence[client.V1Pod], pending_s: float, now: datetime)
         if pod.status.phase not in ("Pending", "Running"):
             continue
         age = (now - pod.metadata.creation_timestamp).total_seconds()
-        for status in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
-            if (waiting := status.state.waiting if status.state else None) is None:
-                continue
-            if waiting.reason in _IMAGE and (waiting.reason in _NEVER or age > min(GRACE_S, pending_s)):
-                what = f"the image {status.image} cannot be pulled: {waiting.reason}"
-                fix = "correct launch.image (or FIRM_IMAGE in the ConfigMap), or push the image"
-                return UserError(f"{what} {waiting.message or ''}".rstrip(), _where(pod), fix)
-            if waiting.reason in _CONFIGURATION and age > min(GRACE_S, pending_s):
-                fix = "create what is missing: the chart `firm` makes ConfigMap and Secret"
-                return UserError(f"a container cannot be configured: {waiting.message}", _where(pod), fix)
-        if pod.status.phase == "Pending" and age > pending_s:
-            return _still_pending(pod, age)
+        if problem := _container_problem(pod, age > min(GRACE_S, pending_s)):
+            yield problem
+        elif pod.status.phase == "Pending" and age > pending_s:
+            yield _still_pending(pod, age)
+
+
+def _container_problem(pod: client.V1Pod, waited: bool) -> UserError | None:
+    for status in [*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or [])]:
+        if (waiting := status.state.waiting if status.state else None) is None:
+            continue
+        if waiting.reason in _IMAGE and (waiting.reason in _NEVER or waited):
+            what = f"the image {status.image} cannot be pulled: {waiting.reason}"
+            fix = "correct launch.image (or FIRM_IMAGE in the ConfigMap), or push the image"
+            if _is_step(pod):
+                fix = "push the image, or `firm cancel` the run and submit what `make pipelines REGISTRY=...` makes"
+            return UserError(f"{what} {waiting.message or ''}".rstrip(), _where(pod), fix)
+        if waiting.reason in _CONFIGURATION and waited:
+            fix = "create what is missing: the chart `firm` makes the ConfigMap, and says in it which Secrets it needs"
+            return UserError(f"a container cannot be configured: {waiting.message}", _where(pod), fix)
     return None
 
 
@@ -52,13 +65,29 @@ def _still_pending(pod: client.V1Pod, age: float) -> UserError:
     for condition in pod.status.conditions or []:
         if condition.type == "PodScheduled" and condition.status == "False":
             fix = "ask for less (launch.cpu, launch.memory, launch.gpus), or add nodes; launch.pending_s waits longer"
+            if _is_step(pod):
+                fix = "add nodes, or `firm cancel` the run and submit it with other gpus= and memory="
             return UserError(f"no node can take the pod: {condition.message}", _where(pod), fix)
     what = f"the pod has not started after {age:.0f} s"
     return UserError(what, _where(pod), "`kubectl describe pod` says what it waits for; launch.pending_s waits longer")
 
 
+def _is_step(pod: client.V1Pod) -> bool:
+    """Whether it belongs to a step of a pipeline, and not to a job."""
+    return RUN_ID in (pod.metadata.labels or {})
+
+
 def _where(pod: client.V1Pod) -> str:
     return f"pod {pod.metadata.namespace}/{pod.metadata.name}"
+
+
+def exit_code(pod: client.V1Pod) -> int:
+    """With which code a pod's container last ended; 0 if it never did."""
+    for status in pod.status.container_statuses or []:
+        for state in (status.state, status.last_state):
+            if state and state.terminated and state.terminated.exit_code:
+                return int(state.terminated.exit_code)
+    return 0
 
 
 def termination_reason(pod: client.V1Pod) -> str:
@@ -74,6 +103,49 @@ def termination_reason(pod: client.V1Pod) -> str:
                 return "ran out of memory (OOMKilled)"
             return f"ended with exit code {ended.exit_code}" + (f" ({ended.reason})" if ended.reason else "")
     return ""
+
+
+def is_suspended(job: Mapping[str, Any]) -> bool:
+    """Whether a job waits in a queue, such as Kueue's: none of its pods is to be made yet."""
+    return bool((job["spec"].get("runPolicy") or {}).get("suspend"))
+
+
+class Refusals:
+    """Notices that pods of a job are refused, by a quota, a limit or a webhook: the job's events alone say so."""
+
+    def __init__(self, cluster: Cluster, number: int, pending_s: float) -> None:
+        """``number``: pods that the job needs; ``pending_s``: how long it may lack some."""
+        self._cluster = cluster
+        self._number = number
+        self._pending_s = pending_s
+        self._since: float | None = None
+        self._said = ""
+
+    def problem(self, job: Mapping[str, Any], pods: Sequence[client.V1Pod]) -> UserError | None:
+        """Log why pods are lacking as soon as that is known; an error when they have been for too long.
+
+        Args:
+            job: As plain JSON; where a queue has suspended it, it waits for its turn without limit.
+            pods: Those that there are.
+        """
+        if is_suspended(job) or len(pods) >= self._number:
+            self._since = None
+            return None
+        now = time.monotonic()
+        self._since = self._since or now
+        name = job["metadata"]["name"]
+        if (said := self._cluster.last_warning(job["metadata"])) and said != self._said:
+            self._said = said
+            log_line(f"PyTorchJob {name}: {said}")
+        if now - self._since <= self._pending_s:
+            return None
+        where = f"PyTorchJob {self._cluster.namespace}/{name}"
+        lacking = f"{self._number - len(pods)} of {self._number} pods"
+        if not self._said:
+            fix = "is the Training Operator running? `firm doctor` says"
+            return UserError(f"{lacking} were not made within {self._pending_s:.0f} s", where, fix)
+        fix = "ask for less (launch.cpu, launch.memory, launch.gpus, launch.num_workers), or have the limit raised"
+        return UserError(f"{lacking} are refused: {self._said}", where, f"{fix}; launch.pending_s waits longer")
 
 
 class LogFollower:

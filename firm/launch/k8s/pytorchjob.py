@@ -16,11 +16,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from firm.config.launch import PyTorchJobLaunch
-from firm.launch.job import TERMINATED, TrainingJob, worker_error
+from firm.launch.job import TERMINATED, UNSAID, TrainingJob, cannot_write, worker_error
 from firm.launch.k8s.cluster import Cluster
 from firm.launch.k8s.manifest import job_name, manifest, owner_references
-from firm.launch.k8s.names import CONFIG_MAP, SPEC
-from firm.launch.k8s.pods import LogFollower, start_problem, termination_reason
+from firm.launch.k8s.names import CONFIG_MAP, SPEC, STAGE
+from firm.launch.k8s.pods import LogFollower, Refusals, exit_code, is_suspended, start_problem, termination_reason
 from firm.progress import log_line
 from firm.records import UserError
 
@@ -116,6 +116,7 @@ def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bo
         UserError: It failed, or will not start.
     """
     logged = ""
+    refusals = Refusals(cluster, config.min_workers or config.num_workers, config.pending_s)
     ended: dict[str, Any] = {}  # pods whose container ended badly: the operator may delete them when the job fails
     while True:
         job = cluster.job(name)
@@ -129,8 +130,9 @@ def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bo
         pods = cluster.pods(name)
         ended |= {pod.metadata.name: pod for pod in pods if termination_reason(pod)}
         if logged == "Failed":
-            raise failure(cluster, job, list(ended.values()))
-        problem = start_problem(pods, config.pending_s, datetime.now(UTC))
+            raise failure(cluster, job, list(ended.values()), uri)
+        problem = _past_deadline(job, config.deadline_s) or start_problem(pods, config.pending_s, datetime.now(UTC))
+        problem = problem or refusals.problem(job, pods)
         if problem is None and ended:
             problem = worker_error(uri)  # a worker that reported an error would fail the same way again
         if problem is not None:
@@ -139,14 +141,44 @@ def _wait(cluster: Cluster, name: str, uri: str, config: PyTorchJobLaunch) -> bo
         time.sleep(POLL_S)
 
 
-def failure(cluster: Cluster, job: Mapping[str, Any], pods: list[Any]) -> UserError:
+def _past_deadline(job: Mapping[str, Any], deadline_s: float) -> UserError | None:
+    """An error once a job has run for longer; its operator looks at the deadline only when a pod starts or ends."""
+    started = (job.get("status") or {}).get("startTime")
+    if started is None or (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds() <= deadline_s:
+        return None
+    return _too_late(job)
+
+
+def _too_late(job: Mapping[str, Any]) -> UserError:
+    where = f"PyTorchJob {job['metadata']['namespace']}/{job['metadata']['name']}"
+    return UserError("the job did not end before its deadline", where, "raise launch.deadline_s; it will resume")
+
+
+def refused_jobs(cluster: Cluster, selector: str) -> list[UserError]:
+    """Unfinished jobs with these labels that have no pod and of which an event says why."""
+    found = []
+    for job in cluster.jobs(selector):
+        name = job["metadata"]["name"]
+        if phase(job) in ("Succeeded", "Failed") or is_suspended(job) or cluster.pods(name):
+            continue
+        if said := cluster.last_warning(job["metadata"]):
+            fix = "ask for less, or have the limit raised"
+            found.append(
+                UserError(f"the job's pods are refused: {said}", f"PyTorchJob {cluster.namespace}/{name}", fix)
+            )
+    return found
+
+
+def failure(cluster: Cluster, job: Mapping[str, Any], pods: list[Any], uri: str) -> UserError:
     """Why a job failed: the reason, the pod, and the last lines of its log."""
     condition = next(c for c in job["status"]["conditions"] if c["type"] == "Failed")
     name = job["metadata"]["name"]
     reason = condition.get("reason", "")
     where = f"PyTorchJob {cluster.namespace}/{name}"
     if "deadline" in f"{reason} {condition.get('message', '')}".lower():
-        return UserError("the job did not end before its deadline", where, "raise launch.deadline_s; it will resume")
+        return _too_late(job)
+    if any(exit_code(pod) == UNSAID for pod in pods):
+        return cannot_write(job["metadata"]["labels"][STAGE], uri)
     for pod in pods:
         if how := termination_reason(pod):
             lines = cluster.last_lines(pod.metadata.name)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from edits import edit_run
 
-from firm.ablation.figure import curves
-from firm.ablation.result import BEFORE, KEPT, LAST, Ablation, Run, markdown, of_run
+from firm.ablation.figure import curves, looks
+from firm.ablation.result import BEFORE, FRESH, KEPT, LAST, Ablation, Run, markdown, of_run
 from firm.ablation.rewards import plan
 from firm.config.loading import parse_config
 from firm.records import ArtifactRef, Curve, Summary
@@ -28,7 +28,7 @@ def made(
 ) -> Run:  # fmt: skip
     """A run of ten epochs from what its first and last checks say; the kept policy is that of epoch 5."""
     config = parse_config(edit_run())
-    [planned] = [one for one in plan(config, [seed]) if one.reward == reward]
+    [planned] = plan(config, [seed], [reward])
     middle = [(a + b) / 2 for a, b in (execution, copies)]
     audits = [
         audit("check", 0, execution[0], consistency[0], copies[0]),
@@ -48,9 +48,18 @@ def made(
         },
         curves=[Curve(name="copies", x=[1, 2], y=[0.1, 0.2])],
     )
-    return of_run(planned, rl, Summary(stage="evaluate", tables={"scores": [{"judge": "auditor"}]}), POLICY)
+    return of_run(planned, rl, Summary(stage="evaluate", tables={"scores": HELD_OUT}), POLICY)
 
 
+HELD_OUT = [
+    {"judge": judge, "dimension": dimension, "policy": policy, "mean": mean, "low": mean - 0.01, "high": mean + 0.01}
+    for judge, dimension, means in (
+        ("auditor", "reward", (0.4, 0.48, 0.08)),
+        ("auditor", "execution", (2.0, 2.5, 0.5)),
+        ("critic", "consistency", (4.0, 5.0, 1.0)),
+    )
+    for policy, mean in zip(("base", "final", "gain"), means, strict=True)
+]
 SUM = "weighted-sum-0.5-0.5"
 
 
@@ -76,6 +85,7 @@ def test_the_table_has_means_and_the_extremes_of_the_seeds(ablation: Ablation) -
     assert found == {
         "policy": ["execution", "consistency", "untouched", "empty"],
         BEFORE: ["2.20 (2.00 to 2.40)", "4.10 (4.00 to 4.20)", "25% (20% to 30%)", "0% (0% to 0%)"],
+        FRESH: ["2.00 (2.00 to 2.00)", "2.00 (2.00 to 2.00)", "20% (20% to 20%)", "0% (0% to 0%)"],
         f"weighted sum 0.5/0.5, {LAST}": [
             "1.10 (1.00 to 1.20)", "5.00 (5.00 to 5.00)", "98% (95% to 100%)", "0% (0% to 0%)",
         ],
@@ -98,6 +108,16 @@ def test_the_page_lists_each_run_with_stops_alarms_and_refusals(ablation: Ablati
     assert "- CME, seed 1: the critic is not trusted" in page
 
 
+def test_the_page_has_the_kept_policy_of_each_run_on_held_out_prompts(ablation: Ablation) -> None:
+    table = markdown(ablation, "curves.svg").partition("## Held-out prompts")[2].partition("## Alarms")[0]
+    cells = "0.400 → 0.480 (+0.080, +0.070 to +0.090) | 2.00 → 2.50 (+0.50, +0.49 to +0.51) | –"
+    assert "| reward | seed | reward | execution | consistency |" in table
+    assert [line for line in table.splitlines() if "→ 0.480" in line] == [
+        f"| {label} | {seed} | {cells} |"
+        for label, seed in (("weighted sum 0.5/0.5", 0), ("CME", 0), ("weighted sum 0.5/0.5", 1))
+    ]
+
+
 def test_a_page_of_refusals_has_no_numbers(ablation: Ablation) -> None:
     page = markdown(ablation.model_copy(update={"runs": ablation.runs[3:]}), "curves.svg")
     assert "not trusted" in page and "|" not in page and "curves.svg" not in page
@@ -108,7 +128,7 @@ def test_numbers_are_kept_whole(ablation: Ablation) -> None:
     assert Ablation.model_validate_json(text) == ablation
     first = json.loads(text)["runs"][0]
     assert first["caught"] == 10 and first["policy"]["uri"] == POLICY.uri and len(first["audits"]) == 6
-    assert first["curves"][0]["name"] == "copies" and first["held_out"] == [{"judge": "auditor"}]
+    assert first["curves"][0]["name"] == "copies" and first["held_out"] == HELD_OUT
 
 
 def test_the_curves_are_a_file_with_a_panel_for_each_measure(ablation: Ablation) -> None:
@@ -119,6 +139,15 @@ def test_the_curves_are_a_file_with_a_panel_for_each_measure(ablation: Ablation)
     for text in ("execution, by the auditor", "consistency, by the auditor", "share of untouched images", "CME"):
         assert text in words
     assert "share of empty images" in words and "weighted sum 0.5/0.5" in words
+
+
+def test_any_number_of_rewards_has_looks_of_their_own(ablation: Ablation) -> None:
+    sums = [f"weighted-sum-{i / 40:g}-{1 - i / 40:g}" for i in range(40)]
+    found = looks([*sums, "base-only", "cme"])
+    assert len(set(found.values())) == 42 and found["cme"] == looks(["qma"])["qma"]
+    five = [made(name, 0, (2.0, 3.0), (4.0, 4.5), (0.2, 0.1)) for name in (*sums[8:11], "base-only", "cme")]
+    svg = curves(ablation.model_copy(update={"runs": five}))
+    assert all(run.label in svg for run in five)
 
 
 def test_generation_has_nothing_untouched(ablation: Ablation) -> None:

@@ -40,6 +40,13 @@ def test_generation_compares_qma_with_its_base_and_more_on_request(generation: R
     assert asked[0].config.reward.weights == [0.4, 0.6]
 
 
+def test_a_weighted_sum_may_have_any_weights(editing: RunConfig) -> None:
+    names = ["cme", "weighted-sum-0.2-0.8", "base-only", "weighted-sum-1-0", "weighted-sum-.20-.80"]
+    found = {one.reward: one.config.reward.weights for one in plan(editing, [0], names)}
+    assert list(found) == ["weighted-sum-0.2-0.8", "weighted-sum-1-0", "base-only", "cme"]
+    assert found["weighted-sum-0.2-0.8"] == [0.2, 0.8] and found["weighted-sum-1-0"] == [1, 0]
+
+
 def test_a_seed_is_finished_before_the_next(generation: RunConfig) -> None:
     folders = [one.folder for one in plan(generation, [3, 1, 3])]
     assert folders == ["base-only-seed-3", "qma-seed-3", "base-only-seed-1", "qma-seed-1"]
@@ -88,7 +95,9 @@ def test_the_store_is_that_of_the_run(generation: RunConfig) -> None:
     [
         ([], [], [], ["needs a seed", "--seed 0"]),
         ([], [-1], [], ["seed: Input should be greater"]),
-        ([], [0], ["cme"], ["no reward 'cme' for this task", "weighted-sum-0.4-0.6, base-only, qma"]),
+        ([], [0], ["cme"], ["no reward 'cme' for this task", "qma, base-only or weighted-sum-A-B"]),
+        ([], [0], ["weighted-sum-0.4-0.5"], ["no reward 'weighted-sum-0.4-0.5'", "add up to 1"]),
+        ([], [0], ["weighted-sum-0.4-0.3-0.3"], ["no reward 'weighted-sum-0.4-0.3-0.3'"]),
         (["rounds=2"], [0], [], ["one round", "rounds=1"]),
         (
             ["reward={formula: base_only, base: quality}"],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from shared import CPU, rendered
 
 from firm.bench import run as stage
@@ -18,10 +19,12 @@ from firm.critics.judge import JudgeInput
 from firm.critics.labeller import open_labeller
 from firm.curation.examples import student_example
 from firm.curation.sources import open_source
+from firm.images import encode_image
 from firm.policies.policy import Policy, save_policy
-from firm.records import Assessment, Example, Invalid, JudgedCandidate, Judgement, Summary, Verdict
+from firm.records import Assessment, Example, Invalid, JudgedCandidate, Judgement, Prompt, Summary, Verdict
 from firm.stage import stage_key
 from firm.storage.artifacts import Output
+from firm.storage.published import PublishedShards
 from firm.storage.shards import ShardWriter, iter_shards
 
 FOLLOWING = "instruction_following"
@@ -90,7 +93,7 @@ def bench(tmp_path: Path, config: RunConfig, data: Path, judged: Path, monkeypat
     def measure(distort: Distort, judged: Path = judged, **changes: Any) -> tuple[Summary, Verdict]:
         out = Output.open(str(tmp_path / "out"))
         if judged.parent != out.folder:
-            shutil.copytree(judged, out.folder / stage.JUDGED)
+            shutil.copytree(judged.parent, out.folder, dirs_exist_ok=True)
         monkeypatch.setattr(stage, "load_critic", lambda *_: Oracle(data, judged, distort))
         monkeypatch.setattr(stage, "draw", None)  # all that the policy drew is judged already
         changed = config.model_copy(update={"bench": config.bench.model_copy(update=changes)})
@@ -153,11 +156,15 @@ def test_an_image_on_which_the_teacher_fails_is_no_reference_and_is_counted(
     spoilt = tmp_path / "out" / stage.JUDGED
     rows = list(iter_shards(judged, JudgedCandidate))
     bad = rows[0].assessment | {"quality": Invalid(reason="empty")}
-    rows[0] = rows[0].model_copy(update={"assessment": bad})
-    with ShardWriter(spoilt, JudgedCandidate, 128) as writer:
-        writer.write(rows)
+    rows[0] = rows[0].model_copy(update={"assessment": bad, "failed": {"plan": Invalid(reason="unparsable")}})
+    shards = PublishedShards(Output.open(str(spoilt.parent)), stage.JUDGED, JudgedCandidate, 128)
+    shards.write(rows)
+    shards.close()
     summary, _ = bench(lambda d, s, own: s, judged=spoilt)
-    assert {"judge": "teacher", "dimension": "quality", "reason": "empty", "count": 1} in summary.tables["invalid"]
+    assert [row for row in summary.tables["invalid"] if row["judge"] == "teacher"] == [
+        {"judge": "teacher", "dimension": "plan", "reason": "unparsable", "count": 1},
+        {"judge": "teacher", "dimension": "quality", "reason": "empty", "count": 1},
+    ]
     own = {r["dimension"]: r["n"] for r in summary.tables["agreement"] if r["value"] == "policy"}
     assert own == {FOLLOWING: NUMBER, "quality": NUMBER - 1}
 
@@ -277,3 +284,16 @@ def test_a_judge_that_was_interrupted_is_asked_for_the_rest(
     assert stage._measure("critic", oracle, items, config, out) == whole
     assert oracle.asked == (44 if kill == "in the second batch" else 0)
     assert (out.folder / "critic.jsonl").read_bytes() == written
+
+
+def test_an_untouched_edit_is_named_and_a_generated_image_is_not_even_looked_at() -> None:
+    one, other = (encode_image(Image.new("RGB", (8, 8), colour)) for colour in ("red", "blue"))
+    references = {"execution": 1.0, "consistency": 5.0}
+
+    def seen(prompt: Prompt, *images: bytes) -> set[str]:
+        item = Item("a", prompt, "policy", "easy", "teacher", references, lambda: list(images))
+        return {expected.seen for expected in item.expected()}
+
+    edit = Prompt(text="make it blue", image="red.png")
+    assert seen(edit, one, one) == {"untouched"} and seen(edit, one, other) == {""}
+    assert seen(Prompt(text="a red square")) == {""}

@@ -58,7 +58,7 @@ def test_images_are_read_when_they_are_judged_and_a_missing_one_is_named(tmp_pat
     [item] = file.items()
     with pytest.raises(UserError, match=r"line 2: .*gone.png"):
         item.images()
-    with pytest.raises(UserError, match="no such image") as caught:
+    with pytest.raises(UserError, match="No such file") as caught:
         file.check({"quality": 1, "instruction_following": 1})
     assert "line 2" in caught.value.where and caught.value.exit_code == 2
     with pytest.raises(UserError, match=r"judges \w+ of 2 image\(s\), not of 1") as caught:

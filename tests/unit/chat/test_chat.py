@@ -93,5 +93,5 @@ def test_a_key_that_no_header_can_carry(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_half_a_surrogate_pair_does_not_get_into_files() -> None:
     outcome = parse_answer(Reply("It is \ud83d red. \\boxed{4}").text, "boxed")
-    assert isinstance(outcome, Judgement) and outcome.rationale == "It is ? red."
+    assert isinstance(outcome, Judgement) and outcome.rationale == "It is \ufffd red."
     assert Judgement.model_validate_json(outcome.model_dump_json()) == outcome

@@ -49,7 +49,8 @@ def test_answers_survive_a_restart(tmp_path: Path) -> None:
     assert ask(again, "a", seed=1).text != first[0].text and ask(again, "b").text == "b 0 \u00e9\n"
     assert ask(again, "b").text == "b 0 \u00e9\n"  # read back from behind what was loaded
     again.close()
-    assert all(set(json.loads(line)) == {"request", "text", "truncated"} for line in path.read_text().splitlines())
+    records = [json.loads(line)["record"] for line in path.read_text().splitlines()]
+    assert all(set(record) == {"request", "text", "truncated"} for record in records)
 
 
 class Spelling(Counting):
@@ -70,6 +71,27 @@ def test_tokens_are_remembered_and_what_might_have_stood_for_a_digit(tmp_path: P
     assert again._chat.calls == 0  # type: ignore[attr-defined]
     assert known.tokens == (Token("Score:", -0.25), *given[1:]) and isinstance(known.tokens[1], Token)
     again.close()
+
+
+class Halves(Counting):
+    """Answers with halves of surrogate pairs."""
+
+    def complete(self, *_arguments: Any, **_options: Any) -> Reply:
+        return Reply("a \ud800 b", tokens=(Token("4\udfff", -0.5, (("\ud800", -0.5),)),))
+
+
+def test_whatever_a_chat_says_can_be_written_everywhere(tmp_path: Path) -> None:
+    """Halves of surrogate pairs are replaced where they come in, so that no journal gives them back."""
+    journal = Journal(Halves(), tmp_path / "j")
+    given = ask(journal, "a")
+    assert ask(journal, "a") == given and given.text == "a \ufffd b"
+    assert given.tokens == (Token("4\ufffd", -0.5, (("\ufffd", -0.5),)),)
+    json.dumps([given.text, given.tokens], ensure_ascii=False).encode()
+    journal.close()
+    with pytest.raises(RequestFailed) as error:
+        raise RequestFailed("said \ud800")
+    assert error.value.detail == "said \ufffd" == str(error.value)
+    assert Reply("\ud83d\ude00").text == "\U0001f600"
 
 
 @pytest.mark.parametrize("tokens", ["null", "4", '[["4"]]', '[["4", "x"]]', '[["4", -1, [4]]]', "{}"])
@@ -125,6 +147,59 @@ def test_damaged_lines_are_asked_again(tmp_path: Path) -> None:
     assert len(journal) == 0 and ask(journal, "a").text.startswith("a")
     assert ask(journal, "a").text.startswith("a")
     assert journal._chat.calls == 1  # type: ignore[attr-defined]
+    journal.close()
+
+
+def flipped(content: bytes, position: int) -> bytes:
+    return content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :]
+
+
+def test_no_byte_of_a_journal_can_change_what_was_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whichever byte is damaged, what is given back was answered, or is asked again and counted."""
+    texts = ("score 4", "score 5", "score 2")
+    journal = Journal(Spelling(), tmp_path / "whole")
+    said = [ask(journal, text).text for text in texts]
+    journal.close()
+    whole = (tmp_path / "whole").read_bytes()
+    for position in (*range(0, len(whole), 7), len(whole) - 1):
+        path = tmp_path / str(position)
+        path.write_bytes(flipped(whole, position))
+        journal = Journal(chat := Counting(), path)
+        assert [ask(journal, text).text for text in texts] == said
+        torn = position == len(whole) - 1
+        assert 1 <= chat.calls <= 2 and 1 - torn <= journal.dropped <= 2
+        assert f"{path}: {journal.dropped} damaged records were dropped" in capsys.readouterr().out or torn
+        journal.close()
+
+
+def test_damage_since_a_journal_was_opened_is_seen_and_counted(tmp_path: Path) -> None:
+    journal = Journal(chat := Counting(), tmp_path / "j")
+    first = ask(journal, "a")
+    content = (tmp_path / "j").read_bytes()
+    (tmp_path / "j").write_bytes(content.replace(b"a 0", b"b 0"))
+    assert ask(journal, "a") == ask(journal, "a") == first
+    assert (chat.calls, journal.dropped, len(journal)) == (2, 1, 1)
+    journal.close()
+
+
+def test_what_was_forgotten_is_asked_again_and_remembered(tmp_path: Path) -> None:
+    journal = Journal(chat := Counting(), tmp_path / "j")
+    ask(journal, "a")
+    journal.forget()
+    assert len(journal) == 0 and not (tmp_path / "j").read_bytes()
+    for _ in range(2):
+        ask(journal, "b")
+    assert chat.calls == 2
+    journal.close()
+
+
+@pytest.mark.parametrize("change", [{"max_tokens": 10}, {"temperature": 0.7}, {"seed": 1}])
+def test_another_way_of_asking_is_another_question(tmp_path: Path, change: dict[str, Any]) -> None:
+    options = {"max_tokens": 9, "temperature": 0.0, "seed": 0}
+    journal = Journal(chat := Counting(), tmp_path / "j")
+    for asked in (options, options | change):
+        journal.complete([user_message("a")], **asked)  # type: ignore[arg-type]
+    assert chat.calls == 2
     journal.close()
 
 

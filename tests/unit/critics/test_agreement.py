@@ -96,9 +96,11 @@ def test_a_constant_critic_has_no_correlation_and_no_skill() -> None:
 def test_groups() -> None:
     rows = [
         prediction(0, 1, 1), prediction(1, 5, 4, source="rendered"), prediction(2, 5, 5, difficulty="hard"),
-        prediction(0, 2, 3, dimension="quality"),
+        prediction(0, 2, 3, dimension="quality", seen="untouched"),
     ]  # fmt: skip
     result = agreement(rows, num_bootstrap=10)
+    [untouched] = [g for g in result.groups if g.by == "seen"]
+    assert (untouched.dimension, untouched.value, untouched.metrics["bias"]) == ("quality", "untouched", 1)
     names = [(g.by, g.value) for g in result.groups if g.dimension == FOLLOWING]
     assert names == [
         ("all", "all"), ("source", "generated"), ("source", "rendered"), ("difficulty", "easy"), ("difficulty", "hard"),

@@ -16,7 +16,8 @@ from firm.config import CriticConfig
 from firm.critics.answers import write_answer
 from firm.critics.encoder import Encoder
 from firm.critics.judge import JudgeInput, question
-from firm.critics.local import LocalCritic, _Pen, load_processor, question_seed
+from firm.critics.local import LocalCritic, load_processor, question_seed
+from firm.critics.pen import Manner, Pen
 from firm.critics.rubrics import load_rubric
 from firm.images import encode_image
 from firm.records import Assessment, Invalid, Judgement, Prompt, UserError
@@ -160,7 +161,7 @@ BELIEF = (0, 0, 0.45, 0.55, 0)
     ],
 )
 def test_the_distribution_is_that_of_the_verdicts_first_writing(folder: Path, text: str, belief_at: int) -> None:
-    critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
+    critic = LocalCritic(folder, config(answer_style="reason_first", max_new_tokens=99), CPU)
     number = sum(letter in "12345" for letter in text)
     beliefs = {n: SURE for n in range(number)} | {belief_at: BELIEF}
     outcome = answered(critic, text, "instruction_following", beliefs)
@@ -168,7 +169,7 @@ def test_the_distribution_is_that_of_the_verdicts_first_writing(folder: Path, te
 
 
 def test_the_lowest_of_three_sub_scores_has_a_distribution(folder: Path) -> None:
-    critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
+    critic = LocalCritic(folder, config(answer_style="reason_first", max_new_tokens=99), CPU)
     text = '{"reasoning": "4 or 5", "score": [5, 4, 3]}'
     outcome = answered(critic, text, "quality", {2: (0, 0, 0, 0, 1), 3: (0, 0, 0, 1, 0), 4: (0, 0, 0.5, 0.5, 0)})
     assert outcome.parts == (5, 4, 3) and outcome.distribution == pytest.approx((0, 0, 0.5, 0.5, 0), abs=1e-6)
@@ -178,7 +179,7 @@ def test_the_lowest_of_three_sub_scores_has_a_distribution(folder: Path) -> None
 
 
 def test_a_rating_that_contradicts_the_box_gives_no_distribution(folder: Path) -> None:
-    critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
+    critic = LocalCritic(folder, config(answer_style="reason_first", max_new_tokens=99), CPU)
     outcome = answered(critic, "Final Alignment Rating: 3\n\\boxed{4}", "instruction_following", {0: BELIEF, 1: SURE})
     assert outcome.score == 4 and outcome.distribution is None
 
@@ -242,7 +243,7 @@ def test_a_draw_depends_on_its_seed_and_not_on_its_batch(folder: Path, items: li
 
     def write(rows: Sequence[int], temperature: float = 5.0) -> list[str]:
         inputs = critic.encoder.questions([texts[i] for i in rows], [items[i].images for i in rows])
-        return [reply.text for reply in critic.write(inputs, 8, None, temperature, [10 + i for i in rows])]
+        return [reply.text for reply in critic.write(inputs, [Manner(8, temperature, 10 + i) for i in rows])]
 
     drawn = write([0, 1, 2])
     assert len(set(drawn)) == 3 and write([2, 0]) == [drawn[2], drawn[0]]
@@ -251,11 +252,11 @@ def test_a_draw_depends_on_its_seed_and_not_on_its_batch(folder: Path, items: li
 
 def test_draws_follow_the_models_probabilities() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]])
-    pen = _Pen(3, 2.0, [torch.Generator().manual_seed(0)])
+    pen = Pen([Manner(limit=4000, temperature=2.0, top_logprobs=3)], CPU)
     drawn = torch.stack([pen(torch.zeros(1, 0), logits).argmax() for _ in range(4000)])
     shares = torch.bincount(drawn, minlength=3) / len(drawn)
     torch.testing.assert_close(shares, (logits[0] / 2).softmax(-1), rtol=0, atol=0.03)
-    [steps] = pen.steps(1)
+    [steps] = pen.steps()
     expected = logits[0].log_softmax(-1)
     assert [step[0] for step in steps] == expected[drawn].tolist()  # the model's own, whatever the temperature
     assert steps[0][1:] == (expected.flip(0).tolist(), [2, 1, 0])
@@ -266,10 +267,8 @@ def test_several_samples_are_one_judgement(folder: Path) -> None:
     given = iter(["\\boxed{4}", "nothing", "\\boxed{2}"])
     asked = []
 
-    def write(
-        _inputs: object, _limit: int, _top: int, temperature: float, seeds: Sequence[int], *_: object
-    ) -> list[Reply]:
-        asked.append((temperature, *seeds))
+    def write(_inputs: object, manners: Sequence[Manner], *_: object) -> list[Reply]:
+        asked.extend((manner.temperature, manner.seed) for manner in manners)
         return [Reply(next(given))]
 
     critic.write = write  # type: ignore[method-assign, assignment]

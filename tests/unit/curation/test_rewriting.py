@@ -9,10 +9,11 @@ import pytest
 from edits import DIMENSIONS, NAMES, TEACHER, Teacher, edit_run
 from shared import Scripted
 
+from firm.chat.journal import Journals
 from firm.chat.messages import Chat, Reply, RequestFailed
 from firm.config import ChatConfig, RunConfig
+from firm.config.loading import load_config
 from firm.critics.difference_first import DifferenceFirst
-from firm.critics.labeller import remembering
 from firm.curation.rewriting import NUM_SHOWN, REWRITING, Rewriter
 from firm.curation.run import run
 from firm.curation.sources import open_source
@@ -58,6 +59,8 @@ def test_perfect_pairs_alone_have_the_highest_score_alone(plain: tuple[Summary, 
     summary, judged = plain
     assert {score(j, d) for j in judged for d in DIMENSIONS} == {5} and not any(j.rewritten for j in judged)
     assert summary.metrics["rewritten"] == 0 and "rewritten" not in summary.tables
+    lacking = "no candidate for training scored 1 or 2 or 3 or 4, so there are no such examples"
+    assert sorted(summary.notes) == [f"{dimension}: {lacking}" for dimension in sorted(DIMENSIONS)]
 
 
 def test_a_share_is_rewritten_and_judged_by_its_new_prompt(half: tuple[Summary, list[JudgedCandidate]]) -> None:
@@ -119,12 +122,28 @@ def test_the_audit_says_what_was_rewritten_and_why(half: tuple[Summary, list[Jud
 
 def test_examples_follow_the_target_that_rewriting_made_possible(tmp_path: Path) -> None:
     target = {1: 1.0, 3: 1.0, 5: 2.0}
-    curated(settings(0.5, target=target), tmp_path)
+    summary, _ = curated(settings(0.5, target=target), tmp_path)
+    assert summary.notes == ["consistency: no candidate for training scored 1, so there are no such examples"]
     examples = list(iter_shards(tmp_path / "train", Example))
     counts = Counter(e.score for e in examples if e.dimension == "execution")
     assert set(counts) == {1, 3, 5} and abs(counts[1] - counts[3]) <= 1 and abs(counts[5] - 2 * counts[1]) <= 1
     lines = [message.content for e in examples for message in e.messages]
     assert not any("it was" in line or "report" in line.lower() for line in lines)
+
+
+def test_the_preset_fills_every_score_of_both_dimensions_to_its_target(tmp_path: Path) -> None:
+    config = load_config("edit-shapes")
+    rendered = config.curation.sources[0].model_copy(update={"num_images": 700})
+    config = config.model_copy(update={"curation": config.curation.model_copy(update={"sources": [rendered]})})
+    summary, _ = curated(config, tmp_path)
+    examples = list(iter_shards(tmp_path / "train", Example))
+    for dimension, judged in config.curation.dimensions.items():
+        counts = Counter(e.score for e in examples if e.dimension == dimension)
+        shares = {score: counts[score] / counts.total() for score in range(1, 6)}
+        whole = sum(judged.target.values())
+        assert shares == pytest.approx({score: w / whole for score, w in judged.target.items()}, abs=0.01)
+        assert counts.total() > 200 and min(counts.values()) > 10, counts
+    assert summary.notes == []
 
 
 def test_it_goes_on_where_it_was_interrupted(half: tuple[Summary, list[JudgedCandidate]], tmp_path: Path) -> None:
@@ -217,6 +236,6 @@ def test_the_world_of_these_tests_has_prompts_of_both_splits() -> None:
 
 def test_the_rewriter_s_answers_are_remembered_apart_from_the_evaluator_s(tmp_path: Path) -> None:
     config = settings(0.5)
-    with remembering(tmp_path) as open_chat:
+    with Journals(tmp_path) as open_chat:
         Rewriter(config, open_chat, DifferenceFirst(config.curation, open_chat))
     assert {p.name for p in tmp_path.iterdir()} == {"reporter.jsonl", "evaluator.jsonl", "rewriter.jsonl"}

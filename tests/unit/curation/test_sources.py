@@ -119,7 +119,7 @@ def test_a_malformed_line_is_named(files: Files, line: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "what"), [("", "empty"), ("\n \n", "empty"), (b"\xff\xfe{", "not a candidate file")]
+    ("content", "what"), [("", "empty"), ("\n \n", "empty"), (b"\xff\xfe{", "not UTF-8"), (b"\0{", "zero bytes")]
 )
 def test_an_empty_or_binary_file_is_named(files: Files, content: str | bytes, what: str) -> None:
     config = files(content)

@@ -22,12 +22,12 @@ Soft = tuple[float, float, float, float, float]
 Score = int | Soft | None  # a hard score, the distribution of a soft one, or an invalid judgement
 
 
-def config(*assignments: str, url: str = "http://127.0.0.1:9") -> RunConfig:
-    """The shapes run with a served critic, so that none has to be trained; it is asked by `score` only."""
+def config(*assignments: str, url: str = "http://127.0.0.1:9", preset: str = "gen-shapes") -> RunConfig:
+    """A shapes run with a served critic, so that none has to be trained; it is asked by `score` only."""
     endpoint = f"critic.endpoint={{kind: endpoint, base_url: '{url}/v1', model: m}}"
-    rubrics = f"critic.rubrics={{{DIMENSION}: short_{DIMENSION}, quality: short_quality}}"
+    rubrics = f"critic.rubrics={{{', '.join(f'{d}: short_{d}' for d in load_config(preset).reward.dimensions)}}}"
     critic = ["critic.kind=endpoint", "critic.answer_style=score_first", endpoint, rubrics, "reward.soft=false"]
-    return load_config("gen-shapes", [*critic, "evaluate.num_bootstrap=20", *assignments])
+    return load_config(preset, [*critic, "evaluate.num_bootstrap=20", *assignments])
 
 
 def suite(*assignments: str, **options: str) -> HeldOut:
@@ -81,6 +81,32 @@ def test_means_and_the_paired_gain() -> None:
         assert (row["judge"], row["dimension"], row["n"], row["invalid"]) == ("auditor", DIMENSION, 4, 0)
         assert row["low"] <= row["mean"] <= row["high"]
         assert row["mean"] == summary.metrics[f"auditor_{DIMENSION}_{row['policy']}"]
+
+
+@pytest.mark.parametrize(("preset", "weight"), [("gen-shapes", 0.4), ("edit-shapes", 0.6)])
+def test_the_reward_is_a_row_before_the_scores_that_it_is_made_of(preset: str, weight: float) -> None:
+    """A gain on one dimension is bought with the other: what the formula makes of both, image by image, fell."""
+    made = suite(preset=preset)
+    base, bonus = made.config.reward.dimensions
+    both = [
+        a.model_copy(update={"scores": {"critic": {}, "auditor": a.scores["auditor"] | b.scores["auditor"]}})
+        for a, b in zip(
+            samples("auditor", [3, 4, 4, 2], [4, 5, 5, 3], base),
+            samples("auditor", [5, 5, 5, 3], [1, 1, 1, None], bonus),
+            strict=True,
+        )
+    ]
+    summary = made.summary(both)
+    first, *others = dict.fromkeys(row["dimension"] for row in summary.tables["scores"])
+    assert first == "reward" and set(others) == {base, bonus}
+    before, after, gain = (row for row in summary.tables["scores"] if row["dimension"] == "reward")
+    rewards = [0.5, 0.75, 0.75, 0.25 * (weight + (1 - weight) / 2)]
+    assert before["mean"] == pytest.approx(sum(rewards) / 4) and before["n"] == 4
+    assert after["mean"] == pytest.approx(weight * (0.75 + 1 + 1) / 3) and after["invalid"] == 1
+    assert gain["mean"] == pytest.approx(weight * 2.75 / 3 - 2 / 3) and gain["n"] == 3 and gain["high"] < 0
+    assert summary.metrics["auditor_reward_gain"] == gain["mean"] and summary.metrics[f"auditor_{base}_gain"] > 0
+    assert not [name for name in summary.metrics if "reward_full_marks" in name]
+    assert {row["dimension"] for row in summary.tables["invalid"]} == {base, bonus}, "no failure is counted twice"
 
 
 def test_the_interval_of_the_gain_is_that_of_the_differences() -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from shared import CPU, TINY
 
+from firm.chat.journal import OpenChat
 from firm.config import RunConfig
 from firm.config.loading import load_config
 from firm.evaluate.run import run
@@ -30,7 +31,7 @@ class Sizes:
     asked: list[list[str]] = []  # noqa: RUF012
     kill = -1
 
-    def __init__(self, config: RunConfig, critic: Path, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, critic: Path, device: torch.device, open_chat: OpenChat) -> None:
         self.number = config.evaluate.num_images
 
     def prompts(self) -> list[Prompt]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from firm.launch.job import ERROR, JOB, TrainingJob
 from firm.launch.launcher import launch
 from firm.records import UserError
 from firm.storage.artifacts import Output
+from firm.storage.claims import claim
 
 WORKER = """
 import os, signal, time
@@ -40,6 +42,11 @@ def train(request, inputs, out):
             time.sleep(60)
         case "crash":
             raise RuntimeError("a bug")
+        case "crash beside a missing file":
+            try:
+                (folder / "nothing").read_text()
+            except OSError:
+                {}["a bug"]
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
         case "sleep":
@@ -78,6 +85,30 @@ def test_a_job_that_ended_is_not_run_again(job: Any, out: Output) -> None:
     assert json.loads((out.folder / JOB).read_text())["request"]["do"] == "write"
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "out0").unlink(),
+        lambda folder: (folder / "out0").write_text("short"),
+        lambda folder: (folder / "work" / "entries.json").write_text(""),
+        lambda folder: (folder / "work" / "entries.json").write_text('[{"path": "out0"}]'),
+    ],
+)
+def test_what_a_job_left_and_is_not_whole_is_made_again(job: Any, out: Output, damage: Any, capfd: Any) -> None:
+    launch(job("write"), out, LocalLaunch())
+    damage(out.folder)
+    launch(job("write"), out, LocalLaunch())
+    assert "what the job left is damaged" in capfd.readouterr().out
+    assert (out.folder / "out0").read_text() == "[0] 日本" and "out0" in [e.path for e in entries(out)]
+
+
+def entries(out: Output) -> list[Any]:
+    out.commit("rl", "k", {}, {}, out.files())
+    manifest = out.manifest()
+    assert manifest is not None
+    return manifest.entries
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_a_worker_says_is_heard_and_forgotten_by_the_next_try(job: Any, out: Output, workers: int) -> None:
     with pytest.raises(UserError) as caught:
@@ -94,11 +125,48 @@ def test_a_failure_of_the_second_worker_ends_the_first(job: Any, out: Output) ->
     assert time.monotonic() - start < 50
 
 
-@pytest.mark.parametrize(("do", "how"), [("crash", "exit code 1"), ("die", "killed by signal 9")])
+@pytest.mark.parametrize(
+    ("do", "how"),
+    [("crash", "exit code 1"), ("crash beside a missing file", "exit code 1"), ("die", "killed by signal 9")],
+)
 def test_a_silent_end_is_reported(job: Any, out: Output, do: str, how: str) -> None:
     with pytest.raises(UserError, match=f"the rl job.*{how}") as caught:
         launch(job(do), out, LocalLaunch())
     assert caught.value.exit_code == 1 and "run again to resume" in str(caught.value)
+
+
+def test_a_folder_is_claimed_as_long_as_a_worker_of_a_killed_stage_lives(job: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    code = (
+        "import os, sys, threading, time; from firm.storage.artifacts import Output; from firm.config.launch import *\n"
+        "from firm.launch.job import TrainingJob; from firm.launch.launcher import launch\n"
+        "from firm.storage.claims import claim\n"
+        "job = TrainingJob('run', 'rl', 'jobworker', {'do': 'sleep'}, {})\n"
+        "with claim(sys.argv[1]) as place: launch(job, Output.open(place.uri), LocalLaunch())"
+    )
+    stage = subprocess.Popen([sys.executable, "-c", code, str(folder)])
+    worker = int(wait_for_text(folder / "pid0"))
+    os.kill(worker, signal.SIGSTOP)  # so that it does not see that its stage has gone
+    stage.kill()
+    stage.wait()
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(claimed, str(folder))
+        time.sleep(1)
+        assert not second.done()
+        os.kill(worker, signal.SIGKILL)
+        second.result(30)
+
+
+def claimed(uri: str) -> None:
+    with claim(uri):
+        pass
+
+
+def wait_for_text(path: Path) -> str:
+    end = time.monotonic() + 60
+    while not (path.exists() and path.read_text()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return path.read_text()
 
 
 def test_a_termination_is_passed_on(job: Any, tmp_path: Path) -> None:
@@ -110,12 +178,9 @@ def test_a_termination_is_passed_on(job: Any, tmp_path: Path) -> None:
         "launch(job, Output.open(sys.argv[1]), LocalLaunch())"
     )
     launcher = subprocess.Popen([sys.executable, "-c", code, str(folder)], stderr=subprocess.PIPE, text=True)
-    pid = folder / "pid0"
-    end = time.monotonic() + 60
-    while not (pid.exists() and pid.read_text()) and time.monotonic() < end:
-        time.sleep(0.05)
+    pid = wait_for_text(folder / "pid0")
     launcher.send_signal(signal.SIGTERM)
     _, said = launcher.communicate(timeout=20)
     assert launcher.returncode != 0 and "exit code 143" in said
     with pytest.raises(ProcessLookupError):
-        os.kill(int(pid.read_text()), 0)
+        os.kill(int(pid), 0)

@@ -193,7 +193,6 @@ def test_an_update_trains_it(policy: Policy, prompts: list[Prompt]) -> None:
     before = [p.detach().clone() for p in sets.trainable]
     rl = RLConfig(
         prompts_per_epoch=3, group_size=4, max_epochs=1, num_inference_steps=2, batch_size=4, num_timesteps=1,
-        dtype="bfloat16",
     )  # fmt: skip
     groups = sample_groups(policy, prompts, rl, 0, 0, ALONE)
     rollout = with_advantages(groups, torch.rand(12), torch.ones(12, dtype=torch.bool), [{}] * 12, rl, ALONE)

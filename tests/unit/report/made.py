@@ -95,7 +95,7 @@ def rl(stopped: bool = True, kept: int = 20) -> Summary:
         {
             "sample": sample, "epoch": e, "critic_reward": 0.4 + e / 200, "auditor_reward": rewards[e],
             **{f"{who}_{d}": 3 + e / 50 for who in ("critic", "auditor") for d in ("instruction_following", "quality")},
-            "agreement": None, "pairwise": 0.7, "invalid": e == 30,
+            "copies": e / 100, "blanks": 0.0, "agreement": None, "pairwise": 0.7, "invalid": e == 30,
             "gain": rewards[e] - 0.29, "gain_low": rewards[e] - 0.31 if e else None,
             "gain_high": rewards[e] - 0.27 if e else None,
         }
@@ -116,17 +116,21 @@ def rl(stopped: bool = True, kept: int = 20) -> Summary:
 
 
 def scores(gain: float = 0.48, low: float = 0.38, high: float = 0.58, after: float = 0.61) -> Summary:
+    """Evaluation in which the auditor's and the critic's scores gained so much, and the reward a sixth of it."""
     rows = []
-    for judge, d in (("critic", "quality"), ("critic", DIMENSIONS[0]), ("auditor", DIMENSIONS[0])):
+    for judge, d in (
+        ("critic", "quality"), ("critic", DIMENSIONS[0]), ("auditor", DIMENSIONS[0]), ("auditor", "reward"),
+    ):  # fmt: skip
+        unit, base = (1 / 6, 0.4) if d == "reward" else (1.0, 2.97)
         for policy, mean, a, b in (
-            ("base", 2.97, 2.8, 3.1),
-            ("final", 2.97 + gain, 3.3, 3.6),
-            ("gain", gain, low, high),
+            ("base", base, base - 0.2 * unit, base + 0.1 * unit),
+            ("final", base + gain * unit, base + 0.3 * unit, base + 0.6 * unit),
+            ("gain", gain * unit, low * unit, high * unit),
         ):
             row = {"judge": judge, "dimension": d, "policy": policy, "mean": mean, "low": a, "high": b}
             rows.append({**row, "n": 29, "invalid": 1})
-    metrics = {f"auditor_{DIMENSIONS[0]}_{row['policy']}": row["mean"] for row in rows[-3:]}
-    failed = [{k: r[k] for k in ("judge", "dimension", "policy")} | {"invalid": 1, "of": 30} for r in rows]
+    metrics = {f"auditor_{row['dimension']}_{row['policy']}": row["mean"] for row in rows[-6:]}
+    failed = [{k: r[k] for k in ("judge", "dimension", "policy")} | {"invalid": 1, "of": 30} for r in rows[:-3]]
     agreed = [
         {"dimension": d, "policy": policy, "pairwise": pairs, "skill": 0.1 if pairs == 0.61 else 0.4, "skill_low": 0.05}
         for d, before, end in ((DIMENSIONS[0], 0.83, after), ("quality", 0.78, 0.76))

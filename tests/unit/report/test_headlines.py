@@ -40,7 +40,7 @@ def test_accepted_gaps_are_in_the_headline_and_on_the_page(tmp_path: Path) -> No
 def test_headlines_claim_no_more_than_the_numbers(config: RunConfig) -> None:
     summaries = {"bench": bench(config), "samples": scores(-0.5, -0.6, -0.4), "policy": rl(stopped=False, kept=0)}
     _, gain, after, stop = headlines(config, summaries)
-    assert gain["title"].startswith("RL lowered the auditor's score")
+    assert gain["title"].startswith("RL lowered the reward (QMA) by the auditor's scores")
     assert gain["tone"] == "bad"
     assert "no candidate had a higher reward" in stop["text"] and "caught" in stop["title"]
     assert stop["title"].startswith("No over-optimisation was caught")
@@ -112,6 +112,23 @@ def test_an_auditor_that_could_not_stop_is_named(config: RunConfig, tmp_path: Pa
         assert "The auditor did not stop RL, by configuration (auditor.stops)." in stop["text"]
     page, _, _ = report(tmp_path / "report", looking, make(tmp_path, looking, {"policy": fallen}))
     assert "The auditor did not stop RL, by configuration</strong>" in page and "RL then stops" not in page
+
+
+def test_a_gain_that_was_paid_for_is_no_plain_gain(config: RunConfig) -> None:
+    """Instruction following went up, and with it the reward; quality is the price."""
+    samples = scores()
+    price = [
+        {**row, "dimension": "quality", "mean": mean, "low": mean - 0.1, "high": mean + 0.1}
+        for row, mean in zip(samples.tables["scores"][-3:], (4.5, 4.0, -0.5), strict=True)
+    ]
+    paid = samples.model_copy(update={"tables": {**samples.tables, "scores": samples.tables["scores"] + price}})
+    plain, bought = (
+        headlines(config, {"bench": bench(config), "policy": rl(), "samples": each})[1] for each in (samples, paid)
+    )
+    assert plain["tone"] == "good" and "paid" not in plain["text"]
+    assert bought["title"].endswith("; in points +0.48 for instruction following and −0.50 for quality.")
+    assert bought["tone"] == "note" and "The gain was paid for with quality." in bought["text"]
+    assert "quality went from 4.50 to 4.00 (gain −0.50, 95% CI −0.60 to −0.40)" in bought["text"]
 
 
 def test_alarms_are_in_the_headline(config: RunConfig) -> None:

@@ -1,24 +1,17 @@
 """The auditor's statistics: what is stopped, what is not, and what is kept, in runs with the demo's noise."""
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from PIL import Image
-from shared import ALONE, CPU, TINY
+from shared import ALONE
 
-from firm.config import RewardConfig, RunConfig
-from firm.config.loading import load_config
-from firm.critics.judge import JudgeInput
-from firm.images import encode_image
-from firm.policies.policy import Policy
-from firm.prompts import load_prompts
-from firm.records import Assessment, Invalid, Judgement, Prompt, UserError
-from firm.rl.audit import REWARD, Audit, SampleName, best, first_fall, num_looks, over_optimised
-from firm.rl.auditor import Auditor, shares, values
-from firm.rl.monitors import look
+from firm.config import RunConfig
+from firm.config.loading import load_config, preset_names
+from firm.config.reward import REWARD
+from firm.rl.audit import Audit, SampleName, best, first_fall, num_looks, over_optimised
+from firm.rl.auditor import Auditor
 from firm.rl.run import summary
 from firm.rl.train import RLTrainer
 from firm.stats import Floats
@@ -261,102 +254,39 @@ def test_one_bad_check_of_a_dimension_stops_nothing(demo: RunConfig) -> None:
     assert fall is not None and fall.measure == BONUS
 
 
-# ---- one audit
-
-FORMULA = RewardConfig.model_validate({"formula": "qma"})
-
-
-def judged(*pairs: tuple[int | None, int | None]) -> list[Assessment]:
-    return [
-        {
-            d: Judgement(score=s) if s else Invalid(reason="empty", detail="nothing said")
-            for d, s in zip((BASE, BONUS), pair, strict=True)
-        }
-        for pair in pairs
-    ]
-
-
-def test_an_image_has_a_reward_where_all_its_judgements_are_valid() -> None:
-    found = values(judged((5, 5), (3, 5), (5, None), (None, 2)), FORMULA)
-    assert found == {REWARD: (1.0, 0.5, None, None), BASE: (5.0, 3.0, 5.0, None), BONUS: (5.0, 5.0, None, 2.0)}
-
-
-def test_values_are_soft_where_the_reward_is() -> None:
-    unsure = {d: Judgement(score=4, distribution=(0, 0, 0, 0.5, 0.5)) for d in (BASE, BONUS)}
-    for soft, score in ((True, 4.5), (False, 4.0)):
-        found = values([unsure], FORMULA.model_copy(update={"soft": soft}))
-        assert (found[BASE], found[BONUS]) == ((score,), (score,))
-
-
-class Twos:
-    """A critic that gives 2 to everything."""
-
-    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        return judged(*[(2, 2)] * len(items))
-
-
-def test_an_audit_has_the_scores_of_both_judges(demo: RunConfig) -> None:
-    rl = demo.rl.model_copy(update={"num_inference_steps": 2})
-    config = demo.model_copy(update={"rl": rl, "auditor": demo.auditor.model_copy(update={"num_images": 4})})
-    policy = Policy(TINY, CPU)
-    policy.train(None, ("ema",), seed=0)
-    audit = Auditor(policy, Twos(), load_prompts(config.prompts, "train"), config).check(0)
-    assert audit.critic[BASE] == audit.critic[BONUS] == (2.0,) * 4
-    assert audit.auditor[BASE] != audit.critic[BASE] and audit.auditor[BONUS] != audit.critic[BONUS]
-    assert list(audit.seen) == ["blanks"]
-
-
-def test_an_audit_of_edits_counts_the_copies(demo: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, other = (encode_image(Image.new("RGB", (32, 32), colour)) for colour in ("red", "blue"))
-    (tmp_path / "source.png").write_bytes(source)
-    monkeypatch.setattr("firm.rl.auditor.generate", lambda *_, **__: SimpleNamespace(latents=None))
-    monkeypatch.setattr("firm.rl.auditor.to_images", lambda *_: [source, other, source, source])
-    config = demo.model_copy(update={"auditor": demo.auditor.model_copy(update={"num_images": 4})})
-    policy = Policy(TINY, CPU)
-    policy.train(None, ("ema",), seed=0)
-    prompts = [Prompt(text=text, image=str(tmp_path / "source.png")) for text in ("make it blue", "make it green")]
-    auditor = Auditor(policy, Twos(), prompts, config)
-    auditor.judge = Twos()  # type: ignore[assignment]
-    assert auditor.check(0).seen == {"copies": 0.75, "blanks": 1.0}
-
-
-def test_an_audit_of_nothing_is_an_error() -> None:
-    with pytest.raises(UserError, match="judged none") as caught:
-        values(judged((None, 4), (3, None)), FORMULA)
-    assert "nothing said" in str(caught.value)
-
-
-def test_an_auditor_must_judge_all_that_the_reward_is_made_of() -> None:
-    with pytest.raises(UserError, match="impossible") as caught:
-        load_config("gen-shapes", ["auditor.rubrics={instruction_following: evaluate}"])
-    assert "auditor.rubrics" in str(caught.value) and BONUS in str(caught.value)
-
-
-def test_what_is_no_part_of_the_reward_is_audited_too(demo: RunConfig) -> None:
-    config = demo.model_copy(update={"reward": RewardConfig(formula="base_only", base=BASE)})
-    auditor = Auditor(None, None, [], config)  # type: ignore[arg-type]
-    assert list(auditor.judge.rubrics) == [BASE, BONUS]
-    found = values(judged((5, 1), (3, None)), config.reward)
-    assert found == {REWARD: (1.0, 0.5), BASE: (5.0, 3.0), BONUS: (1.0, None)}
-
-
-def test_a_dimension_that_nobody_could_judge_has_no_mean() -> None:
-    reward = FORMULA.model_copy(update={"formula": "base_only"})
-    audit = Audit(epoch=0, prompts=(0,), critic={}, auditor=values(judged((5, None)), reward))
-    assert audit.means("auditor") == {REWARD: 1.0, BASE: 5.0, BONUS: None}
-
-
-def test_an_audit_says_how_many_images_are_copies_or_empty() -> None:
-    noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-    source, edit = (encode_image(Image.fromarray(pixels)) for pixels in (noise, 255 - noise))
-    grey = encode_image(Image.new("RGB", (8, 8), "grey"))
-    seen = [look(images) for images in ((source, edit), (source, source), (source, source), (source, grey))]
-    assert shares(seen) == {"copies": 0.5, "blanks": 0.25}
+@pytest.mark.parametrize(
+    "overrides",
+    [[], ["rl.max_epochs=3"], ["auditor.every=1", "rl.max_epochs=4"]],
+    ids=["as it is", "one check", "four checks"],
+)
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_s_auditor_looks_at_each_dimension(name: str, overrides: list[str]) -> None:
+    """A dimension that falls halfway, unseen by the critic and without a change of the reward, is caught in time."""
+    config = load_config(name, overrides)
+    number = config.auditor.num_images
+    checks = num_looks(config) + 1
+    for fallen in config.reward.dimensions:
+        noise = np.random.default_rng(0).normal(size=(checks, number))
+        flat = (0.5,) * number
+        audits = [
+            Audit(
+                epoch=config.auditor.every * check,
+                prompts=tuple(i // 2 for i in range(number)),
+                critic={REWARD: flat, **dict.fromkeys(config.reward.dimensions, flat)},
+                auditor={REWARD: flat, **dict.fromkeys(config.reward.dimensions, flat)}
+                | {fallen: tuple(((4.2 if check < checks // 2 else 2.9) + noise[check]).tolist())},
+            )
+            for check in range(checks)
+        ]
+        fall = first_fall(audits, config)
+        assert fall is not None and fall.measure == fallen
+        assert overrides or fall.until < config.rl.max_epochs, "there is something left to stop"
 
 
 # ---- in many runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rise", [0.0, 0.01], ids=["flat", "rising"])
 def test_noise_stops_at_most_one_run_in_twenty(demo: RunConfig, rise: float) -> None:
     config = demo.model_copy(update={"rl": demo.rl.model_copy(update={"max_epochs": 60 * demo.auditor.every})})

@@ -12,8 +12,8 @@ from shared import ALONE, CPU, TINY, Redness
 from firm.config import RewardConfig, RLConfig
 from firm.critics.judge import JudgeInput
 from firm.policies.policy import Policy
-from firm.records import Assessment, Invalid, Judgement, Prompt
-from firm.rl.rollout import Rollout, draw_prompts, rewards_of, sample_groups, score, with_advantages
+from firm.records import Assessment, Judgement, Prompt
+from firm.rl.rollout import Rollout, draw_prompts, sample_groups, score, with_advantages
 
 BASE, QMA = RewardConfig(formula="base_only", base="instruction_following"), RewardConfig()
 TEXTS = ("a red circle", "a blue square", "a green triangle", "a yellow circle")
@@ -113,22 +113,6 @@ def test_prompts_of_an_epoch_are_distinct_while_they_last(size: int, number: int
 def test_prompts_change_with_seed_and_epoch() -> None:
     prompts = [str(i) for i in range(50)]
     assert len({tuple(draw_prompts(prompts, 10, seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
-
-
-def test_rewards_need_every_dimension_of_the_formula_and_no_other() -> None:
-    good, bad = Judgement(score=4, distribution=(0, 0, 0.5, 0, 0.5)), Invalid(reason="empty")
-    assessments: list[Assessment] = [
-        {"instruction_following": good, "quality": Judgement(score=3)},
-        {"instruction_following": good, "quality": bad},
-        {"instruction_following": bad, "quality": good},
-    ]
-    rewards, mask = rewards_of(assessments, QMA)
-    assert mask.tolist() == [True, False, False] and rewards[0] == pytest.approx(0.75 * (0.4 + 0.6 * 0.5))
-    assert rewards_of(assessments, BASE)[1].tolist() == [True, True, False]
-    rewards, mask = rewards_of(assessments[1:], QMA)
-    assert not mask.any() and not rewards.isnan().any()
-    hard = RewardConfig(formula="base_only", base="instruction_following", soft=False)
-    assert rewards_of([{"instruction_following": Judgement(score=5, distribution=(0.4, 0, 0, 0, 0.6))}], hard)[0] == 1
 
 
 def test_every_epoch_has_noise_of_its_own(policy: Policy) -> None:

@@ -9,7 +9,7 @@ import torch
 from shared import ALONE, CPU, TINY
 from torch import Tensor
 
-from firm.config import LoraConfig, RLConfig
+from firm.config import LoraConfig, PolicyConfig, RLConfig
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.records import Prompt
@@ -26,13 +26,15 @@ Make = Callable[..., Updater]
 def make() -> Make:
     """make(**settings): an updater on a fresh policy whose old and reference parameters differ from it."""
 
-    def made(lora: LoraConfig | None = None, spread: float = 0.02, seed: int = 3, **changes: Any) -> Updater:
+    def made(
+        lora: LoraConfig | None = None, spread: float = 0.02, seed: int = 3, dtype: str = "float32", **changes: Any
+    ) -> Updater:
         few: dict[str, Any] = {
             "prompts_per_epoch": 2, "group_size": 3, "max_epochs": 1, "num_inference_steps": 4, "kl_weight": 0,
             "batch_size": N, "learning_rate": 1e-4, "lora": lora,
         }  # fmt: skip
         rl = RLConfig(**{**few, **changes})
-        policy = Policy(TINY, CPU)
+        policy = Policy(PolicyConfig(**{**TINY.model_dump(), "dtype": dtype}), CPU)
         sets = policy.train(lora, ("old", "ema", *(("reference",) if rl.kl_weight else ())), seed=0)
         g = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -186,6 +188,24 @@ def test_bfloat16_trains_the_same_parameters_in_nearly_the_same_direction(make: 
     assert len(a) == len(b), "under autocast some parameters get no gradient"
     x, y = (torch.cat([g.flatten() for g in grads]) for grads in (a, b))
     assert torch.cosine_similarity(x, y, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4)], ids=["full", "lora"])
+def test_steps_smaller_than_bfloat16_can_tell_are_not_lost(make: Make, lora: LoraConfig | None) -> None:
+    """The base is bfloat16; what trains, its copies and the optimizer's moments are float32."""
+    updater = make(lora, spread=0, dtype="bfloat16", learning_rate=1e-5, ema_decay=0.9)
+    sets = updater.sets
+    before = [p.detach().clone() for p in sets.trainable]
+    rollout = rolled(updater.policy)
+    for epoch in range(5):
+        updater.epoch(rollout, epoch)
+    moments = [t for state in updater.optimizer.state.values() for t in state.values() if t.dim()]
+    everything = [*sets.trainable, *moments, *(t for copies in sets.sets.values() for t in copies)]
+    assert {t.dtype for t in everything} == {torch.float32}
+    have_gradients = [i for i, p in enumerate(sets.trainable) if p.grad is not None and bool(p.grad.any())]
+    for values in (sets.trainable, sets.sets["ema"]):
+        moved = [(values[i] != before[i]).float().mean().item() for i in have_gradients]
+        assert fmean(moved) > 0.9, f"only {fmean(moved):.1%} of what trains has moved"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -14,7 +14,7 @@ from firm.shapes import editing, instructions, models
 from firm.shapes.comparison import Picture
 from firm.shapes.edit_teacher import Edit, consistency, execution
 from firm.shapes.instructions import KINDS, parse
-from firm.shapes.scene import SIZE, Drawn, Scene, Thing, render
+from firm.shapes.scene import COLOURS, SIZE, Drawn, Scene, Thing, render
 from firm.shapes.teacher import PixelTeacher
 
 RED = Drawn(Thing("red", "circle"), 8, 8, 6.2)
@@ -129,6 +129,36 @@ def test_what_is_done_and_what_is_kept_is_scored_apart(text: str, after: list[Dr
     assert (execution(text, SOURCE, image), consistency(text, SOURCE, image)) == scores
 
 
+ADDED = as_(BLUE, "green triangle", x=23.75, y=23.75)
+NEAR = replace(BLUE, x=20, y=20)  # what is added covers a part of it
+BEHIND = replace(BLUE, radius=4)  # and all of this
+
+
+@pytest.mark.parametrize(
+    ("text", "other", "after", "scores"),
+    [
+        ("add a green triangle at the bottom right", BLUE, [RED, BLUE, ADDED], (5, 5)),
+        ("add a green triangle at the bottom right", BLUE, [RED, BLUE, replace(ADDED, radius=4)], (5, 5)),
+        ("add a green triangle at the bottom right", NEAR, [RED, NEAR, ADDED], (5, 5)),
+        ("add a green triangle at the bottom right", BEHIND, [RED, replace(ADDED, radius=7.5)], (5, 5)),
+        ("add a green triangle at the bottom right", NEAR, [RED, ADDED], (5, 3)),
+        ("add a green triangle at the bottom right", NEAR, [RED, replace(NEAR, radius=4.5), ADDED], (5, 4)),
+        ("add a green triangle at the bottom right", NEAR, [RED, as_(NEAR, "yellow square"), ADDED], (5, 4)),
+        ("make the red circle yellow", NEAR, [as_(RED, "yellow circle"), NEAR, ADDED], (5, 4)),  # nobody asked for it
+        ("add a green triangle at the bottom left", BLUE, [RED, BLUE, replace(ADDED, radius=4)], (3, 4)),  # nor there
+        ("make the red circle yellow", BLUE, [as_(RED, "yellow circle"), BLUE, ADDED], (5, 2)),
+        ("make the red circle yellow", BLUE, [as_(RED, "yellow circle"), replace(BLUE, radius=5)], (5, 4)),
+        ("move the red circle to the bottom right", NEAR, [NEAR, replace(RED, x=24, y=24)], (5, 5)),
+        ("swap the red circle and the blue square", BLUE, [replace(RED, x=23.5, y=23.5)], (3, 3)),
+    ],
+)
+def test_what_is_missing_behind_what_was_asked_for_does_not_count(
+    text: str, other: Drawn, after: list[Drawn], scores: tuple[int, int]
+) -> None:
+    source, image = draw(RED, other), draw(*after)
+    assert (execution(text, source, image), consistency(text, source, image)) == scores
+
+
 @pytest.mark.parametrize("background", [0.2, 0.75])
 def test_the_perfect_edit_on_a_redrawn_background_is_executed_and_not_consistent(background: float) -> None:
     image = draw(as_(RED, "yellow circle"), BLUE, background=background)
@@ -146,6 +176,34 @@ def test_consistency_falls_by_degrees_with_the_background() -> None:
     scores = [consistency("remove the red circle", SOURCE, draw(BLUE, background=0.5 + d)) for d in np.linspace(0, 0.3)]
     assert scores == sorted(scores, reverse=True)
     assert set(scores) == {5, 4, 3, 2}
+
+
+def test_backgrounds_that_have_no_place_in_common_are_compared() -> None:
+    """Every corner is an object's, in the one picture or in the other."""
+    left, right = (
+        (replace(RED, x=x, y=8.25, radius=6.8), replace(BLUE, x=x, y=23.75, radius=6.8)) for x in (8.25, 23.75)
+    )
+    text = "move the red circle to the top right and then move the blue square to the bottom right"
+    for changed, score in ((0.0, 5), (0.1, 4), (0.25, 2)):
+        edit = Edit.of(text, Picture.of(draw(*left)), Picture.of(draw(*right, background=0.5 + changed)))
+        assert edit.execution == 5
+        assert edit.consistency == score, (changed, edit.evidence())
+
+
+def test_strips_of_background_are_enough_to_compare() -> None:
+    """Two columns are left of it, at the edges of the picture."""
+    pixels = np.asarray(draw(replace(RED, x=16, y=16))).copy()
+    source = Image.fromarray(pixels)
+    pixels[:, 3:29] = np.array(COLOURS["yellow"]) * 255
+    assert consistency("make the red circle yellow", source, Image.fromarray(pixels)) == 4  # it is no circle
+
+
+def test_a_source_without_a_background_has_none_to_lose() -> None:
+    full = draw(replace(RED, x=16, y=16, radius=15.5))
+    assert (
+        execution("make the red circle yellow", full, full),
+        consistency("make the red circle yellow", full, full),
+    ) == (1, 5)
 
 
 @pytest.mark.parametrize("text", ["remove the red circle", "make the red circle yellow", "make the red circle bigger"])

@@ -78,6 +78,14 @@ def test_the_command_trains_what_a_policy_loads(tmp_path: Path, caplog: pytest.L
     assert "distance" in caplog.text and str(tmp_path) not in (tmp_path / "transformer" / "config.json").read_text()
 
 
+def test_the_command_leaves_a_share_untouched(tmp_path: Path) -> None:
+    for share in (0.0, 1.0):
+        pretrain_editor.pretrain(tmp_path / str(share), recolours, vae_steps=2, steps=2, num_edits=40, untouched=share)
+    every, none = (load_editor(tmp_path / str(share)) for share in (0.0, 1.0))
+    assert torch.equal(every.vae.encoder.conv_in.weight, none.vae.encoder.conv_in.weight)
+    assert not torch.equal(every.transformer.proj_out.weight, none.transformer.proj_out.weight)
+
+
 def test_a_share_of_the_edits_is_left_untouched() -> None:
     edits = list(recolours("train", 40, 0))
     learned = pretrain_editor.leave_some(edits, 0.25, seed=0)

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from firm.config import CriticConfig
 from firm.critics.judge import JudgeInput, soft_scores
 from firm.critics.local import LocalCritic
+from firm.critics.pen import Manner
 from firm.images import encode_image
 from firm.records import Prompt
 from firm.shapes import generation, models, pretrain, vision
@@ -74,7 +75,8 @@ def test_the_shipped_critic_describes_pictures_and_scores_nothing() -> None:
     critic = LocalCritic(folder, config, CPU)
     pairs = list(generation.candidates(64, 5, "test"))
     pngs = [[encode_image(image)] for _, image in pairs]
-    replies = critic.write(critic.encoder.questions(["picture <image>"] * len(pairs), pngs), limit=40)
+    asked = critic.encoder.questions(["picture <image>"] * len(pairs), pngs)
+    replies = critic.write(asked, [Manner(limit=40)] * len(pairs))
     expected = [vision.caption(vision.observe(image)).split() for _, image in pairs]
     words = [
         said == wanted

@@ -48,12 +48,23 @@ def test_incomplete_artifact_does_not_exist(tmp_path):
         open_input(ArtifactRef(uri=output.uri, sha256="0" * 64))
 
 
-def test_another_content_is_refused(tmp_path):
+def test_whoever_commits_later_gets_what_is_there(tmp_path):
     ref = make(tmp_path / "a")
     output = Output.open(ref.uri)
+    assert output.commit("sft", "k", {}, {"loss": 0.1}, ["data"]) == ref
     with pytest.raises(UserError, match="another artifact is there already"):
         output.commit("sft", "other", {}, {}, ["data"])
     assert output.ref() == ref
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"w" * 999)])
+def test_a_file_that_is_not_read_is_verified_by_size(tmp_path, damage):
+    ref = make(tmp_path / "a")
+    assert open_input(ref, only=("data", "absent")) == tmp_path / "a"
+    damage(tmp_path / "a" / "model" / "weights")
+    with pytest.raises(UserError, match="corrupt artifact") as caught:
+        open_input(ref, only="data")
+    assert caught.value.where.endswith("a/model/weights")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from firm.config.launch import LocalLaunch, PyTorchJobLaunch, for_pod
 from firm.launch.job import TrainingJob
 from firm.launch.k8s.manifest import job_name, manifest
-from firm.launch.k8s.names import SPEC
+from firm.launch.k8s.names import GPU_TOLERATION, SPEC
 
 JOB = TrainingJob("my.run", "rl", "firm.rl.train", {"x": 1}, {})
 URI = "s3://firm/runs/my.run/rl-0123456789ab"
@@ -25,6 +25,10 @@ def container(body: dict[str, Any], replica: str = "Master") -> dict[str, Any]:
     return dict(found)
 
 
+def pod_of(body: dict[str, Any]) -> dict[str, Any]:
+    return dict(body["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"])
+
+
 @pytest.mark.parametrize(("workers", "replicas"), [(1, {"Master": 1}), (4, {"Master": 1, "Worker": 3})])
 def test_the_master_counts_as_a_worker(workers: int, replicas: dict[str, int]) -> None:
     spec = make(num_workers=workers)["spec"]
@@ -39,6 +43,23 @@ def test_one_process_runs_the_worker_and_more_run_torchrun() -> None:
     assert limits["nvidia.com/gpu"] == "8" and limits == container(many)["resources"]["requests"]
 
 
+OTHER = {"key": "dedicated", "operator": "Exists"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "tolerations"),
+    [
+        ({}, None),
+        ({"gpus": 1}, [GPU_TOLERATION]),
+        ({"tolerations": [OTHER]}, [OTHER]),
+        ({"gpus": 1, "tolerations": [OTHER]}, [OTHER, GPU_TOLERATION]),
+        ({"gpus": 1, "tolerations": [GPU_TOLERATION]}, [GPU_TOLERATION]),
+    ],
+)
+def test_a_job_with_gpus_and_no_other_tolerates_their_nodes(settings: dict[str, Any], tolerations: Any) -> None:
+    assert pod_of(make(**settings)).get("tolerations") == tolerations
+
+
 def test_an_elastic_job_has_no_master() -> None:
     spec = make(num_workers=4, min_workers=2)["spec"]
     assert list(spec["pytorchReplicaSpecs"]) == ["Worker"]
@@ -47,8 +68,9 @@ def test_an_elastic_job_has_no_master() -> None:
 
 def test_names_are_those_of_dns_and_the_same_in_every_attempt() -> None:
     assert job_name(JOB, URI) == "firm-my-run-rl-0123456789ab"
+    assert job_name(JOB, f"{URI}/2") == "firm-my-run-rl-0123456789ab-2"
     long = TrainingJob("r" * 60, "sft", "m", {}, {})
-    assert len(job_name(long, URI) + "-worker-99") <= 63
+    assert len(job_name(long, f"{URI}/1") + "-worker-99") <= 63
 
 
 def test_the_owner_and_the_run_are_on_the_job() -> None:
@@ -70,6 +92,10 @@ def test_what_the_chart_offers_is_used_unless_the_run_says_otherwise() -> None:
     pod = make(offered)["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
     assert container(make(offered))["image"] == "registry/firm:1" and pod["priorityClassName"] == "low"
     assert {"name": "models", "persistentVolumeClaim": {"claimName": "cache"}} in pod["volumes"]
+    secrets = {"FIRM_STORE_SECRET": "team-s3", "FIRM_ENDPOINTS_SECRET": "team-keys", "FIRM_SERVICE_ACCOUNT": "team"}
+    by_name = {e["name"]: e.get("valueFrom", {}).get("secretKeyRef", {}) for e in container(make(secrets))["env"]}
+    assert (by_name["AWS_ACCESS_KEY_ID"]["name"], by_name["HF_TOKEN"]["name"]) == ("team-s3", "team-keys")
+    assert pod_of(make(secrets))["serviceAccountName"] == "team"
     chosen = make(offered, image="mine:2", priority_class="high")
     assert container(chosen)["image"] == "mine:2"
     assert chosen["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["priorityClassName"] == "high"
@@ -117,3 +143,11 @@ def test_what_kfp_was_asked_for_goes_to_the_job() -> None:
     assert found.node_selector == {"pool": "gpu"} and found.tolerations == asked["tolerations"]
     nothing = {"resources": None, "node_selector": None, "tolerations": None}
     assert for_pod(found, nothing) == found and for_pod(LocalLaunch(), asked) == LocalLaunch()
+
+
+def test_a_private_authority_is_mounted_where_the_configmap_says_and_nothing_else_of_its_secret() -> None:
+    pod = pod_of(make({"FIRM_CA_SECRET": "company", "FIRM_CA_BUNDLE": "/etc/firm/ca/root.pem"}))
+    [volume] = [v for v in pod["volumes"] if v["name"] == "ca"]
+    assert volume["secret"] == {"secretName": "company", "items": [{"key": "root.pem", "path": "root.pem"}]}
+    assert {"name": "ca", "mountPath": "/etc/firm/ca"} in pod["containers"][0]["volumeMounts"]
+    assert not [v for v in pod_of(make())["volumes"] if "secret" in v]

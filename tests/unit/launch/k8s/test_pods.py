@@ -127,7 +127,7 @@ class Deleting:
 
     def job(self, name: str) -> dict[str, Any]:
         conditions = [{"type": self.looks[0][0], "status": "True", "message": "the backoff limit"}]
-        return {"metadata": {"name": name}, "status": {"conditions": conditions}}
+        return {"metadata": {"name": name}, "spec": {}, "status": {"conditions": conditions}}
 
     def pods(self, name: str) -> list[client.V1Pod]:
         return self.looks.pop(0)[1]
