@@ -133,7 +133,7 @@ def test_a_trained_policy_survives_the_disk(policy: Policy, tmp_path: Path, lora
         save_policy(tmp_path / "p", policy)
     assert all(torch.equal(a, b) and b.requires_grad for a, b in zip(live, sets.trainable, strict=True))
     again = load_policy(tmp_path / "p", CPU)
-    assert torch.equal(velocity(again), expected)
+    torch.testing.assert_close(velocity(again), expected)  # the sums' order may depend on requires_grad
     assert not torch.allclose(expected, base, atol=1e-2)
     loaded = dict(again.family.denoiser.named_parameters())
     assert all(torch.equal(loaded[name], t) for name, t in zip(sets.names, sets.sets["ema"], strict=True))
