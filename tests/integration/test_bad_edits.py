@@ -274,6 +274,7 @@ def test_what_curation_cannot_use_is_named(folder: Path, curate: Callable[..., S
     assert not [word for word in words if word not in str(caught.value)], str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_command_ends_so_too(folder: Path) -> None:
     files, assignments, code, words = JUDGING["sizes that differ"]
     write(folder, files)

@@ -251,6 +251,7 @@ def shards(store: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in store.glob("small/curation-*/judged/part-*.parquet")}
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(folder: Path, disk: Callable[[str], Path]) -> None:
     store = disk("size=160k")
     complains(firm(folder, f"store={store}"), 1, "disk full", f"{store}/small/curation-")
@@ -304,6 +305,7 @@ def test_a_journal_that_cannot_grow_is_named(folder: Path) -> None:
 # ---- S3 --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_s3_server_that_is_not_there_is_named(folder: Path) -> None:
     env = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "secret", "FIRM_S3_ENDPOINT": "http://127.0.0.1:1"}
     result = firm(folder, "store=s3://bucket/x", env=env)
@@ -327,6 +329,7 @@ def test_credentials_that_s3_refuses_are_named(folder: Path, s3_server: Any) -> 
 # ---- judges that answer nonsense -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_evaluator_that_answers_nonsense_is_named(folder: Path) -> None:
     judge = "curation.evaluator={kind: python, target: 'judges:Banana'}"
     result = firm(folder, judge)

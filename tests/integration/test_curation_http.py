@@ -115,6 +115,7 @@ def test_killed_again_and_again_nothing_is_asked_twice(
     assert not (folder / "work").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_named_and_the_run_goes_on_when_it_is_back(
     teacher: Teacher, whole: tuple[Path, Manifest], tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_server_that_dies_is_named_and_the_run_goes_on_when_it_is_back(
     assert manifest == whole[1]
 
 
+@pytest.mark.slow
 def test_half_a_pair_in_every_answer_ends_no_run(
     teacher: Teacher, whole: tuple[Path, Manifest], tmp_path: Path
 ) -> None:

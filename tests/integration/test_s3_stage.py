@@ -119,6 +119,7 @@ def test_an_artifact_in_s3_is_complete_and_found_again(machine: Any, s3_server: 
     assert not any(name.startswith("work") for name in objects(s3_server, critic.uri))
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_to_s3_it_goes_on_elsewhere(
     machine: Any, s3_server: Any, s3_uri: str, tmp_path: Path
 ) -> None:
@@ -149,6 +150,7 @@ def test_killed_while_it_writes_to_s3_it_goes_on_elsewhere(
     assert rows[0] == rows[1]
 
 
+@pytest.mark.slow
 def test_a_damaged_artifact_in_s3_is_named_by_the_next_stage(machine: Any, s3_server: Any) -> None:
     first = machine("first")
     ref, _ = first.execute()
@@ -177,7 +179,7 @@ def pair(machine: Any, name: str, delay_s: float) -> None:
         open_input(ended[0][0], each.folder / "reader")
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 1.0])
+@pytest.mark.parametrize("delay_s", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_two_runs_of_one_name_make_one_artifact(machine: Any, delay_s: float) -> None:
     pair(machine, "pair", delay_s)
 

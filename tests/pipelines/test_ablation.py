@@ -87,6 +87,7 @@ def test_two_rewards_are_compared_and_what_they_share_is_made_once(
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
 
+@pytest.mark.slow
 def test_formulas_of_equal_dimensions_share_the_bench(config: RunConfig, tmp_path: Path, here: None) -> None:
     compare(plan(config, [0], ["weighted-sum-0.4-0.6", "qma"]), tmp_path / "runs" / "ablate", lambda _: None)
     found = artifacts(tmp_path / "runs" / "small")

@@ -101,6 +101,7 @@ def test_killed_in_every_long_stage_it_ends_with_the_same_artifacts(whole: Path,
     assert not leftovers
 
 
+@pytest.mark.slow
 def test_an_untrusted_critic_stops_the_run_before_rl(whole: Path, config: Path) -> None:
     strict = ["--set", "bench.gate.rules=[{metric: mae, at_most: 0.01}]"]
     command = [sys.executable, "-m", "firm.cli", "run", str(config), "--set", f"store={whole}", *strict]

@@ -55,7 +55,9 @@ def editing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunConfig]:
     [
         (critics.Teacher, set()),
         (edits.FondOfCopies, {edits.EXECUTION}),
-        (edits.BlindToBackground, set()),  # the base policy keeps its backgrounds: left to the auditor
+        pytest.param(
+            edits.BlindToBackground, set(), marks=pytest.mark.slow
+        ),  # the base policy keeps its backgrounds: left to the auditor
     ],
 )
 def test_the_gate_of_edits(critic: type[Planted], wrong: set[str], editing: RunConfig) -> None:

@@ -181,9 +181,13 @@ Options = dict[str, Any]
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"gradient_accumulation": 2, "batch_size": 4}, {"lora": {"rank": 4, "alpha": 8}}, {"optimizer": "muon"}],
-    ids=["whole", "accumulated", "lora", "muon"],
-)  # fmt: skip
+    [
+        pytest.param({}, id="whole"),
+        pytest.param({"gradient_accumulation": 2, "batch_size": 4}, id="accumulated", marks=pytest.mark.slow),
+        pytest.param({"lora": {"rank": 4, "alpha": 8}}, id="lora"),
+        pytest.param({"optimizer": "muon"}, id="muon", marks=pytest.mark.slow),
+    ],
+)
 def test_a_resumed_run_equals_the_uninterrupted(data: Path, tmp_path: Path, options: Options) -> None:
     options = {"max_steps": 20, "checkpoint_steps": 10, "batch_size": 8, **options}  # the loss is logged every 10 steps
     train(data, tmp_path / "whole", **options)
@@ -197,7 +201,12 @@ def test_a_resumed_run_equals_the_uninterrupted(data: Path, tmp_path: Path, opti
 
 
 @pytest.mark.parametrize(
-    "file", ["optimizer.safetensors", "model.safetensors", "trainer_state.json", "checkpoint.json"]
+    "file",
+    ["optimizer.safetensors"]
+    + [
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("model.safetensors", "trainer_state.json", "checkpoint.json")
+    ],
 )
 def test_a_damaged_checkpoint_trains_no_other_critic(data: Path, tmp_path: Path, file: str, capfd: Any) -> None:
     options = {"max_steps": 20, "checkpoint_steps": 10, "batch_size": 4}

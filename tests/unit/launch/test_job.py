@@ -109,7 +109,7 @@ def entries(out: Output) -> list[Any]:
     return manifest.entries
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_a_worker_says_is_heard_and_forgotten_by_the_next_try(job: Any, out: Output, workers: int) -> None:
     with pytest.raises(UserError) as caught:
         launch(job("fail"), out, LocalLaunch(num_workers=workers))

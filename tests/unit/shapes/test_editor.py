@@ -78,6 +78,7 @@ def test_the_command_trains_what_a_policy_loads(tmp_path: Path, caplog: pytest.L
     assert "distance" in caplog.text and str(tmp_path) not in (tmp_path / "transformer" / "config.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_leaves_a_share_untouched(tmp_path: Path) -> None:
     for share in (0.0, 1.0):
         pretrain_editor.pretrain(tmp_path / str(share), recolours, vae_steps=2, steps=2, num_edits=40, untouched=share)
