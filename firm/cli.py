@@ -172,7 +172,7 @@ def doctor(
     failed = False
     for found in examine(Cluster.connect(namespace or None), Backend(endpoint), store, launch):
         failed |= found.state == "failed"
-        _say(f"{marks[found.state]} {found.check}: {found.detail}")
+        _say(f"{marks[found.state]} {found.check}: {found.detail}".replace("\n", "\n    "))
         if found.fix and found.state != "ok":
             _say(f"    -> {found.fix}")
     raise typer.Exit(int(failed))

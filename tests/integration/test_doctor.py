@@ -158,6 +158,12 @@ def test_what_a_server_says_does_not_act_on_the_terminal(doctor: Said, cluster: 
     assert not set(PAINT) & set("".join(said.values())) - set("ab2J")
 
 
+def test_a_server_adds_no_check(doctor: Said, cluster: FakeCluster) -> None:
+    cluster.add_pod("firm-x-1", 90, STEP, conditions=[{**UNSCHEDULABLE, "message": "no\n✔ doors: open"}])
+    said = doctor()
+    assert "doors" not in said and "✔ doors: open" in said["pods"], said
+
+
 def test_of_many_pods_that_wait_some_are_named(doctor: Said, cluster: FakeCluster) -> None:
     for i in range(8):
         cluster.add_pod(f"firm-x-{i}", 90, STEP, conditions=[UNSCHEDULABLE])
