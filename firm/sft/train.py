@@ -12,11 +12,13 @@ from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from firm.config import CriticConfig, SFTConfig
+from firm.critics.answers import parse_answer, parse_score_first, write_answer
 from firm.critics.encoder import Batch, Encoder
 from firm.critics.local import load_model, load_processor
+from firm.critics.rubrics import load_rubric
 from firm.launch.job import worker_main
 from firm.progress import Task
-from firm.records import UserError
+from firm.records import SCORES, Invalid, UserError
 from firm.seeds import seed_for
 from firm.sft.optimizer import Muon
 from firm.storage.artifacts import WORK, Output
@@ -103,6 +105,24 @@ class Reporter(TrainerCallback):
             self.checkpoints.keep(f"checkpoint-{state.global_step}")
 
 
+def check_answers(encoder: Encoder, critic: CriticConfig) -> None:
+    """Check that the critic's tokenizer can write the answers that it is to learn.
+
+    Raises:
+        UserError: A verdict cannot be read any more when an answer has gone through the tokenizer (exit code 2).
+    """
+    for form in {load_rubric(name).score_format for name in critic.rubrics.values()}:
+        for score in SCORES:
+            answer = write_answer(score, "", critic.answer_style, form)
+            written = encoder.read(encoder.answers([answer])[0])
+            first = critic.answer_style == "score_first"
+            outcome = parse_score_first(written) if first else parse_answer(written, form)
+            if isinstance(outcome, Invalid) or outcome.score != score:
+                what = f"the critic's tokenizer cannot write its answers: {answer!r} becomes {written!r}"
+                fix = "take a model that knows these characters, or another answer_style"
+                raise UserError(what, f"critic.model ({critic.model}), critic.answer_style", fix, usage=True)
+
+
 def load_examples(folder: Path, cache: Path) -> Dataset:
     """Training examples as a memory-mapped dataset (constant memory, random access)."""
     files = sorted(str(p) for p in (folder / "train").glob("*.parquet"))
@@ -166,6 +186,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     critic = CriticConfig.model_validate(request["critic"])
     sft = SFTConfig.model_validate(request["sft"])
     encoder = Encoder(load_processor(critic.model))
+    check_answers(encoder, critic)
     checkpoints = Checkpoints(out)
     start = inputs.get("last_critic")
     model = prepare(critic, sft, request["seed"], start / "critic" if start else None)
