@@ -327,7 +327,7 @@ FAULTS = [
     ),
     # what trains is float32
     Fault("firm/policies/policy.py", "parameter.data.float()", "parameter.data", RL),
-    Fault("firm/policies/policy.py", ", cache_enabled=False", "", RL),
+    Fault("firm/policies/policy.py", ", cache_enabled=False", "", POLICIES),
     Fault("firm/sft/train.py", "check_answers(encoder, critic)\n    check", "check", ("tests/unit/sft",)),
     Fault("firm/sft/train.py", "return model.float()", "return model", FINE),
     Fault("firm/sft/train.py", "model.to(getattr(torch, critic.dtype)).save", "model.save", FINE),

@@ -43,6 +43,11 @@ def velocity(policy: Policy) -> torch.Tensor:
         return policy.velocity(noise, torch.tensor([1.0, 0.3]), policy.encode(PROMPTS))
 
 
+def velocity_of(policy: Policy, name: str) -> torch.Tensor:
+    with policy.using(name):
+        return velocity(policy)
+
+
 def test_shapes_and_types(policy: Policy) -> None:
     assert policy.latent_shape == (8, 8, 8)
     conditions = policy.encode(PROMPTS)
@@ -138,6 +143,19 @@ def test_a_trained_policy_survives_the_disk(policy: Policy, tmp_path: Path, lora
     loaded = dict(again.family.denoiser.named_parameters())
     assert all(torch.equal(loaded[name], t) for name, t in zip(sets.names, sets.sets["ema"], strict=True))
     assert not any(p.requires_grad for p in again.family.denoiser.parameters())
+
+
+def test_sets_are_not_mixed_within_a_callers_autocast(folder: Path) -> None:
+    policy = Policy(config(folder).model_copy(update={"dtype": "bfloat16"}), CPU)
+    sets = policy.train(None, ("old",), seed=4)
+    with torch.no_grad():
+        for tensor in sets.sets["old"]:
+            tensor.mul_(0.5)
+    apart = [velocity_of(policy, name) for name in ("old", "policy")]
+    with torch.autocast("cpu", torch.bfloat16):
+        together = [velocity_of(policy, name) for name in ("old", "policy")]
+    assert not torch.allclose(apart[0], apart[1], atol=0.1)
+    torch.testing.assert_close(together, apart)
 
 
 def test_a_wrong_model_folder_is_named(tmp_path: Path) -> None:
