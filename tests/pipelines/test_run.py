@@ -201,3 +201,21 @@ def test_copies_are_watched_and_raise_alarms(edited: Path) -> None:
     summary = Summary.model_validate_json((artifact(edited, "rl") / "summary.json").read_text())
     assert [row["monitor"] for row in summary.tables["alarms"]] == ["copies"]
     assert all("copies" in row for row in summary.tables["audits"])
+
+
+@pytest.mark.slow
+def test_a_critic_that_reasons_first_is_trained_trusted_and_steers_rl(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stay_here(monkeypatch)
+    path = tmp_path / "edits.yaml"
+    path.write_text(small_run(rendered(400, EDITING), task=EDITING) + EDITS[EDITS.index("\nsft:") :])
+    learned = ["sft.max_steps=150", "sft.checkpoint_steps=150", "rl.max_epochs=2", "auditor.every=1"]
+    config = load_config(str(path), [f"store={tmp_path}", *learned])
+    assert config.critic.answer_style == "reason_first"
+    run_stages(config, tmp_path)
+    judged = [json.loads(line)["outcome"] for line in (artifact(tmp_path, "bench") / "critic.jsonl").open()]
+    read = [outcome for outcome in judged if outcome["kind"] == "judgement"]
+    assert len(read) >= 0.9 * len(judged) and all(o["rationale"] and sum(o["distribution"]) > 0.99 for o in read)
+    assert all(line["reward"] is not None for line in read_metrics(artifact(tmp_path, "rl") / "metrics.jsonl"))
+    assert sorted(manifests(tmp_path)) == sorted(STAGES)
