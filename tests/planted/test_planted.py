@@ -1,7 +1,8 @@
 """The gate stops the planted critics that it can see, lets good ones pass, and the table in docs/trust.md is true."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from planted import critics, edits, run, table
@@ -12,7 +13,9 @@ from firm.bench import run as bench
 from firm.config import RunConfig
 from firm.critics.judge import JudgeInput, soft_scores
 from firm.images import encode_image
+from firm.policies import generate
 from firm.policies.generate import equally_often
+from firm.policies.policy import Policy
 from firm.records import Prompt
 from firm.shapes.editing import candidate
 
@@ -20,6 +23,22 @@ from firm.shapes.editing import candidate
 PASSES = (critics.FondOfCrowds, critics.FondOfFour)
 GATED = [critic for critic in (*BAD, *GOOD) if critic not in PASSES]
 WRONG_IN_ONE = {critics.InvertedQuality: {QUALITY}, critics.FirstObjectOnly: {FOLLOWING}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once() -> Iterator[None]:
+    """The base policy draws its images once, not for every critic."""
+    drawn: dict[Any, list[bytes]] = {}
+
+    def draw(policy: Policy, prompts: Sequence[Prompt], indices: range, *purpose: Any, **options: Any) -> list[bytes]:
+        key = (policy.config.model, *prompts, indices, *purpose, *options.items())
+        if key not in drawn:
+            drawn[key] = generate.draw(policy, prompts, indices, *purpose, **options)
+        return drawn[key]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(bench, "draw", draw)
+        yield
 
 
 @pytest.fixture(scope="module")
