@@ -220,9 +220,12 @@ def test_a_trained_policy_survives_the_disk_and_is_the_pipelines(
             tensor.add_(torch.randn(tensor.shape, generator=random) * (0.1 if lora else 0.03))
     save_policy(tmp_path, policy)
     again = load_policy(tmp_path, CPU)
-    torch.testing.assert_close(velocity(again, prompts), velocity(policy, prompts))
     trained = dict(again.family.denoiser.named_parameters())
     assert all(torch.equal(trained[name], t) for name, t in zip(sets.names, sets.trainable, strict=True))
+    for name in sets.names:  # on some CPUs the order of a sum depends on it
+        trained[name].requires_grad_()
+    assert torch.equal(velocity(again, prompts), velocity(policy, prompts))
+    again.family.denoiser.requires_grad_(False)
     assert not torch.allclose(velocity(again, prompts), base, atol=1e-2)
     pipe = load_editor(folder)
     if lora:

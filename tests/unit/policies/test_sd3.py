@@ -138,11 +138,13 @@ def test_a_trained_policy_survives_the_disk(policy: Policy, tmp_path: Path, lora
         save_policy(tmp_path / "p", policy)
     assert all(torch.equal(a, b) and b.requires_grad for a, b in zip(live, sets.trainable, strict=True))
     again = load_policy(tmp_path / "p", CPU)
-    torch.testing.assert_close(velocity(again), expected)  # the sums' order may depend on requires_grad
     assert not torch.allclose(expected, base, atol=1e-2)
     loaded = dict(again.family.denoiser.named_parameters())
     assert all(torch.equal(loaded[name], t) for name, t in zip(sets.names, sets.sets["ema"], strict=True))
     assert not any(p.requires_grad for p in again.family.denoiser.parameters())
+    for name in sets.names:  # on some CPUs the order of a sum depends on it
+        loaded[name].requires_grad_()
+    assert torch.equal(velocity(again), expected)
 
 
 def test_sets_are_not_mixed_within_a_callers_autocast(folder: Path) -> None:
