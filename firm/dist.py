@@ -6,10 +6,12 @@ draw, so a run gives the same result whatever the number of processes, interrupt
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +22,10 @@ from firm.records import UserError
 from firm.seeds import seed_for
 
 T = TypeVar("T")
+STEP = timedelta(minutes=10)
+"""How long processes that compute the same step wait for one another."""
 PATIENCE = timedelta(hours=2)
-"""How long processes wait for one another: the first one audits alone."""
+"""How long they wait for what takes some of them longer: files, uploads, judges that are asked again."""
 
 
 def generator(seed: int, *purpose: str | int) -> torch.Generator:
@@ -42,6 +46,10 @@ class Ranks:
         """True on rank 0, the only rank that writes."""
         return self.rank == 0
 
+    def share(self, number: int) -> range:
+        """Which of ``number`` things are this rank's: consecutive, and as many as any other's or one more or less."""
+        return range(number * self.rank // self.size, number * (self.rank + 1) // self.size)
+
 
 def start() -> Ranks:
     """Join the process group that torchrun (or a PyTorchJob) describes in the environment; alone without one."""
@@ -53,7 +61,8 @@ def start() -> Ranks:
         torch.cuda.set_device(device)
     if size > 1 and not torch_dist.is_initialized():
         os.environ.setdefault("LOCAL_RANK", "0")  # without torchrun: one process per pod
-        torch_dist.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
+        torch_dist.init_process_group("nccl" if cuda else "gloo", timeout=STEP)
+        _waiting()  # made by all at once
     return Ranks(rank, size, device)
 
 
@@ -61,21 +70,33 @@ def stop() -> None:
     """Leave the process group, if there is one."""
     if torch_dist.is_initialized():
         torch_dist.destroy_process_group()
+        _waiting.cache_clear()
+
+
+@cache
+def _waiting() -> Any:
+    """The group in which processes wait with `PATIENCE`, so that one that died in a step is missed within `STEP`."""
+    return torch_dist.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def barrier() -> None:
     """Wait for all processes."""
     if torch_dist.is_initialized():
-        torch_dist.barrier()
+        torch_dist.barrier(group=_waiting())
 
 
 def gather(items: Sequence[T], ranks: Ranks) -> list[T]:
-    """Concatenate the ranks' plain-data lists in rank order, on every rank."""
+    """Concatenate the ranks' lists of plain data in rank order, on every rank; they travel as JSON."""
     if ranks.size == 1:
         return list(items)
-    parts: list[Any] = [None] * ranks.size
-    torch_dist.all_gather_object(parts, list(items))
-    return [item for part in parts for item in part]
+    text = json.dumps(list(items)).encode()
+    sizes = [torch.zeros(1, dtype=torch.long) for _ in range(ranks.size)]
+    torch_dist.all_gather(sizes, torch.tensor([len(text)]), group=_waiting())
+    longest = int(max(sizes))
+    parts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(ranks.size)]
+    padded = torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8)
+    torch_dist.all_gather(parts, padded, group=_waiting())
+    return [item for part in parts for item in json.loads(part.numpy().tobytes())]
 
 
 def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:

@@ -7,6 +7,9 @@ FRESH = "tests/training/test_rl_learns.py::test_candidates_are_audited_on_fresh_
 RL = ("tests/unit/rl", "tests/property/test_nft.py")
 TRAINER = (*RL, "tests/training/test_rl_learns.py::test_the_old_policy_follows_after_the_epoch", AUDITED, FRESH)
 PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one",)
+DIVIDED = ("tests/training/test_rl_learns.py::test_processes_share_an_audit_and_wait_for_a_slow_judge",)
+RESUMED = ("tests/training/test_rl_learns.py::test_an_audit_that_fails_costs_nothing_but_itself",)
+TIMED = ("tests/training/test_sft_learns.py::test_a_checkpoint_is_also_taken_when_time_has_passed",)
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
 SHARED = ("tests/unit/critics/test_prefix.py",)
@@ -53,6 +56,11 @@ FAULTS = [
     Fault("firm/rl/update.py", 'update_average("ema", ema_decay', 'update_average("old", ema_decay', RL),
     Fault("firm/rl/update.py", "count * sigmas.shape[1]", "count", RL),
     Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", PROCESSES),
+    Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
+    Fault("firm/rl/auditor.py", "self.ranks.share(number)", "range(number)", DIVIDED),
+    Fault("firm/rl/train.py", "self.epoch not in {audit.epoch for audit in self.history}", "True", RESUMED),
+    Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
+    Fault("firm/sft/train.py", "control.should_save |= self.checkpoints.overdue()", "pass", TIMED),
     Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', RL),
     Fault("firm/rl/rollout.py", 'policy.using("old")', 'policy.using("policy")', RL),
     Fault("firm/critics/judge.py", "JudgeInput(prompt, with_source(prompt, png))", "JudgeInput(prompt, [png])", RL),
@@ -78,7 +86,7 @@ FAULTS = [
     Fault("firm/rl/train.py", "candidates[audits[-1].epoch]", "candidates[audits[0].epoch]", RL),
     Fault("firm/rl/auditor.py", "look(item.images)", "look(item.images[-1:])", RL),
     Fault("firm/rl/auditor.py", "for d in assessments[0]}", "for d in formula.dimensions}", RL),
-    Fault("firm/rl/train.py", "and self.config.auditor.stops", "", RL),
+    Fault("firm/rl/train.py", "self.config.auditor.stops and", "", RL),
     Fault("firm/ablation/rewards.py", 'plain["auditor"]["stops"] = False', "pass", ABLATION),
     Fault("firm/ablation/result.py", "self.checks[0 if when == BEFORE else -1]", "self.checks[-1]", ABLATION),
     Fault("firm/rl/audit.py", "recent = audits[-window:]", "recent = audits[-1:]", RL),
@@ -290,7 +298,7 @@ FAULTS = [
     Fault("firm/bench/run.py", "images=with_source(prompts[i], png)", "images=[png]", EDITED),
     Fault("firm/curation/sources.py", "images=with_source(judged, png)", "images=[png]", EDITED),
     Fault("firm/evaluate/run.py", "images=with_source(prompt, png)", "images=[png]", EDITED),
-    Fault("firm/rl/train.py", "trainer.history, raised)", "trainer.history, [])", ALARMED),
+    Fault("firm/rl/train.py", "for alarm in alarms(lines, monitors))", "for alarm in ())", ALARMED),
     Fault("firm/rl/train.py", '"alarms": float(len(raised))', '"alarms": 0.0', ALARMED),
     Fault("firm/rl/audit.py", "(num_looks(config) + 1) // 2)", "num_looks(config))", RL),
     Fault(

@@ -39,4 +39,5 @@ class RLConfig(Section):
     ema_decay: Share = 0.9
     gradient_checkpointing: bool = False
     checkpoint_epochs: PositiveInt = 30
+    checkpoint_minutes: Positive = 30  # at the latest, after the epoch or audit that is going on then
     monitors: MonitorsConfig = MonitorsConfig()

@@ -26,5 +26,6 @@ class SFTConfig(Section):
     epochs: Positive = 1.0
     max_steps: PositiveInt | None = None
     checkpoint_steps: PositiveInt = 500
+    checkpoint_minutes: Positive = 30  # at the latest
     gradient_checkpointing: bool = False
     lora: LoraConfig | None = None

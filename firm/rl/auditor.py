@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
+from pydantic import TypeAdapter
+
 from firm.chat.journal import OpenChat, forgetful
 from firm.config import RewardConfig, RunConfig
 from firm.config.reward import REWARD
-from firm.critics.judge import Judge, judge_inputs, soft_scores
+from firm.critics.judge import Judge, JudgeInput, judge_inputs, soft_scores
 from firm.critics.load import open_judge
+from firm.dist import Ranks, gather
 from firm.looks import look
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy
@@ -21,10 +24,14 @@ from firm.rl.rollout import draw_prompts
 
 IMAGES_PER_PROMPT = 2  # the fewest that show whether the critic ranks images of one prompt as the auditor does
 DIGITS = 4  # of a value in an audit, of which a checkpoint holds thousands
+_ASSESSMENTS = TypeAdapter(list[Assessment])
 
 
 class Auditor:
-    """Audits policies on training prompts: all checks on the same prompts and noise, the last ones on fresh ones."""
+    """Audits policies on training prompts: all checks on the same prompts and noise, the last ones on fresh ones.
+
+    The ranks share the images of an audit; all take part in it and get the same one.
+    """
 
     def __init__(
         self,
@@ -32,37 +39,48 @@ class Auditor:
         critic: Judge,
         prompts: Sequence[Prompt],
         config: RunConfig,
+        ranks: Ranks,
         open_chat: OpenChat = forgetful,
     ) -> None:
         self.policy = policy
         self.critic = critic
         self.prompts = prompts
         self.config = config
+        self.ranks = ranks
         judge = config.auditor.judge
         self.judge = open_judge(judge, config.auditor.rubrics, chat=open_chat("auditor", judge))
 
     def check(self, epoch: int, parameters: str = "ema", sample: SampleName = "check") -> Audit:
         """Sample with a parameter set, which is what it is after ``epoch``, and judge."""
-        rl = self.config.rl
         number = self.config.auditor.num_images
-        seed = self.config.seed
-        order = draw_prompts(self.prompts, number, seed, -1 - get_args(SampleName).index(sample))
+        order = draw_prompts(self.prompts, number, self.config.seed, -1 - get_args(SampleName).index(sample))
         drawn = [order[i // IMAGES_PER_PROMPT] for i in range(number)]
-        prompts = [self.prompts[i] for i in drawn]
         with self.policy.using(parameters):
-            generated = generate(
-                self.policy,
-                prompts,
-                noise_for(self.policy.latent_shape, seed, f"audit/{sample}", range(number)),
-                num_inference_steps=rl.num_inference_steps,
-                solver=rl.solver,
-                batch_size=rl.batch_size,
-            )
-        images = to_images(self.policy, generated.latents, rl.batch_size)
-        items = judge_inputs(prompts, images)
-        critic, auditor = (values(judge.judge(items), self.config.reward) for judge in (self.critic, self.judge))
-        seen = shares([look(item.images) for item in items])
+            items = self._sample(drawn, self.ranks.share(number), f"audit/{sample}")
+        critic, auditor = (values(self._judge(judge, items), self.config.reward) for judge in (self.critic, self.judge))
+        seen = shares(gather([look(item.images) for item in items], self.ranks))
         return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=critic, auditor=auditor, seen=seen)
+
+    def _sample(self, drawn: Sequence[int], share: range, purpose: str) -> list[JudgeInput]:
+        """This rank's share of the images of the drawn prompts."""
+        rl = self.config.rl
+        prompts = [self.prompts[drawn[i]] for i in share]
+        if not prompts:
+            return []
+        generated = generate(
+            self.policy,
+            prompts,
+            noise_for(self.policy.latent_shape, self.config.seed, purpose, share),
+            num_inference_steps=rl.num_inference_steps,
+            solver=rl.solver,
+            batch_size=rl.batch_size,
+        )
+        return judge_inputs(prompts, to_images(self.policy, generated.latents, rl.batch_size))
+
+    def _judge(self, judge: Judge, items: Sequence[JudgeInput]) -> list[Assessment]:
+        """Assessments of all ranks' images, on every rank."""
+        plain = _ASSESSMENTS.dump_python(judge.judge(items) if items else [], mode="json")
+        return _ASSESSMENTS.validate_python(gather(plain, self.ranks))
 
     def choose(self, candidates: Mapping[int, str]) -> list[Audit]:
         """Audit again, on fresh prompts and noise, so that the best of many noisy checks is not taken for the best.

@@ -12,6 +12,7 @@ from torch import Tensor
 from firm import dist
 from firm.chat.journal import Journals, OpenChat, forgetful
 from firm.config import RLConfig, RunConfig
+from firm.config.monitors import MonitorsConfig
 from firm.config.reward import REWARD
 from firm.critics.load import load_critic
 from firm.dist import Ranks
@@ -22,7 +23,7 @@ from firm.progress import Task
 from firm.prompts import load_prompts
 from firm.rl.audit import Audit, best, over_optimised
 from firm.rl.auditor import Auditor
-from firm.rl.monitors import Alarm, alarms
+from firm.rl.monitors import alarms
 from firm.rl.nft import old_decay
 from firm.rl.rollout import sample_groups, score, with_advantages
 from firm.rl.update import Updater
@@ -53,9 +54,7 @@ class RLTrainer:
         self.sets = self.policy.train(rl.lora, ("old", "ema", "best", "reference"), config.seed, start)
         self.critic = load_critic(critic_folder, config.critic, ranks.device, open_chat)
         self.prompts = load_prompts(config.prompts, "train")
-        self.auditor = None
-        if ranks.is_main:
-            self.auditor = Auditor(self.policy, self.critic, self.prompts, config, open_chat)
+        self.auditor = Auditor(self.policy, self.critic, self.prompts, config, ranks, open_chat)
         self.updater = Updater(self.policy, rl, config.seed, ranks)
         self.epoch = 0
         self.history: list[Audit] = []
@@ -72,23 +71,28 @@ class RLTrainer:
         self.epoch += 1
         return {**rollout.stats, **stats}
 
-    def check(self) -> bool:
-        """Audit, remember the best, and say whether to stop. All ranks get the same answer."""
-        if self.auditor is not None:
-            self.history.append(self.auditor.check(self.epoch))
-            if best(self.history).epoch == self.epoch:
-                self.sets.copy("ema", "best")
-        return self.stopped()
+    @property
+    def owes_check(self) -> bool:
+        """Whether this epoch is to be audited and has not been."""
+        due = self.epoch % self.config.auditor.every == 0 or self.epoch == self.config.rl.max_epochs
+        return due and self.epoch not in {audit.epoch for audit in self.history}
 
-    def stopped(self) -> bool:
-        """Whether the last check says to stop. All ranks get the same answer."""
-        stops = self.auditor is not None and self.config.auditor.stops
-        stop = stops and over_optimised(self.history, self.config) is not None
-        return any(dist.gather([stop], self.ranks))
+    @property
+    def is_done(self) -> bool:
+        """Whether all epochs are trained and audited, or the auditor says to stop."""
+        if self.owes_check:
+            return False
+        stopped = self.config.auditor.stops and over_optimised(self.history, self.config) is not None
+        return stopped or self.epoch == self.config.rl.max_epochs
+
+    def check(self) -> None:
+        """Audit, and remember the best."""
+        self.history.append(self.auditor.check(self.epoch))
+        if best(self.history).epoch == self.epoch:
+            self.sets.copy("ema", "best")
 
     def choose(self) -> tuple[str, list[Audit]]:
         """The parameter set to keep, of the base, the best check's and the last, and the fresh audits that say so."""
-        assert self.auditor is not None, "only the main process audits"
         candidates = {best(self.history).epoch: "best", self.epoch: "ema", 0: "reference"}
         audits = self.auditor.choose(candidates)
         return candidates[audits[-1].epoch], audits
@@ -129,7 +133,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
 
 def _train(trainer: RLTrainer, journals: Journals, answers: str, out: Output) -> None:
     config, ranks = trainer.config, trainer.ranks
-    checkpoints = Checkpoints(out)
+    checkpoints = Checkpoints(out, config.rl.checkpoint_minutes)
     saved = checkpoints.last()
     if saved is not None:
         trainer.restore(*load_state(saved))
@@ -137,31 +141,25 @@ def _train(trainer: RLTrainer, journals: Journals, answers: str, out: Output) ->
     log = MetricsLog(out.folder / METRICS, board, trainer.epoch) if ranks.is_main else None
     lines: list[Mapping[str, Any]] = [*read_metrics(out.folder / METRICS)] if log else []
     task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", trainer.epoch) if ranks.is_main else None
-    # A checkpoint is taken after the check of its epoch, so a resumed run does not check twice.
-    stop = trainer.stopped() if saved else trainer.check()
-    out.publish(answers)
-    while trainer.epoch < config.rl.max_epochs and not stop:
-        stats = trainer.run_epoch()
+    while not trainer.is_done:
+        if trainer.owes_check:
+            trainer.check()
+        else:
+            stats = trainer.run_epoch()
+            if log:
+                raised = alarms([*lines, stats], config.rl.monitors)
+                lines.append({**stats, "alarms": float(len(raised))})
+                log.write(trainer.epoch, lines[-1])
+        if task:
+            task.advance(trainer.epoch - task.done, _note(lines, trainer.history, config.rl.monitors))
         out.publish(answers)
-        last = trainer.epoch == config.rl.max_epochs
-        if trainer.epoch % config.auditor.every == 0 or last:
-            stop = trainer.check()
-            out.publish(answers)
-        if log and task:
-            raised = alarms([*lines, stats], config.rl.monitors)
-            lines.append({**stats, "alarms": float(len(raised))})
-            log.write(trainer.epoch, lines[-1])
-            task.advance(1, _note(stats, trainer.history, raised))
-        if trainer.epoch % config.rl.checkpoint_epochs == 0 or stop or last:
-            if ranks.is_main:
-                name = f"epoch-{trainer.epoch}"
-                save_state(checkpoints.folder / name, trainer.tensors(), trainer.state())
-                checkpoints.keep(name, METRICS)
-            dist.barrier()  # no rank forgets before the checkpoint is there
+        regular = trainer.epoch % config.rl.checkpoint_epochs == 0 or trainer.epoch == config.rl.max_epochs
+        if regular or trainer.is_done or checkpoints.overdue():
+            _save(trainer, checkpoints)
             journals.forget()
+    kept, fresh = trainer.choose()
     if log:
         log.close()
-        kept, fresh = trainer.choose()
         # Sorted, since a checkpoint sorts keys, too, and a resumed run must write the same bytes.
         audits = [json.dumps(audit.model_dump(), sort_keys=True) for audit in (*trainer.history, *fresh)]
         (out.folder / AUDITS).write_text("\n".join(audits) + "\n")
@@ -169,11 +167,23 @@ def _train(trainer: RLTrainer, journals: Journals, answers: str, out: Output) ->
             save_policy(out.folder / POLICY, trainer.policy)
 
 
-def _note(stats: Mapping[str, float | None], history: Sequence[Audit], raised: Sequence[Alarm]) -> str:
-    reward = "no valid judgement" if stats["reward"] is None else f"reward {stats['reward']:.3f}"
+def _save(trainer: RLTrainer, checkpoints: Checkpoints) -> None:
+    """Save a checkpoint, before and again after an audit: one that fails costs nothing but itself."""
+    if trainer.ranks.is_main:
+        audited = "-audited" if trainer.history and trainer.history[-1].epoch == trainer.epoch else ""
+        name = f"epoch-{trainer.epoch}{audited}"
+        save_state(checkpoints.folder / name, trainer.tensors(), trainer.state())
+        checkpoints.keep(name, METRICS)
+    dist.barrier()  # no rank forgets its judges' answers before the checkpoint is there
+
+
+def _note(lines: Sequence[Mapping[str, Any]], history: Sequence[Audit], monitors: MonitorsConfig) -> str:
     last, base = (audit.mean("auditor", REWARD) for audit in (history[-1], history[0]))
-    warnings = "".join(f"; ALARM: {alarm.text}" for alarm in raised)
-    return f"{reward}, by the auditor's scores {last:.3f} (base {base:.3f}){warnings}"
+    audited = f"by the auditor's scores {last:.3f} (base {base:.3f})"
+    if not lines:
+        return audited
+    reward = "no valid judgement" if lines[-1]["reward"] is None else f"reward {lines[-1]['reward']:.3f}"
+    return f"{reward}, {audited}" + "".join(f"; ALARM: {alarm.text}" for alarm in alarms(lines, monitors))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from firm import dist
 from firm.config import CriticConfig, SFTConfig
 from firm.critics.answers import parse_answer, parse_score_first, write_answer
 from firm.critics.encoder import Batch, Encoder
@@ -91,7 +92,8 @@ class Reporter(TrainerCallback):
         self.checkpoints = checkpoints
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Count the step."""
+        """Count the step; ask for a checkpoint where the last one is too long ago."""
+        control.should_save |= self.checkpoints.overdue()
         if not state.is_world_process_zero:
             return
         if self.task is None:
@@ -103,6 +105,7 @@ class Reporter(TrainerCallback):
         """Make the checkpoint durable; older ones go."""
         if state.is_world_process_zero:
             self.checkpoints.keep(f"checkpoint-{state.global_step}")
+        dist.barrier()  # the others must not wait for its upload in a step
 
 
 def check_answers(encoder: Encoder, critic: CriticConfig) -> None:
@@ -187,7 +190,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     sft = SFTConfig.model_validate(request["sft"])
     encoder = Encoder(load_processor(critic.model))
     check_answers(encoder, critic)
-    checkpoints = Checkpoints(out)
+    checkpoints = Checkpoints(out, sft.checkpoint_minutes)
     start = inputs.get("last_critic")
     model = prepare(critic, sft, request["seed"], start / "critic" if start else None)
     trainer = PlainTrainer(

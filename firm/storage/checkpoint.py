@@ -45,9 +45,18 @@ class Checkpoints:
     the bytes that were saved; a damaged one is set aside, and the one before is used.
     """
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: Output, minutes: float = math.inf) -> None:
+        """``minutes`` is the longest time from one checkpoint to the next."""
         self._out = out
+        self._minutes = minutes
+        self._saved = time.monotonic()
         self.folder = out.folder / FOLDER
+
+    def overdue(self) -> bool:
+        """Whether the last checkpoint is too long ago, by the first rank's clock. All ranks get the same answer."""
+        ranks = dist.start()
+        late = time.monotonic() - self._saved >= 60 * self._minutes
+        return any(dist.gather([late] if ranks.is_main else [], ranks))
 
     def last(self) -> Path | None:
         """The last sound checkpoint, the same on all ranks; those after it are set aside, with a message.
@@ -127,6 +136,7 @@ class Checkpoints:
         self._out.publish(f"{FOLDER}/{name}/{CONTENTS}")
         sound = [old for old, there in before.items() if there]
         self._out.discard(*(f"{FOLDER}/{old}" for old in before if old not in sound[1 - KEPT :]))
+        self._saved = time.monotonic()
 
 
 def _contents(path: Path) -> Contents | None:

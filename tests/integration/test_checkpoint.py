@@ -125,6 +125,22 @@ def test_the_last_checkpoint_is_found_and_the_one_before_stays(uri: str, tmp_pat
     assert sorted(p.name for p in Checkpoints(elsewhere).folder.iterdir()) == ["step-2", "step-3"]
 
 
+def test_a_checkpoint_is_overdue_some_minutes_after_the_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("firm.storage.checkpoint.time.monotonic", lambda: now[0])
+    out = Output.open(str(tmp_path))
+    checkpoints = Checkpoints(out, minutes=2)
+    save_state(checkpoints.folder / "x", {"x": torch.zeros(1)}, {})
+    found = []
+    for now[0] in (0, 119, 120, 121):
+        found.append(checkpoints.overdue())
+    checkpoints.keep("x")
+    for now[0] in (122, 241):
+        found.append(checkpoints.overdue())
+    assert found == [False, False, True, True, False, True]
+    assert not Checkpoints(out).overdue()
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1

@@ -1,7 +1,10 @@
 """RL learns: the reward rises, resumes are exact, and the number of processes does not matter."""
 
 import json
+import os
+import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +25,7 @@ from firm.dist import Ranks
 from firm.launch.job import TrainingJob, worker_main
 from firm.launch.launcher import launch
 from firm.policies.policy import load_policy, save_policy
-from firm.records import Assessment, Invalid
+from firm.records import Assessment, Invalid, UserError
 from firm.rl import auditor as rl_auditor
 from firm.rl import train as rl_train
 from firm.rl.train import RLTrainer
@@ -156,7 +159,6 @@ def test_the_average_is_audited_and_kept(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_candidates_are_audited_on_fresh_prompts_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     """The base, the policy of the best check and the last one; every check has the same prompts and noise."""
     trainer = make(settings(group_size=3, max_epochs=3))
-    assert trainer.auditor is not None
     start = [t.clone() for t in trainer.sets.trainable]
     drawn: list[tuple[str, Tensor]] = []
     noise_for = rl_auditor.noise_for
@@ -194,16 +196,46 @@ def test_a_policy_that_only_the_critic_likes_is_stopped_and_not_kept() -> None:
     config = settings(max_epochs=8, adv_clip_max=5)
     often = config.auditor.model_copy(update={"num_images": 64, "every": 1, "window": 2})
     trainer = make(config.model_copy(update={"auditor": often}))
-    assert trainer.auditor is not None
     trainer.auditor.judge = Redness(-1)  # type: ignore[assignment]
-    stop = trainer.check()
-    while trainer.epoch < 8 and not stop:
+    trainer.check()
+    while not trainer.is_done:
         trainer.run_epoch()
-        stop = trainer.check()
-    assert stop and trainer.epoch < 8
+        trainer.check()
+    assert trainer.epoch < 8
     _, audits = trainer.choose()
     kept, last = audits[-1], trainer.history[-1]
     assert kept.epoch < last.epoch and kept.mean("auditor", "reward") > last.mean("auditor", "reward")
+
+
+@pytest.mark.parametrize("minutes", [30, 1e-9], ids=["by epochs", "by time"])
+def test_an_audit_that_fails_costs_nothing_but_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float
+) -> None:
+    """The audit after the second epoch fails; what was trained before it is not trained again."""
+    epochs = {30: 2, 1e-9: 50}[minutes]
+    config = settings(group_size=3, max_epochs=3, checkpoint_epochs=epochs, checkpoint_minutes=minutes)
+    config = config.model_copy(update={"auditor": config.auditor.model_copy(update={"every": 2})})
+    request = {"config": config.model_dump(mode="json")}
+    check, run_epoch, trained = rl_auditor.Auditor.check, RLTrainer.run_epoch, []
+
+    def fail(self: rl_auditor.Auditor, epoch: int, *which: str) -> Any:
+        if epoch == 2:
+            raise UserError("the auditor is gone", "there")
+        return check(self, epoch, *which)
+
+    monkeypatch.setattr(rl_train, "load_critic", lambda *_: Redness())
+    monkeypatch.setattr(RLTrainer, "run_epoch", lambda self: trained.append(self.epoch) or run_epoch(self))
+    rl_train.train(request, {"critic": Path()}, Output.open(str(tmp_path / "whole")))
+    out = Output.open(str(tmp_path / "parts"))
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="gone"):
+        patched.setattr(rl_auditor.Auditor, "check", fail)
+        rl_train.train(request, {"critic": Path()}, out)
+    rl_train.train(request, {"critic": Path()}, out)
+    assert trained == [0, 1, 2] * 2
+    for name in ("metrics.jsonl", "audits.jsonl"):
+        assert (out.folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    weights = "policy/transformer/diffusion_pytorch_model.safetensors"
+    assert (out.folder / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
 
 
 def test_a_further_round_starts_from_the_kept_policy(tmp_path: Path) -> None:
@@ -234,15 +266,39 @@ def worker_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FIRM_LIFELINE_PID", raising=False)
 
 
+def job(config: RunConfig, **request: Any) -> TrainingJob:
+    """A job of the worker at the end of this file."""
+    return TrainingJob("run", "rl", Path(__file__).stem, {"config": config.model_dump(mode="json"), **request}, {})
+
+
+@pytest.mark.usefixtures("worker_path")
+def test_processes_share_an_audit_and_wait_for_a_slow_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second rank's auditor takes longer than a step may; both get the audit that one process makes."""
+    monkeypatch.setenv("STEP_S", "3")
+    config = settings(group_size=4)
+    config = config.model_copy(update={"auditor": config.auditor.model_copy(update={"num_images": 5})})
+    found: dict[int, list[Any]] = {}
+    for workers, slow in ((1, 0), (2, 6)):
+        folder = tmp_path / str(workers)
+        launch(job(config, epochs=0, slow_s=slow), Output.open(str(folder)), LocalLaunch(num_workers=workers))
+        found[workers] = [json.loads((folder / f"audit{rank}.json").read_text()) for rank in range(workers)]
+    [alone], (first, second) = found[1], found[2]
+    assert alone["judged"] == 5 and (first["judged"], second["judged"]) == (2, 3)
+    assert first["audit"] == second["audit"]
+    for who in ("critic", "auditor"):
+        for measure, values in alone["audit"].pop(who).items():
+            assert first["audit"][who][measure] == pytest.approx(values, abs=0.01)
+        first["audit"].pop(who)
+    assert first["audit"] == alone["audit"]
+
+
 @pytest.mark.usefixtures("worker_path")
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     found, stats = {}, {}
     for workers in (1, 2):
         folder = tmp_path / str(workers)
         config = settings(group_size=4, weight_decay=0, learning_rate=1e-4, kl_weight=0.01)
-        request = {"config": config.model_dump(mode="json"), "epochs": 2}
-        job = TrainingJob("run", "rl", Path(__file__).stem, request, {})
-        launch(job, Output.open(str(folder)), LocalLaunch(num_workers=workers))
+        launch(job(config, epochs=2), Output.open(str(folder)), LocalLaunch(num_workers=workers))
         ranks = [load_file(folder / f"rank{rank}.safetensors") for rank in range(workers)]
         assert all(torch.equal(t, ranks[-1][k]) for k, t in ranks[0].items())
         found[workers], stats[workers] = ranks[0], json.loads((folder / "stats.json").read_text())
@@ -261,9 +317,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("worker_path")
 def test_a_rank_without_a_valid_judgement_takes_the_step_of_the_other(tmp_path: Path) -> None:
     config = settings(group_size=4, learning_rate=1e-4, kl_weight=0.01, inner_epochs=1)
-    request = {"config": config.model_dump(mode="json"), "epochs": 1, "failing_rank": 1}
-    job = TrainingJob("run", "rl", Path(__file__).stem, request, {})
-    launch(job, Output.open(str(tmp_path)), LocalLaunch(num_workers=2))
+    launch(job(config, epochs=1, failing_rank=1), Output.open(str(tmp_path)), LocalLaunch(num_workers=2))
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
     assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
     moved = [
@@ -274,12 +328,29 @@ def test_a_rank_without_a_valid_judgement_takes_the_step_of_the_other(tmp_path: 
     assert stats["invalid_judgements"] == 8 and stats["loss"] > 0
 
 
+class Slow(Redness):
+    """The judge of a rank that waits before it answers."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
+        time.sleep(self.seconds)
+        return super().judge(items)
+
+
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
-    """The worker of the test above."""
+    """The worker of the tests above."""
     ranks = dist.start()
     trainer = make(RunConfig.model_validate(request["config"]), ranks)
     if ranks.rank == request.get("failing_rank"):
         trainer.critic = Failing()
+    if "slow_s" in request:
+        trainer.auditor.judge = judge = Slow(request["slow_s"] * ranks.rank)  # type: ignore[assignment]
+        trainer.check()
+        seen = {"audit": trainer.history[0].model_dump(mode="json"), "judged": len(judge.asked)}
+        (out.folder / f"audit{ranks.rank}.json").write_text(json.dumps(seen))
     stats = [trainer.run_epoch() for _ in range(request["epochs"])]
     save_file(
         {k: t.contiguous() for k, t in all_tensors(trainer).items()}, out.folder / f"rank{ranks.rank}.safetensors"
@@ -290,4 +361,5 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
 
 
 if __name__ == "__main__":
+    dist.STEP = timedelta(seconds=float(os.environ.get("STEP_S", "600")))
     worker_main(train)

@@ -234,6 +234,13 @@ def kill_at(data: Path, tmp_path: Path, step: int, options: Options) -> None:
         worker.Reporter = real  # type: ignore[assignment,misc]
 
 
+def test_a_checkpoint_is_also_taken_when_time_has_passed(data: Path, tmp_path: Path) -> None:
+    options = {"max_steps": 3, "checkpoint_steps": 100, "checkpoint_minutes": 1e-9, "batch_size": 4}
+    train(data, tmp_path / "out", **options)
+    kept = sorted(path.name for path in (tmp_path / "out" / "work" / "checkpoints").glob("checkpoint-*"))
+    assert kept == ["checkpoint-2", "checkpoint-3"]
+
+
 def test_checkpoints_hold_no_pickle(data: Path, tmp_path: Path) -> None:
     train(data, tmp_path / "out", max_steps=12, checkpoint_steps=10, batch_size=8)
     written = {p.name for p in tmp_path.rglob("*") if p.is_file() and not p.name.startswith("events.")}

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from shared import ALONE
 
 from firm.config import RunConfig
 from firm.config.loading import load_config, preset_names
@@ -159,9 +158,10 @@ def test_an_auditor_that_may_not_stop_says_when_it_would_have(demo: RunConfig) -
     assert "RL went on: by configuration" in found.notes[0]
     quiet = summary(config, [*simulated(config, 0, 17), *fresh], [])
     assert quiet.tables["stop"] == [] and "by configuration could stop nothing" in quiet.notes[0]
-    history = SimpleNamespace(auditor=object(), history=audits[: stop + 1], ranks=ALONE)
+    seen = audits[: stop + 1]
     for run, stops in ((config, False), (demo, True)):
-        assert RLTrainer.stopped(SimpleNamespace(**vars(history), config=run)) is stops  # type: ignore[arg-type]
+        trainer = SimpleNamespace(config=run, history=seen, epoch=seen[-1].epoch, owes_check=False)
+        assert RLTrainer.is_done.fget(trainer) is stops  # type: ignore[attr-defined]
 
 
 # ---- what is kept

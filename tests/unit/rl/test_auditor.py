@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
-from shared import CPU, TINY
+from shared import ALONE, CPU, TINY
 
 from firm.config import RewardConfig, RunConfig
 from firm.config.loading import load_config
@@ -64,7 +64,7 @@ def test_an_audit_has_the_scores_of_both_judges(demo: RunConfig) -> None:
     config = demo.model_copy(update={"rl": rl, "auditor": demo.auditor.model_copy(update={"num_images": 4})})
     policy = Policy(TINY, CPU)
     policy.train(None, ("ema",), seed=0)
-    audit = Auditor(policy, Twos(), load_prompts(config.prompts, "train"), config).check(0)
+    audit = Auditor(policy, Twos(), load_prompts(config.prompts, "train"), config, ALONE).check(0)
     assert audit.critic[BASE] == audit.critic[BONUS] == (2.0,) * 4
     assert audit.auditor[BASE] != audit.critic[BASE] and audit.auditor[BONUS] != audit.critic[BONUS]
     assert list(audit.seen) == ["blanks"]
@@ -79,7 +79,7 @@ def test_an_audit_of_edits_counts_the_copies(demo: RunConfig, tmp_path: Path, mo
     policy = Policy(TINY, CPU)
     policy.train(None, ("ema",), seed=0)
     prompts = [Prompt(text=text, image=str(tmp_path / "source.png")) for text in ("make it blue", "make it green")]
-    auditor = Auditor(policy, Twos(), prompts, config)
+    auditor = Auditor(policy, Twos(), prompts, config, ALONE)
     auditor.judge = Twos()  # type: ignore[assignment]
     assert auditor.check(0).seen == {"copies": 0.75, "blanks": 1.0}
 
@@ -98,7 +98,7 @@ def test_an_auditor_must_judge_all_that_the_reward_is_made_of() -> None:
 
 def test_what_is_no_part_of_the_reward_is_audited_too(demo: RunConfig) -> None:
     config = demo.model_copy(update={"reward": RewardConfig(formula="base_only", base=BASE)})
-    auditor = Auditor(None, None, [], config)  # type: ignore[arg-type]
+    auditor = Auditor(None, None, [], config, ALONE)  # type: ignore[arg-type]
     assert list(auditor.judge.rubrics) == [BASE, BONUS]
     found = values(judged((5, 1), (3, None)), config.reward)
     assert found == {REWARD: (1.0, 0.5), BASE: (5.0, 3.0), BONUS: (1.0, None)}
