@@ -1,5 +1,7 @@
 """A second installation of both charts, in a namespace of its own: its scenario files are run beside the first one."""
 
+import json
+import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from authority import Authority
 
 from firm.config.launch import PyTorchJobLaunch
 from firm.launch.job import TrainingJob
@@ -16,6 +19,19 @@ from firm.records import UserError
 from firm.storage.artifacts import Output
 
 ROOT = Path(__file__).parents[2]
+
+
+def gateway(kind: Any) -> str:
+    """Address of this machine, as pods see it."""
+    networks = kind.run(os.environ.get("DOCKER", "docker"), "network", "inspect", "kind")
+    gateways = [each.get("Gateway", "") for each in json.loads(networks)[0]["IPAM"]["Config"]]
+    return str(next(address for address in gateways if "." in address))
+
+
+def reaching(own: Any, address: str, authority: Authority) -> Any:
+    """The installation with a store of this machine in reach, behind TLS; any keys will do."""
+    keys = {"AWS_ACCESS_KEY_ID": "own", "AWS_SECRET_ACCESS_KEY": "own-secret", "AWS_REGION": "us-east-1"}
+    return replace(own, env={**keys, "FIRM_S3_ENDPOINT": f"https://{address}", "FIRM_CA_BUNDLE": str(authority.file)})
 
 
 @contextmanager

@@ -1,16 +1,16 @@
 """The whole run through Kubeflow Pipelines on a real cluster, with faults; needs the images of its backend."""
 
 import json
-import re
 import secrets
 import sys
-import urllib.request
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import backend
+from cluster.backend import call, finish, state
 
 from firm.config import STAGES
 
@@ -29,53 +29,18 @@ def api(kind: Any) -> Iterator[str]:
         yield address
 
 
-def call(api: str, path: str) -> dict[str, Any]:
-    try:
-        with urllib.request.urlopen(f"{api}/apis/v2beta1/{path}", timeout=20) as answer:
-            return dict(json.load(answer))
-    except OSError:
-        return {}  # being restarted
-
-
 @pytest.fixture(scope="module")
-def package(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled pipeline with the images of this cluster."""
-    folder = tmp_path_factory.mktemp("package")
-    kind.run("kfp", "dsl", "compile", "--py", "pipelines/full.py", "--output", str(folder / "full.yaml"))
-    runtime = kind.kubectl("get", "configmap", "firm", "-o", "jsonpath={.data.FIRM_IMAGE}")
-    slim = kind.get("cronjobs")[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["image"]
-    text = (folder / "full.yaml").read_text()
-    for target, image in (("runtime", runtime), ("slim", slim)):
-        text = re.sub(rf"image: firm/{target}:\S+", f"image: {image}", text)
-    (folder / "full.yaml").write_text(text)
-    return folder / "full.yaml"
-
-
-@pytest.fixture(scope="module")
-def submit(kind: Any, api: str, package: Path, small: Path) -> Any:
+def submit(kind: Any, api: str, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """submit(name, *settings): id of a run that the kfp command line has started."""
+    folder = tmp_path_factory.mktemp("package")
+    pipeline = backend.package(kind, folder / "full.yaml", "--py", "pipelines/full.py")
 
     def start(name: str, *settings: str, parameters: tuple[str, ...] = ()) -> str:
         overrides = [x for s in (f"name={name}", *settings) for x in ("--set", s)]
         config = kind.run("firm", "config", "show", str(small), "--json", *overrides)
-        said = kind.run(
-            "kfp", "--endpoint", api, "--output", "json", "run", "create", "-e", "firm", "-r", name,
-            "-f", str(package), f"config={config}", *parameters,
-        )  # fmt: skip
-        found = re.search(r"runs/details/([0-9a-f-]{36})", said)
-        assert found, said
-        return found[1]
+        return backend.submit(kind, api, pipeline, name, config, *parameters)
 
     return start
-
-
-def state(api: str, run_id: str) -> str:
-    return str(call(api, f"runs/{run_id}").get("state", ""))
-
-
-def finish(kind: Any, api: str, run_id: str, expected: str = "SUCCEEDED", seconds: float = 900) -> None:
-    ended = ("SUCCEEDED", "FAILED", "CANCELED")
-    assert kind.wait_for("the run's end", lambda: (s := state(api, run_id)) in ended and s, seconds) == expected
 
 
 def hashes(kind: Any, run: str, stage: str) -> dict[str, str]:

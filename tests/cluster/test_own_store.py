@@ -1,9 +1,6 @@
 """A second installation: its store is elsewhere, behind TLS of a private authority; its Secrets have other names."""
 
-import json
-import os
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,11 +16,8 @@ SECRETS = {"objectStore.existingSecret": "team-s3", "caBundle.existingSecret": "
 def own(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The installation, reached from this machine."""
     folder = tmp_path_factory.mktemp("own")
-    networks = kind.run(os.environ.get("DOCKER", "docker"), "network", "inspect", "kind")
-    gateways = [each.get("Gateway", "") for each in json.loads(networks)[0]["IPAM"]["Config"]]
-    host = next(gateway for gateway in gateways if "." in gateway)  # this machine, as pods see it
     authority = Authority(folder)
-    with moto(authority, BUCKET, host) as address, second.namespace(kind, "own-store") as own:
+    with moto(authority, BUCKET, second.gateway(kind)) as address, second.namespace(kind, "own-store") as own:
         literals = ("--from-literal=accesskey=own", "--from-literal=secretkey=own-secret")
         own.kubectl("create", "secret", "generic", "team-s3", *literals)
         own.kubectl("create", "secret", "generic", "company-ca", f"--from-file=ca.crt={authority.file}")
@@ -34,9 +28,7 @@ def own(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             kind, own, folder, scenarios, {"platform": {**both, "minio.enabled": "false"}, "firm": both}
         ):
             own.kubectl("wait", "--for=condition=Available", "deployment", "--all", "--timeout=300s")
-            keys = {"AWS_ACCESS_KEY_ID": "own", "AWS_SECRET_ACCESS_KEY": "own-secret", "AWS_REGION": "us-east-1"}
-            env = {**keys, "FIRM_S3_ENDPOINT": f"https://{address}", "FIRM_CA_BUNDLE": str(authority.file)}
-            yield replace(own, env=env)
+            yield second.reaching(own, address, authority)
 
 
 def test_doctor_and_helm_test_are_green(own: Any) -> None:
