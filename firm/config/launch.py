@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, NonNegativeInt, PositiveInt, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from firm.config.section import Section
 
@@ -15,6 +24,15 @@ def _text(value: Any) -> Any:
 
 
 Quantity = Annotated[str, BeforeValidator(_text), Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|[kMGTP]i?)?$")]
+
+
+def _is_template(pod: dict[str, Any]) -> dict[str, Any]:
+    if unknown := sorted(set(pod) - {"metadata", "spec"}):
+        raise ValueError(f"a pod template has metadata and spec, and no {', '.join(unknown)}")
+    return pod
+
+
+PodTemplate = Annotated[dict[str, Any], AfterValidator(_is_template)]
 
 
 class LocalLaunch(Section):
@@ -45,6 +63,7 @@ class PyTorchJobLaunch(Section):
     queue: str | None = None  # Kueue LocalQueue
     priority_class: str | None = None  # default: FIRM_PRIORITY_CLASS of the ConfigMap
     env: dict[str, str] = {}  # for example NCCL_SOCKET_IFNAME
+    pod: PodTemplate = {}  # any other field, merged into the pods' template: affinity, RDMA, labels
     deadline_s: PositiveInt = 604800  # the job is ended after this time
     pending_s: PositiveInt = 900  # how long a pod may wait for a node or its image
     ttl_s: NonNegativeInt = 3600  # how long a finished job is kept

@@ -64,6 +64,8 @@ def manifest(
         ),
     )
     plain: dict[str, Any] = client.ApiClient().sanitize_for_serialization(spec)
+    for replicas in plain["pytorchReplicaSpecs"].values():
+        replicas["template"] = merged(replicas["template"], config.pod)
     labels = {names.PART_OF: names.PROJECT, names.RUN: job.run, names.STAGE: job.stage}
     if config.queue:
         labels["kueue.x-k8s.io/queue-name"] = config.queue
@@ -74,6 +76,25 @@ def manifest(
     if owner.get("uid"):
         metadata["ownerReferences"] = owner_references(owner)
     return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": metadata, "spec": plain}
+
+
+def merged(base: Any, change: Any) -> Any:
+    """A change merged into plain JSON, like a strategic merge patch of Kubernetes.
+
+    Mappings are merged by key, and null removes one; lists of things with names are merged by name; anything else is
+    replaced.
+    """
+    if isinstance(base, dict) and isinstance(change, dict):
+        both = base | {key: merged(base.get(key), value) for key, value in change.items()}
+        return {key: value for key, value in both.items() if value is not None}
+    if isinstance(base, list) and isinstance(change, list) and all(map(_is_named, (*base, *change))):
+        there = {item["name"]: item for item in base}
+        return list((there | {item["name"]: merged(there.get(item["name"]), item) for item in change}).values())
+    return change
+
+
+def _is_named(item: Any) -> bool:
+    return isinstance(item, dict) and "name" in item
 
 
 def owner_references(owner: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -3,10 +3,11 @@
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from firm.config.launch import LocalLaunch, PyTorchJobLaunch, for_pod
 from firm.launch.job import TrainingJob
-from firm.launch.k8s.manifest import job_name, manifest
+from firm.launch.k8s.manifest import job_name, manifest, merged
 from firm.launch.k8s.names import GPU_TOLERATION, SPEC
 
 JOB = TrainingJob("my.run", "rl", "firm.rl.train", {"x": 1}, {})
@@ -151,3 +152,41 @@ def test_a_private_authority_is_mounted_where_the_configmap_says_and_nothing_els
     assert volume["secret"] == {"secretName": "company", "items": [{"key": "root.pem", "path": "root.pem"}]}
     assert {"name": "ca", "mountPath": "/etc/firm/ca"} in pod["containers"][0]["volumeMounts"]
     assert not [v for v in pod_of(make())["volumes"] if "secret" in v]
+
+
+def test_any_other_field_of_the_pods_is_merged_into_their_template() -> None:
+    bound = {"limits": {"rdma/ib": 1}}
+    added = {"name": "pytorch", "resources": bound, "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}}}
+    more = {"name": "scratch", "hostPath": {"path": "/scratch"}}
+    pod = {
+        "metadata": {"labels": {"team": "vision"}},
+        "spec": {
+            "affinity": {"nodeAffinity": {}}, "containers": [added], "volumes": [more], "terminationGracePeriodSeconds": 5,
+            "automountServiceAccountToken": None,
+        },
+    }  # fmt: skip
+    plain, changed = make(num_workers=2), make(num_workers=2, pod=pod)
+    for replica in ("Master", "Worker"):
+        before, after = (b["spec"]["pytorchReplicaSpecs"][replica]["template"] for b in (plain, changed))
+        assert after["metadata"]["labels"] == {**before["metadata"]["labels"], "team": "vision"}
+        one, other = container(plain, replica), container(changed, replica)
+        assert other["resources"] == {**one["resources"], "limits": {**one["resources"]["limits"], "rdma/ib": 1}}
+        assert other["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+        assert other["securityContext"]["readOnlyRootFilesystem"] and other["command"] == one["command"]
+        assert after["spec"]["volumes"] == [*before["spec"]["volumes"], more]
+        assert after["spec"]["affinity"] == {"nodeAffinity": {}} and after["spec"]["terminationGracePeriodSeconds"] == 5
+        assert "automountServiceAccountToken" not in after["spec"]
+    assert plain["metadata"]["annotations"][SPEC] != changed["metadata"]["annotations"][SPEC]
+
+
+def test_lists_without_names_are_replaced() -> None:
+    assert merged({"a": ["name", 1]}, {"a": ["x"]}) == {"a": ["x"]}
+    assert merged({"a": [{"key": "x"}]}, {"a": [{"name": "y"}]}) == {"a": [{"name": "y"}]}
+    assert merged({"a": [{"name": "x", "b": 1}]}, {"a": [{"name": "x", "c": 2}]}) == {
+        "a": [{"name": "x", "b": 1, "c": 2}]
+    }
+
+
+def test_a_template_has_metadata_and_spec_alone() -> None:
+    with pytest.raises(ValidationError, match="metadata and spec, and no affinity"):
+        PyTorchJobLaunch(pod={"affinity": {}})
