@@ -161,8 +161,8 @@ def test_any_other_field_of_the_pods_is_merged_into_their_template() -> None:
     pod = {
         "metadata": {"labels": {"team": "vision"}},
         "spec": {
-            "affinity": {"nodeAffinity": {}}, "containers": [added], "volumes": [more], "terminationGracePeriodSeconds": 5,
-            "automountServiceAccountToken": None,
+            "affinity": {"nodeAffinity": {}}, "containers": [added], "volumes": [more],
+            "terminationGracePeriodSeconds": 5, "automountServiceAccountToken": None,
         },
     }  # fmt: skip
     plain, changed = make(num_workers=2), make(num_workers=2, pod=pod)
