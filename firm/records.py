@@ -230,11 +230,16 @@ class Check(Record):
 
 
 class Verdict(Record):
-    """Result of the gate: trusted only if every check passed. No rule looks at the ``accepted_gaps``."""
+    """Result of the gate: trusted only if every check passed.
+
+    No rule looks at the ``accepted_gaps``, nor at the ``gaps``, which nobody has accepted. A critic with such gaps was
+    measured for its own sake and may not steer RL.
+    """
 
     trusted: bool
     checks: list[Check]
     accepted_gaps: list[str] = []
+    gaps: list[str] = []
 
     @property
     def failures(self) -> list[str]:

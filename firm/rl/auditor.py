@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from firm.chat.journal import OpenChat, forgetful
-from firm.config import RewardConfig, RunConfig
+from firm.config import RewardConfig, SteeredRun
 from firm.config.reward import REWARD
 from firm.critics.judge import Judge, judge_inputs, soft_scores
 from firm.critics.load import open_judge
@@ -31,7 +31,7 @@ class Auditor:
         policy: Policy,
         critic: Judge,
         prompts: Sequence[Prompt],
-        config: RunConfig,
+        config: SteeredRun,
         open_chat: OpenChat = forgetful,
     ) -> None:
         self.policy = policy
