@@ -230,16 +230,12 @@ class Check(Record):
 
 
 class Verdict(Record):
-    """Result of the gate: trusted only if every check passed.
-
-    No rule looks at the ``accepted_gaps``, nor at the ``gaps``, which nobody has accepted. A critic with such gaps was
-    measured for its own sake and may not steer RL.
-    """
+    """Result of the gate: trusted only if every check passed. No rule looks at the ``accepted_gaps``."""
 
     trusted: bool
     checks: list[Check]
     accepted_gaps: list[str] = []
-    gaps: list[str] = []
+    gaps: list[str] = []  # what no rule looks at, and nobody has accepted: not enough for RL
 
     @property
     def failures(self) -> list[str]:
@@ -255,8 +251,7 @@ class Stage(Record):
 
     Attributes:
         name: Name of its package.
-        sections: Keys of the configuration; ``critic.rubrics`` is a part of a section, ``reward.dimensions`` what
-            follows from it.
+        sections: Keys of the configuration, also of a part of a section, or of what follows from it.
         reads: Input -> start of the paths that it reads, where that is not all of them.
         worker: Module that torchrun starts, of a stage that launches a job.
         compares: Whether it is the same in all rounds, seeds included.

@@ -75,15 +75,7 @@ def run(config: MeasuredRun, inputs: Mapping[str, Path], out: Output) -> Summary
     limits = config.images.limits
     scores = [source for source in bench.sources if source.kind == "scores"]
     files = [ScoreFile(source, config.critic.rubrics, splits, limits) for source in scores]
-
-    def items() -> Iterator[Item]:
-        if "data" in inputs:
-            yield from of_examples(iter_shards(inputs["data"] / "test", Example))
-        if taught:
-            yield from of_judged(iter_shards(out.folder / JUDGED, JudgedCandidate), taught.curation)
-        for file in files:
-            yield from file.items()
-
+    items = partial(_items, inputs, taught, files, out)
     with Journals(out.folder / WORK / "answers") as open_chat:
         critic = load_critic(trained_critic(inputs), config.critic, device, open_chat)
         result = _measure("critic", critic, lambda: asked(items(), config.critic.rubrics), config, out)
@@ -111,6 +103,18 @@ def run(config: MeasuredRun, inputs: Mapping[str, Path], out: Output) -> Summary
         notes=verdict.failures + [note for file in files for note in file.notes()],
         confusion=result.confusion(config.dimensions[0]),
     )
+
+
+def _items(
+    inputs: Mapping[str, Path], taught: TaughtRun | None, files: Sequence[ScoreFile], out: Output
+) -> Iterator[Item]:
+    """Curation's test examples, the policy's images and those of files, as far as there are any."""
+    if "data" in inputs:
+        yield from of_examples(iter_shards(inputs["data"] / "test", Example))
+    if taught:
+        yield from of_judged(iter_shards(out.folder / JUDGED, JudgedCandidate), taught.curation)
+    for file in files:
+        yield from file.items()
 
 
 def _judge_policy(config: TaughtRun, inputs: Mapping[str, Path], out: Output, device: torch.device) -> None:

@@ -60,7 +60,8 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     earlier = earlier_rounds(last)
     number = len(earlier) + 1
     round_config = of_round(config, number)
-    terms = EDITING if load_rubric(next(iter(config.critic.rubrics.values()))).images > 1 else GENERATION
+    edits = pairs["edits"] if pairs else load_rubric(next(iter(config.critic.rubrics.values()))).images > 1
+    terms = EDITING if edits else GENERATION
     data = _data(round_config, summaries, pairs, lineage)
     data["headlines"] = headlines(round_config, summaries, number, terms)
     data["rounds"] = [*earlier, *_round(summaries, round_config, lineage)]
