@@ -121,9 +121,10 @@ def _module(stage: str) -> Run:
 
 def _config(stage: StageName, plain: Mapping[str, Any], number: int, pod: Mapping[str, Any]) -> RunConfig:
     """The configuration as a stage sees it in a round, with what was requested of KFP for the pods of a job."""
-    config = for_stage(parse_config(plain), stage)
+    config = parse_config(plain)
     if not _module(stage).STAGE.compares:
-        config = for_stage(of_round(config, number), stage)
+        config = of_round(config, number)
+    config = for_stage(config, stage)
     check_rubrics(config)
     return config.model_copy(update={"launch": for_pod(config.launch, pod)})
 

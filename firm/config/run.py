@@ -97,7 +97,7 @@ class RunConfig(Section):
             trained = ("curation",) if self.critic.kind == "trained" else ()
             yield "rl", ("prompts", "policy", *trained, "bench", "auditor")
         if self.rounds > 1:
-            yield "more than one of rounds", ("curation", "rl")
+            yield "more than one of rounds", ("rl",)
         for i, candidates in enumerate(self.curation.sources if self.curation else ()):
             if candidates.kind == "generated":
                 yield f"curation.sources.{i}", ("prompts",)
