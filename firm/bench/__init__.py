@@ -2,5 +2,6 @@
 
 In: ``critic``, if one was trained; ``data``, if it was curated, whose test examples carry the teacher's scores; in a
 further round ``last_policy``, from which RL starts. Out: ``critic.jsonl`` and ``auditor.jsonl``, a prediction a line,
-``judged`` (the policy's own images with the teacher's scores), the agreement in the summary, and ``verdict.json``: whether the critic may steer RL.
+``judged`` (the policy's own images with the teacher's scores), the agreement in the summary, and ``verdict.json``:
+whether the critic may steer RL.
 """
