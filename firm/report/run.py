@@ -53,6 +53,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
         UserError: An artifact is not complete, or was not made from the others.
     """
     summaries = {name: _summary(inputs[name]) for name in ARTIFACTS if name in inputs}
+    every = {name: Summary(stage=name) for name in ARTIFACTS} | summaries
     last = inputs.get("last_report")
     lineage = trace({name: inputs[name] for name in summaries}, last)
     samples = inputs["samples"] / "samples" if "samples" in summaries else None
@@ -62,7 +63,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     round_config = of_round(config, number)
     edits = pairs["edits"] if pairs else load_rubric(next(iter(config.critic.rubrics.values()))).images > 1
     terms = EDITING if edits else GENERATION
-    data = _data(round_config, summaries, pairs, lineage)
+    data = _data(round_config, every, pairs, lineage)
     data["headlines"] = headlines(round_config, summaries, number, terms)
     data["rounds"] = [*earlier, *_round(summaries, round_config, lineage)]
     data["config"] = config.model_dump(mode="json", exclude={"store"}, exclude_none=True)
@@ -81,7 +82,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     )
     with atomic_write(out.folder / PAGE) as file:
         file.write(page.encode())
-    return _own_summary(round_config, data, summaries)
+    return _own_summary(round_config, data, every)
 
 
 def _summary(folder: Path) -> Summary:
@@ -103,9 +104,11 @@ def _round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Rows) -
 def _data(
     config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, Any] | None, lineage: Rows
 ) -> dict[str, Any]:
-    """All that the page of a round shows but headlines, images and the whole run's configuration and rounds."""
-    made = (summaries.get(name, Summary(stage=name)) for name in ("data", "critic", "bench", "policy", "samples"))
-    curation, sft, bench, rl, evaluation = made
+    """All that the page of a round shows but headlines, images and the whole run's configuration and rounds.
+
+    The summary of a stage that the run has not is empty.
+    """
+    curation, sft, bench, rl, evaluation = (summaries[n] for n in ("data", "critic", "bench", "policy", "samples"))
     measured, auditor, reward = config.bench, config.auditor, config.reward
     teacher = config.curation.evaluator if config.curation else None
     loss = next((c for c in sft.curves if c.name == "loss" and c.x), None)
@@ -151,8 +154,7 @@ def _ordered(summary: Summary, table: str, config: RunConfig) -> Rows:
 
 def _invalid(summaries: Mapping[str, Summary]) -> Rows:
     """Failed judgements by stage; ``of`` is None where the stage does not count all of them."""
-    made = (summaries.get(name, Summary(stage=name)) for name in ("data", "bench", "policy", "samples"))
-    curation, bench, rl, evaluation = made
+    curation, bench, rl, evaluation = (summaries[name] for name in ("data", "bench", "policy", "samples"))
     judged = [r for r in curation.tables.get("histogram", []) if str(r["what"]).startswith("judged: ")]
     rows = [
         _failed("curation", f"teacher, {r['dimension']}, {str(r['what'])[len('judged: ') :]}", r["invalid"], _total(r))
@@ -169,7 +171,7 @@ def _invalid(summaries: Mapping[str, Summary]) -> Rows:
         rows.append(_failed("bench", f"{whole['judge']}, {whole['dimension']}{reasons}", count, whole["n"]))
     for r in (r for r in failures if r["judge"] == "teacher"):
         rows.append(_failed("bench", f"teacher, {r['dimension']}: {r['reason']}", r["count"], None))
-    if "policy" in summaries:
+    if rl.metrics:
         rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
         audits = rl.tables.get("audits", [])
         rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))
@@ -230,10 +232,8 @@ def _bytes(size: float) -> str:
 
 def _own_summary(config: RunConfig, data: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Summary:
     """The headlines and their numbers."""
-    made = (summaries.get(name, Summary(stage=name)) for name in ("bench", "policy", "samples"))
-    bench, rl, evaluation = (summary.metrics for summary in made)
-    known = "bench" in summaries
-    measured = trust_rows(config.having(MeasuredRun, "the report"), summaries["bench"]) if known else {}
+    bench, rl, evaluation = (summaries[name].metrics for name in ("bench", "policy", "samples"))
+    measured = trust_rows(config.having(MeasuredRun, "the report"), summaries["bench"]) if config.bench else {}
     candidates = {
         "trusted": bench.get("trusted"),
         **{f"{d}_{name}": row[name] for d, row in measured.items() for name in ("mae", "constant_mae", "pairwise")},

@@ -196,7 +196,8 @@ def of_critic(images: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tu
     assert made["gate"]
     pointers = folder / "kfp" / "firm-1"
     inputs = {"critic": str(pointers / "sft" / "critic"), "verdict": str(pointers / "gate" / "verdict")}
-    return inputs, load_config(GENERATION, [f"store={folder}", "name=small"])
+    few = ["rl.max_epochs=1", "rl.prompts_per_epoch=2", "rl.group_size=2", "auditor.num_images=8", "auditor.every=1"]
+    return inputs, load_config(GENERATION, [f"store={folder}", "name=small", *few])
 
 
 def test_the_verdict_on_a_critic_that_was_never_shown_the_policy_is_not_enough_for_rl(
