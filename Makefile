@@ -13,6 +13,7 @@ STAGES := curation sft bench rl
 # make demo TASK=edit edits images instead of generating them.
 TASK ?= gen
 ROUNDS := two three
+PARTS := critic proof served
 # With REGISTRY=host/path the compiled pipelines take the images from there; this file says which they have.
 REGISTRY_FILE := build/pipelines/.registry
 REGISTERED = $(if $(REGISTRY),sed -i 's#image: firm/#image: $(REGISTRY)/firm/#' $@)
@@ -30,7 +31,7 @@ help: ## Show this help
 demo: $(INSTALLED) ## Run the whole pipeline on this machine with tiny models; TASK=edit runs that of an editor
 	$(BIN)/firm run $(TASK)-shapes
 
-pipelines: build/pipelines/full.yaml $(ROUNDS:%=build/pipelines/%.yaml) $(STAGES:%=build/pipelines/%.yaml) ## Compile the pipelines for Kubeflow to build/pipelines
+pipelines: $(patsubst %,build/pipelines/%.yaml,full $(ROUNDS) $(PARTS) $(STAGES)) ## Compile the pipelines for Kubeflow to build/pipelines
 	@ls build/pipelines/*.yaml
 
 ##@ Kubernetes (charts/kind/settings.sh has the settings, such as KFP=0)
@@ -120,6 +121,10 @@ build/pipelines/full.yaml: $(PIPELINE)
 
 $(ROUNDS:%=build/pipelines/%.yaml): build/pipelines/%.yaml: $(PIPELINE)
 	$(BIN)/kfp dsl compile --py pipelines/rounds.py --function $* --output $@
+	$(REGISTERED)
+
+$(PARTS:%=build/pipelines/%.yaml): build/pipelines/%.yaml: $(PIPELINE)
+	$(BIN)/kfp dsl compile --py pipelines/parts.py --function $* --output $@
 	$(REGISTERED)
 
 build/pipelines/%.yaml: $(PIPELINE)

@@ -46,12 +46,14 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
 @app.command()
 def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer's way of saying "none")
-    """Run the whole pipeline on this machine. Run it again after an interruption: it resumes."""
+    """Run the stages that a configuration describes on this machine. Run it again after an interruption: it resumes."""
     from firm import preflight
+    from firm.config import stages_of
     from firm.config.loading import load_config
     from pipelines.runs import RunFolder
 
     config = load_config(source, overrides)
+    stages_of(config)  # refuses what makes no run
     preflight.check(config)
     preflight.ask_critic(config)
     with _resumable(), RunFolder.open(config) as run:

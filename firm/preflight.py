@@ -9,6 +9,7 @@ from PIL import Image
 from firm.chat.client import open_chat
 from firm.chat.messages import RequestFailed, user_message
 from firm.config import (
+    CurationConfig,
     EndpointChat,
     FilesSource,
     FunctionSource,
@@ -41,12 +42,16 @@ def check(config: RunConfig) -> None:
 
 
 def _check_round(config: RunConfig, number: int) -> None:
-    prompts = [prompt for split in SPLITS for prompt in load_prompts(config.prompts, split)]
-    _check_policy(config, config.policy, "policy", prompts)
-    if config.critic.kind == "trained":
+    splits = SPLITS if config.prompts.given else ()
+    prompts = [prompt for split in splits for prompt in load_prompts(config.prompts, split)]
+    if config.policy:
+        _check_policy(config, config.policy, "policy", prompts)
+    if config.critic.kind != "endpoint":
         kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
     check_rubrics(config)
-    _check_sources(config, number, prompts)
+    if config.curation:
+        _check_curation(config, config.curation, number, prompts)
+    _check_scores(config)
     _check_prompts(config, prompts)
     for key, section in config.walk(""):
         if isinstance(section, EndpointChat):
@@ -89,7 +94,8 @@ def _check_names(config: RunConfig) -> None:
     from firm.critics.labeller import find_labeller  # imports httpx
     from firm.evaluate.suite import find_suite  # imports torch
 
-    find_labeller(config.curation.labeller)
+    if config.curation:
+        find_labeller(config.curation.labeller)
     find_suite(config.evaluate.suite)
 
 
@@ -106,11 +112,10 @@ def _check_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> None:
             raise UserError(what, f"critic.rubrics.{dimension}, prompt {prompt.text!r}", fix, usage=True)
 
 
-def _check_sources(config: RunConfig, number: int, prompts: Sequence[Prompt]) -> None:
-    from firm.bench.scores import ScoreFile  # imports scipy
+def _check_curation(config: RunConfig, curation: CurationConfig, number: int, prompts: Sequence[Prompt]) -> None:
     from firm.curation.sources import Files, count, no_candidates, no_kept_policy  # imports torch
 
-    for i, source in enumerate(config.curation.sources):
+    for i, source in enumerate(curation.sources):
         key = f"curation.sources.{i}"
         if isinstance(source, GeneratedSource):
             if source.policy != "kept":
@@ -120,15 +125,20 @@ def _check_sources(config: RunConfig, number: int, prompts: Sequence[Prompt]) ->
         elif isinstance(source, FunctionSource):
             load_object(source.function, f"{key}.function")
         elif isinstance(source, FilesSource):
-            judged = next(iter(config.curation.dimensions.values()))
+            judged = next(iter(curation.dimensions.values()))
             Files(source, Splits(config.prompts), config.images.limits).check(load_rubric(judged.rubric).images)
-    for scores in config.bench.sources:
+    for split in SPLITS if curation.sources else ():
+        if not any(count(source, curation, config.prompts, split) for source in curation.sources):
+            raise no_candidates(split)
+
+
+def _check_scores(config: RunConfig) -> None:
+    from firm.bench.scores import ScoreFile  # imports scipy
+
+    for scores in config.bench.sources if config.bench else ():
         if isinstance(scores, ScoresSource):
             wanted = {d: load_rubric(name).images for d, name in config.critic.rubrics.items()}
-            ScoreFile(scores, wanted, Splits(config.prompts), config.images.limits).check(wanted)
-    for split in SPLITS:
-        if not any(count(source, config.curation, config.prompts, split) for source in config.curation.sources):
-            raise no_candidates(split)
+            ScoreFile(scores, wanted, None, config.images.limits).check(wanted)
 
 
 def _check_policy(config: RunConfig, policy: PolicyConfig, key: str, prompts: Sequence[Prompt]) -> None:

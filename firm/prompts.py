@@ -60,12 +60,13 @@ def load_prompts(config: PromptsConfig, split: Split) -> list[Prompt]:
     prompts are split by the hash of their text, so the split survives edits.
 
     Raises:
-        UserError: The file is missing, empty, or holds something else; the line is named.
+        UserError: There is no file, or it is empty, or holds something else; the line is named.
     """
     if config.function is not None:
         prompts = _call(config.function, split)
     else:
-        assert config.path is not None, "validated by PromptsConfig"
+        if config.path is None:
+            raise UserError("there are no prompts", "prompts", "give prompts.path or prompts.function", usage=True)
         everything = dict.fromkeys(_read(Path(config.path)))
         splits = Splits(config)
         prompts = [p for p in everything if splits.of(p) == split]

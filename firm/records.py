@@ -235,6 +235,7 @@ class Verdict(Record):
     trusted: bool
     checks: list[Check]
     accepted_gaps: list[str] = []
+    gaps: list[str] = []  # what no rule looks at, and nobody has accepted: not enough for RL
 
     @property
     def failures(self) -> list[str]:
@@ -250,8 +251,7 @@ class Stage(Record):
 
     Attributes:
         name: Name of its package.
-        sections: Keys of the configuration; ``critic.rubrics`` is a part of a section, ``reward.dimensions`` what
-            follows from it.
+        sections: Keys of the configuration, also of a part of a section, or of what follows from it.
         reads: Input -> start of the paths that it reads, where that is not all of them.
         worker: Module that torchrun starts, of a stage that launches a job.
         compares: Whether it is the same in all rounds, seeds included.

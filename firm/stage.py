@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from firm import __version__, lifeline
-from firm.config import RunConfig, fingerprint
+from firm.config import RunConfig, StageName, fingerprint, for_stage
 from firm.config.launch import LocalLaunch, for_pod
 from firm.config.loading import check_for_cluster, of_round, parse_config
 from firm.config.section import NamedFile, Section
@@ -50,7 +50,7 @@ class Run(Protocol):
 
 
 def execute(
-    stage: str,
+    stage: StageName,
     config: Mapping[str, Any],
     inputs: Mapping[str, str | None],
     output: str,
@@ -119,11 +119,12 @@ def _module(stage: str) -> Run:
     return module
 
 
-def _config(stage: str, plain: Mapping[str, Any], number: int, pod: Mapping[str, Any]) -> RunConfig:
-    """The configuration of a stage in a round, with what was requested of KFP for the pods of a job."""
+def _config(stage: StageName, plain: Mapping[str, Any], number: int, pod: Mapping[str, Any]) -> RunConfig:
+    """The configuration as a stage sees it in a round, with what was requested of KFP for the pods of a job."""
     config = parse_config(plain)
     if not _module(stage).STAGE.compares:
         config = of_round(config, number)
+    config = for_stage(config, stage)
     check_rubrics(config)
     return config.model_copy(update={"launch": for_pod(config.launch, pod)})
 
@@ -166,12 +167,15 @@ def _make(module: Run, config: RunConfig, refs: Mapping[str, ArtifactRef], key: 
 def stage_key(stage: Stage, config: RunConfig, refs: Mapping[str, ArtifactRef]) -> str:
     """Hash of everything the stage's result depends on: its sections, the user's files they name, its inputs."""
     plain = config.model_dump(mode="json")
-    parts = {}
+    parts = dict[str, Any]()
     rubrics = dict[str, str]()
     files = dict[str, str]()
     for name in stage.sections:
         *above, last = name.split(".")
-        parent: Section = reduce(getattr, above, config)
+        parent: Section | None = reduce(getattr, above, config)
+        if parent is None:
+            parts[name] = None
+            continue
         value = getattr(parent, last)
         within = reduce(lambda node, key: node[key], above, plain)
         parts[name] = within.get(last, value)  # a property, such as reward.dimensions

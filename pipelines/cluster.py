@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from kfp import dsl, kubernetes
 
+from firm.config import StageName
 from firm.launch.k8s.names import (
     CONFIG_MAP,
     ENDPOINTS_KEYS,
@@ -44,9 +45,13 @@ class Place:
     found: Mapping[str, Any] | None = None
 
     @classmethod
-    def checked(cls, config: Any, gpus: Any = "0", memory: Any = "4Gi", rounds: int = 0) -> Place:
+    def checked(
+        cls, config: Any, stages: Sequence[StageName], gpus: Any = "0", memory: Any = "4Gi", rounds: int = 0
+    ) -> Place:
         """A cluster on which a first step checks everything once: a mistake in the configuration costs one pod."""
-        task = _named(components.check(config=config, gpus=gpus, rounds=rounds), "check", retries=0)
+        task = _named(
+            components.check(config=config, gpus=gpus, rounds=rounds, stages=list(stages)), "check", retries=0
+        )
         task.set_cpu_request("250m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("2Gi")
         kubernetes.use_config_map_as_env(task, CONFIG_MAP, {name: name for name in SECRETS}, optional=True)
         return cls(gpus, memory, task.outputs)

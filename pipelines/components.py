@@ -1,8 +1,9 @@
 """One component per stage: an import and one call.
 
 Every artifact that travels is a small pointer file (docs/decisions/0002); ``metrics`` and ``page`` are what the KFP UI
-shows. ``round`` counts from 1; further rounds are given what the last one has left. Those inputs are not annotated as
-optional: the backend does not say the type of an artifact, and KFP's executor then calls the annotation.
+shows. ``round`` counts from 1; further rounds are given what the last one has left. That and what only some runs have
+are inputs with the default None. They are not annotated as optional: the backend does not say the type of an artifact,
+and KFP's executor then calls the annotation.
 """
 
 from typing import NamedTuple
@@ -29,11 +30,11 @@ launches = dsl.component(
 
 @runs_model
 def check(  # noqa: D103
-    config: dict, gpus: str, rounds: int
+    config: dict, gpus: str, rounds: int, stages: list
 ) -> NamedTuple("Installation", [("store_secret", str), ("endpoints_secret", str), ("tolerations", list)]):  # type: ignore[valid-type]
     from firm.submission import execute
 
-    return execute(config, gpus, rounds)
+    return execute(config, gpus, rounds, stages)
 
 
 @runs_model
@@ -69,17 +70,21 @@ def sft(  # noqa: D103
 @runs_model
 def bench(  # noqa: D103
     config: dict,
-    data: dsl.Input[dsl.Dataset],
-    critic: dsl.Input[dsl.Model],
     agreement: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     round: int = 1,
+    data: dsl.Input[dsl.Dataset] = None,
+    critic: dsl.Input[dsl.Model] = None,
     last_policy: dsl.Input[dsl.Model] = None,
 ) -> None:
     from firm.stage import execute
 
-    inputs = {"data": data.path, "critic": critic.path, "last_policy": last_policy and last_policy.path}
+    inputs = {
+        "data": data and data.path,
+        "critic": critic and critic.path,
+        "last_policy": last_policy and last_policy.path,
+    }
     matrix = confusion.log_confusion_matrix
     execute("bench", config, inputs, agreement.path, metrics.log_metric, log_matrix=matrix, number=round)
 
@@ -96,58 +101,62 @@ def gate(  # noqa: D103
 @launches
 def rl(  # noqa: D103
     config: dict,
-    critic: dsl.Input[dsl.Model],
     verdict: dsl.Input[dsl.Artifact],
     policy: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
     task_config: dsl.TaskConfig,
     round: int = 1,
+    critic: dsl.Input[dsl.Model] = None,
     last_policy: dsl.Input[dsl.Model] = None,
 ) -> None:
     from firm.stage import execute
 
-    inputs = {"critic": critic.path, "verdict": verdict.path, "last_policy": last_policy and last_policy.path}
+    inputs = {
+        "critic": critic and critic.path,
+        "verdict": verdict.path,
+        "last_policy": last_policy and last_policy.path,
+    }
     execute("rl", config, inputs, policy.path, metrics.log_metric, pod=vars(task_config), number=round)
 
 
 @runs_model
 def evaluate(  # noqa: D103
     config: dict,
-    critic: dsl.Input[dsl.Model],
     policy: dsl.Input[dsl.Model],
     samples: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     round: int = 1,
+    critic: dsl.Input[dsl.Model] = None,
 ) -> None:
     from firm.stage import execute
 
-    inputs = {"critic": critic.path, "policy": policy.path}
+    inputs = {"critic": critic and critic.path, "policy": policy.path}
     execute("evaluate", config, inputs, samples.path, metrics.log_metric, number=round)
 
 
 @runs_numbers
 def report(  # noqa: D103
     config: dict,
-    data: dsl.Input[dsl.Dataset],
-    critic: dsl.Input[dsl.Model],
-    agreement: dsl.Input[dsl.Artifact],
-    verdict: dsl.Input[dsl.Artifact],
-    policy: dsl.Input[dsl.Model],
-    samples: dsl.Input[dsl.Dataset],
     summary: dsl.Output[dsl.Artifact],
     page: dsl.Output[dsl.HTML],
     round: int = 1,
+    data: dsl.Input[dsl.Dataset] = None,
+    critic: dsl.Input[dsl.Model] = None,
+    agreement: dsl.Input[dsl.Artifact] = None,
+    verdict: dsl.Input[dsl.Artifact] = None,
+    policy: dsl.Input[dsl.Model] = None,
+    samples: dsl.Input[dsl.Dataset] = None,
     last_report: dsl.Input[dsl.Artifact] = None,
 ) -> None:
     from firm.stage import execute
 
     inputs = {
-        "data": data.path,
-        "critic": critic.path,
-        "bench": agreement.path,
-        "verdict": verdict.path,
-        "policy": policy.path,
-        "samples": samples.path,
+        "data": data and data.path,
+        "critic": critic and critic.path,
+        "bench": agreement and agreement.path,
+        "verdict": verdict and verdict.path,
+        "policy": policy and policy.path,
+        "samples": samples and samples.path,
         "last_report": last_report and last_report.path,
     }
     execute("report", config, inputs, summary.path, copies={"report.html": page.path}, number=round)

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from firm.config import STAGES, RunConfig
+from firm.config import RunConfig, stages_of
 from firm.lifeline import LIFELINE
 from firm.progress import PROGRESS_FILE
 from firm.records import UserError
@@ -35,7 +35,7 @@ class StageFailed(UserError):
 
 
 def run_locally(config: RunConfig, folder: Path) -> Path:
-    """Run every stage in turn, showing progress; returns the report's path.
+    """Run the stages that a configuration describes in turn, showing progress; returns the report's path.
 
     Args:
         config: The run.
@@ -49,6 +49,7 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
 
     from pipelines.full import pipeline_of
 
+    stages = stages_of(config)
     log = folder / "run.log"
     os.environ |= {PROGRESS_FILE: str(folder / "progress.jsonl"), LIFELINE: str(os.getpid())}
     # Long spinning makes a run four times slower on a busy laptop; no spinning, a third slower on an idle one.
@@ -58,12 +59,12 @@ def run_locally(config: RunConfig, folder: Path) -> Path:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**30))
     warnings.filterwarnings("ignore", module="kfp")
     expected = {str(stage): s for stage, s in config.expected_s.items()}
-    watcher = Watcher(folder / "progress.jsonl", STAGES, expected, sys.stdout, config.rounds)
+    watcher = Watcher(folder / "progress.jsonl", stages, expected, sys.stdout, config.rounds)
     failed = ""
     try:
         with watcher, _output_to(log):
             local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(folder / KFP))
-            pipeline = pipeline_of(config.rounds, on_cluster=False)
+            pipeline = pipeline_of(config.rounds, stages, on_cluster=False)
             for task in pipeline.pipeline_spec.root.dag.tasks.values():
                 # Retries are for lost pods; here a failure is shown immediately and the user resumes.
                 task.ClearField("retry_policy")

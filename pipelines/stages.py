@@ -13,14 +13,14 @@ from pipelines.cluster import Place
 @dsl.pipeline(name="firm-curation", description="Plan-then-score curation of scored examples")
 def curation(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
     """Make scored examples only."""
-    Place.checked(config, gpus, memory).model_step(components.curation(config=config), "curation")
+    Place.checked(config, ["curation"], gpus, memory).model_step(components.curation(config=config), "curation")
 
 
 @dsl.pipeline(name="firm-sft", description="Fine-tune a critic on curated examples")
 def sft(config: dict, data: str) -> None:
     """Train a critic on existing data."""
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
-    Place.checked(config).step(components.sft(config=config, data=examples.output), "sft")
+    Place.checked(config, ["sft"]).step(components.sft(config=config, data=examples.output), "sft")
 
 
 @dsl.pipeline(name="firm-bench", description="Measure a critic on held-out scores and apply the gate")
@@ -29,7 +29,7 @@ def bench(config: dict, data: str, critic: str, gpus: str = "0", memory: str = "
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
     measured = components.bench(config=config, data=examples.output, critic=model.output)
-    place = Place.checked(config, gpus, memory)
+    place = Place.checked(config, ["bench", "gate"], gpus, memory)
     place.model_step(measured, "bench")
     place.small_step(components.gate(config=config, agreement=measured.outputs["agreement"]), "gate", retries=0)
 
@@ -39,7 +39,7 @@ def rl(config: dict, critic: str, verdict: str, gpus: str = "0", memory: str = "
     """Steer a policy with an existing critic that has passed the gate, and evaluate it."""
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
     trusted = dsl.importer(artifact_uri=verdict, artifact_class=dsl.Artifact)
-    place = Place.checked(config, gpus, memory)
+    place = Place.checked(config, ["rl", "evaluate"], gpus, memory)
     steered = place.step(components.rl(config=config, critic=model.output, verdict=trusted.output), "rl")
     evaluated = components.evaluate(config=config, critic=model.output, policy=steered.outputs["policy"])
     place.model_step(evaluated, "evaluate")

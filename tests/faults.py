@@ -24,6 +24,9 @@ EDITS = ("tests/unit/shapes/test_edit_teacher.py", "tests/unit/shapes/test_editi
 ABLATION = ("tests/unit/ablation",)
 EDITED = ("tests/pipelines/test_run.py::test_every_edit_that_is_kept_is_behind_its_own_source",)
 ALARMED = ("tests/pipelines/test_run.py::test_copies_are_watched_and_raise_alarms",)
+PARTS = (
+    "tests/pipelines/test_parts.py::test_the_verdict_on_a_critic_that_was_never_shown_the_policy_is_not_enough_for_rl",
+)
 PLANTED = ("tests/planted",)
 FINE = ("tests/training/test_sft_learns.py::test_steps_smaller_than_bfloat16_can_tell_are_not_lost",)
 SUBMISSION = ("tests/unit/test_submission.py",)
@@ -246,7 +249,11 @@ FAULTS = [
     Fault("firm/config/bench.py", "self.at_least > 0.5", "self.at_least >= 0", CONFIG),
     Fault("firm/config/bench.py", "if rule.source in self.policy_sources", "", CONFIG),
     Fault("firm/config/bench.py", "self.dimension not in (None, dimension)", "False", CONFIG),
-    Fault("firm/config/run.py", "if gap not in accepted", "if False", CONFIG),
+    Fault("firm/config/bench.py", "if gap not in self.gate.accept_gaps", "if False", CONFIG),
+    Fault("firm/config/run.py", '*trained, "bench", "auditor")', '*trained, "bench")', CONFIG),
+    Fault("firm/bench/run.py", '{"gaps": bench.open_gaps(config.dimensions)}', "{}", PARTS),
+    Fault("firm/rl/run.py", "if gaps or not verdict.trusted", "if not verdict.trusted", RL),
+    Fault("firm/rl/run.py", "if gaps or not verdict.trusted", "if gaps", RL),
     Fault("firm/config/run.py", 'policy.dtype == "float16"', "False", CONFIG),
     Fault("firm/config/run.py", "REWARD in {", "REWARD in {} and {", CONFIG),
     Fault("firm/rewards.py", "base * bracket", "bracket", ("tests/unit/test_rewards.py",)),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from firm.config import RunConfig
+from firm.config import RunConfig, stages_of
 from firm.launch.job import TrainingJob
 from firm.lifeline import LIFELINE
 from firm.progress import ROUND
@@ -34,13 +34,14 @@ STAGES: dict[str, tuple[str, Mapping[str, str]]] = {
 def run_stages(config: RunConfig, folder: Path, without: Collection[str] = ()) -> Path:
     """`pipelines.local.run_locally` without KFP; the tests that call it also want `stay_here`."""
     pointers: dict[str, str] = {}
-    for stage, (output, inputs) in STAGES.items():
+    for stage in stages_of(config):
+        output, inputs = STAGES[stage]
         if stage in without:
             continue
         path = folder / "kfp" / "firm-1" / stage / output
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            given = {name: pointers[source] for name, source in inputs.items()}
+            given = {name: pointers[source] for name, source in inputs.items() if source in pointers}
             execute(stage, config.model_dump(mode="json"), given, str(path))
         except SystemExit as end:
             raise StageFailed(stage, f"{stage} has its reasons", "", end.code == 2) from end

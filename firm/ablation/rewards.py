@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from firm.config import RewardConfig, RunConfig
+from firm.config import RewardConfig, RunConfig, SteeredRun
 from firm.config.loading import parse_config
 from firm.config.reward import NAMED
 from firm.records import UserError
@@ -35,7 +35,7 @@ class Planned:
 
     reward: str
     label: str
-    config: RunConfig
+    config: SteeredRun
 
     @property
     def folder(self) -> str:
@@ -47,17 +47,19 @@ class Planned:
         return replace(self, config=self.config.model_copy(update={"store": store}))
 
 
-def plan(config: RunConfig, seeds: Sequence[int], names: Sequence[str] = ()) -> list[Planned]:
+def plan(run: RunConfig, seeds: Sequence[int], names: Sequence[str] = ()) -> list[Planned]:
     """The runs, seed after seed, so that the data and the critic of a seed are made once and every reward has them.
 
     Args:
-        config: A run with the task's own reward, or another one of the same dimensions.
+        run: A run with the task's own reward, or another one of the same dimensions.
         seeds: A run of each reward has each of these.
         names: Of the rewards; default: those of `COMPARED`.
 
     Raises:
-        UserError: The task has no rewards to compare, a reward is unknown, there is no seed, or there are rounds.
+        UserError: The run has no RL or several rounds, the task no rewards to compare, a reward is unknown, or there is
+            no seed.
     """
+    config = run.having(SteeredRun, "an ablation of rewards")
     if not seeds:
         raise UserError("an ablation needs a seed", "--seed", "give at least one, such as --seed 0", usage=True)
     if config.rounds != 1:
@@ -94,7 +96,7 @@ def _name(formula: dict[str, Any]) -> str:
     return str(formula["formula"])
 
 
-def _task(config: RunConfig) -> str:
+def _task(config: SteeredRun) -> str:
     """The named reward that has the dimensions of the configuration's."""
     for name, named in NAMED.items():
         if (config.reward.base, config.reward.bonuses) == (named["base"], named["bonuses"]):
@@ -104,7 +106,7 @@ def _task(config: RunConfig) -> str:
     raise UserError(what, "reward", f"use a configuration whose reward has {tasks}", usage=True)
 
 
-def _planned(config: RunConfig, name: str, formula: dict[str, Any], task: str, seed: int) -> Planned:
+def _planned(config: SteeredRun, name: str, formula: dict[str, Any], task: str, seed: int) -> Planned:
     given = {**formula, "soft": config.reward.soft}
     reward = RewardConfig.model_validate({"base": config.reward.base, "bonuses": config.reward.bonuses, **given})
     if config.reward.formula == reward.formula == task:
@@ -115,7 +117,8 @@ def _planned(config: RunConfig, name: str, formula: dict[str, Any], task: str, s
     gate["accept_gaps"] = [gap for gap in gate["accept_gaps"] if gap in gaps]
     plain |= {"reward": reward.model_dump(mode="json"), "seed": seed}
     plain["auditor"]["stops"] = False
-    return Planned(name, _label(reward), parse_config(plain, f"{config.name} with {name}"))
+    planned = parse_config(plain, f"{config.name} with {name}")
+    return Planned(name, _label(reward), planned.having(SteeredRun, name))
 
 
 def _label(reward: RewardConfig) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -16,11 +16,11 @@ from firm.bench.gate import judge_gate
 from firm.bench.items import Item, asked, of_examples, of_judged, predictions
 from firm.bench.scores import ScoreFile
 from firm.chat.journal import Journals
-from firm.config import PolicySource, RunConfig
+from firm.config import MeasuredRun, PolicySource, TaughtRun
 from firm.critics.agreement import Agreement, Prediction, agreement
 from firm.critics.judge import Judge
 from firm.critics.labeller import open_labeller
-from firm.critics.load import load_critic, open_judge
+from firm.critics.load import load_critic, open_judge, trained_critic
 from firm.policies.generate import draw, equally_often
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
@@ -46,7 +46,6 @@ JUDGED = "judged"
 VERDICT = "verdict.json"
 BATCH = 256
 _LINE = TypeAdapter(list[Prediction])
-R = TypeVar("R", bound=Record)
 
 
 class Assessed(Record):
@@ -56,41 +55,43 @@ class Assessed(Record):
     assessment: Assessment
 
 
-def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
-    """Measure the critic in ``inputs["critic"]``, and the auditor beside it, on all sources.
+def run(config: MeasuredRun, inputs: Mapping[str, Path], out: Output) -> Summary:
+    """Measure the critic, and the auditor beside it if there is one, on all sources.
 
     Args:
         config: The run.
-        inputs: ``critic``; ``data``, whose test examples are the first sources; ``last_policy``, if RL starts from the
-            one that the last round kept.
+        inputs: ``critic``, if one was trained; ``data``, whose test examples are the first sources, if it was curated;
+            ``last_policy``, if RL starts from the one that the last round kept.
         out: Gets ``critic.jsonl`` and ``auditor.jsonl``, a prediction a line, ``verdict.json``, and in ``judged`` the
             policy's images with the teacher's scores.
     """
     bench = config.bench
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _judge_policy(config, inputs, out, device)
-    splits = Splits(config.prompts)
+    shows = any(source.kind == "policy" for source in bench.sources)
+    taught = config.having(TaughtRun, "the policy's images, of bench.sources,") if shows else None
+    if taught:
+        _judge_policy(taught, inputs, out, device)
+    splits = Splits(config.prompts) if config.curation else None
     limits = config.images.limits
     scores = [source for source in bench.sources if source.kind == "scores"]
     files = [ScoreFile(source, config.critic.rubrics, splits, limits) for source in scores]
-
-    def items() -> Iterator[Item]:
-        yield from of_examples(iter_shards(inputs["data"] / "test", Example))
-        yield from of_judged(_judged(config, out, JudgedCandidate), config.curation)
-        for file in files:
-            yield from file.items()
-
+    items = partial(_items, inputs, taught, files, out)
     with Journals(out.folder / WORK / "answers") as open_chat:
-        critic = load_critic(inputs["critic"] / "critic", config.critic, device, open_chat)
+        critic = load_critic(trained_critic(inputs), config.critic, device, open_chat)
         result = _measure("critic", critic, lambda: asked(items(), config.critic.rubrics), config, out)
-        judge = config.auditor.judge
-        auditor = open_judge(judge, config.auditor.rubrics, chat=open_chat("auditor", judge))
-        some = partial(asked, dimensions=config.auditor.rubrics, limit=bench.auditor_images)
-        audited = _measure("auditor", auditor, lambda: some(items()), config, out)
-    verdict = judge_gate(bench.gate, result, config.reward.dimensions)
+        tables = result.tables()
+        if config.auditor:
+            auditor = open_judge(
+                config.auditor.judge, config.auditor.rubrics, chat=open_chat("auditor", config.auditor.judge)
+            )
+            some = partial(asked, dimensions=config.auditor.rubrics, limit=bench.auditor_images)
+            audited = _measure("auditor", auditor, lambda: some(items()), config, out).tables()
+            tables = {name: rows + audited[name] for name, rows in tables.items()}
+    if taught:
+        tables["invalid"] += _failures(iter_shards(out.folder / JUDGED, Assessed))
+    verdict = judge_gate(bench.gate, result, config.dimensions)
+    verdict = verdict.model_copy(update={"gaps": bench.open_gaps(config.dimensions)})
     (out.folder / VERDICT).write_text(verdict.model_dump_json(indent=1))
-    tables = {name: rows + audited.tables()[name] for name, rows in result.tables().items()}
-    tables["invalid"] += _failures(_judged(config, out, Assessed))
     return Summary(
         stage="bench",
         metrics={"trusted": float(verdict.trusted), **result.headline()},
@@ -100,11 +101,23 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
             "raters": [row for file in files for row in file.raters()],
         },
         notes=verdict.failures + [note for file in files for note in file.notes()],
-        confusion=result.confusion(config.reward.base),
+        confusion=result.confusion(config.dimensions[0]),
     )
 
 
-def _judge_policy(config: RunConfig, inputs: Mapping[str, Path], out: Output, device: torch.device) -> None:
+def _items(
+    inputs: Mapping[str, Path], taught: TaughtRun | None, files: Sequence[ScoreFile], out: Output
+) -> Iterator[Item]:
+    """Curation's test examples, the policy's images and those of files, as far as there are any."""
+    if "data" in inputs:
+        yield from of_examples(iter_shards(inputs["data"] / "test", Example))
+    if taught:
+        yield from of_judged(iter_shards(out.folder / JUDGED, JudgedCandidate), taught.curation)
+    for file in files:
+        yield from file.items()
+
+
+def _judge_policy(config: TaughtRun, inputs: Mapping[str, Path], out: Output, device: torch.device) -> None:
     """Sample the policy that RL starts from and have the teacher judge; what is in a shard is not judged again."""
     sources = [source for source in config.bench.sources if source.kind == "policy"]
     total = sum(source.num_images for source in sources)
@@ -133,12 +146,6 @@ def _judge_policy(config: RunConfig, inputs: Mapping[str, Path], out: Output, de
     shards.close()
 
 
-def _judged(config: RunConfig, out: Output, model: type[R]) -> Iterator[R]:
-    """The policy's images, if a source asks for them."""
-    if any(source.kind == "policy" for source in config.bench.sources):
-        yield from iter_shards(out.folder / JUDGED, model)
-
-
 def _failures(judged: Iterable[Assessed]) -> list[dict[str, Any]]:
     """Rows of how often the teacher failed on the policy's images, in a dimension or its material, and why."""
     outcomes = ((d, o) for j in judged for d, o in (*j.failed.items(), *j.assessment.items()))
@@ -147,7 +154,7 @@ def _failures(judged: Iterable[Assessed]) -> list[dict[str, Any]]:
 
 
 def _candidates(
-    config: RunConfig, policy: Policy, source: PolicySource, prompts: Sequence[Prompt], indices: range
+    config: TaughtRun, policy: Policy, source: PolicySource, prompts: Sequence[Prompt], indices: range
 ) -> list[Candidate]:
     images = draw(
         policy,
@@ -164,7 +171,9 @@ def _candidates(
     ]
 
 
-def _measure(name: str, judge: Judge, items: Callable[[], Iterator[Item]], config: RunConfig, out: Output) -> Agreement:
+def _measure(
+    name: str, judge: Judge, items: Callable[[], Iterator[Item]], config: MeasuredRun, out: Output
+) -> Agreement:
     """Judge all items and compare with their reference scores; those in the journal are not asked for again.
 
     The journal is published after every batch, so that other machines do not ask for them either.

@@ -71,9 +71,12 @@ class ScoreFile:
     """
 
     def __init__(
-        self, source: ScoresSource, dimensions: Collection[str], splits: Splits, limits: Limits | None = None
+        self, source: ScoresSource, dimensions: Collection[str], splits: Splits | None, limits: Limits | None = None
     ) -> None:
-        """``dimensions``: those that the critic judges; others are left out, and a note says so."""
+        """``dimensions``: those that the critic judges; others are left out, and a note says so.
+
+        ``splits``: of the run that has trained the critic, if it has.
+        """
         self.source = source
         self.limits = limits
         self.path = Path(source.path)
@@ -126,7 +129,7 @@ class ScoreFile:
         """What a reader should know of the prompts and dimensions."""
         prompts = {rated.prompt for rated in self.rated}
         notes = []
-        if number := sum(self.splits.of(prompt) == "train" for prompt in prompts):
+        if self.splits and (number := sum(self.splits.of(prompt) == "train" for prompt in prompts)):
             notes.append(
                 f"{self.source.name}: {number} of its {len(prompts)} prompts belong to the training split, so the "
                 "critic may have been trained on images of them"

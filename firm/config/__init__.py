@@ -1,6 +1,7 @@
 """The configuration of a run: one file per section, `run` with all of them, `loading` for presets and files.
 
-Unknown keys and impossible values are rejected. Each section is passed only to the code that it configures.
+Which sections there are says which stages run: `stages`. Unknown keys and impossible values are rejected. Each section
+is passed only to the code that it configures.
 Nothing here loads torch.
 """
 
@@ -23,8 +24,9 @@ from firm.config.policy import PolicyConfig
 from firm.config.prompts import PromptsConfig
 from firm.config.reward import RewardConfig
 from firm.config.rl import RLConfig
-from firm.config.run import STAGES, RunConfig, fingerprint
+from firm.config.run import STAGES, RunConfig, StageName, fingerprint
 from firm.config.sft import SFTConfig
+from firm.config.stages import CuratedRun, MeasuredRun, SteeredRun, TaughtRun, for_stage, stages_of
 
 __all__ = [
     "METRICS",
@@ -34,6 +36,7 @@ __all__ = [
     "CandidateSource",
     "ChatConfig",
     "CriticConfig",
+    "CuratedRun",
     "CurationConfig",
     "EndpointChat",
     "EvaluateConfig",
@@ -45,6 +48,7 @@ __all__ = [
     "LaunchConfig",
     "LocalLaunch",
     "LoraConfig",
+    "MeasuredRun",
     "PolicyConfig",
     "PolicySource",
     "PromptsConfig",
@@ -56,5 +60,10 @@ __all__ = [
     "RunConfig",
     "SFTConfig",
     "ScoresSource",
+    "StageName",
+    "SteeredRun",
+    "TaughtRun",
     "fingerprint",
+    "for_stage",
+    "stages_of",
 ]

@@ -138,3 +138,7 @@ class BenchConfig(Section):
             for what in ("skill_low", "pairwise")
             if not any(rule.covers(what, dimension) for rule in rules)
         ]
+
+    def open_gaps(self, dimensions: Sequence[str]) -> list[str]:
+        """Gaps that nobody has accepted: with them a critic may not steer RL."""
+        return [gap for gap in self.gaps(dimensions) if gap not in self.gate.accept_gaps]

@@ -20,10 +20,11 @@ class CriticEndpoint(EndpointChat):
 class CriticConfig(Section):
     """The critic: which model it starts from, how it is asked and how it answers.
 
-    ``kind: endpoint`` uses a served critic in bench, reward and evaluation, and trains none.
+    ``kind: endpoint`` uses a served critic in bench, reward and evaluation, ``kind: existing`` the model as it is; both
+    train none.
     """
 
-    kind: Literal["trained", "endpoint"] = "trained"
+    kind: Literal["trained", "existing", "endpoint"] = "trained"
     model: str = ""
     endpoint: CriticEndpoint | None = None
     answer_style: Literal["score_first", "reason_first"] = "reason_first"
@@ -36,8 +37,8 @@ class CriticConfig(Section):
 
     @model_validator(mode="after")
     def _kind_has_its_fields(self) -> CriticConfig:
-        if self.kind == "trained" and not self.model:
-            raise ValueError("a trained critic needs `model`")
+        if self.kind != "endpoint" and not self.model:
+            raise ValueError(f"a critic that is {self.kind} needs `model`")
         if self.kind == "endpoint" and self.endpoint is None:
             raise ValueError("an endpoint critic needs `endpoint`")
         if self.num_samples > 1 and self.answer_style == "score_first":
@@ -48,11 +49,11 @@ class CriticConfig(Section):
     def gives_distributions(self) -> bool:
         """Whether its judgements can be more than whole scores."""
         logprobs = self.endpoint is not None and self.endpoint.logprobs
-        return self.kind == "trained" or logprobs or self.num_samples > 1
+        return self.kind != "endpoint" or logprobs or self.num_samples > 1
 
     def named_files(self) -> Iterator[NamedFile]:
-        """The model that training starts from."""
-        if self.kind == "trained":
+        """The model, or that which training starts from."""
+        if self.kind != "endpoint":
             yield NamedFile("model", self.model, is_model=True)
 
     def named_rubrics(self) -> Iterator[NamedRubric]:

@@ -83,7 +83,7 @@ class CurationConfig(Section):
     planner: ChatConfig | None = None  # plan_then_score: makes plans of prompts
     reporter: ChatConfig | None = None  # describes differences (difference_first), rewrites; default: the evaluator
     evaluator: ChatConfig
-    sources: list[CandidateSource] = Field(min_length=1)
+    sources: list[CandidateSource] = []  # none: nothing is curated, and the teacher judges for the bench alone
     planner_rubric: str = "plan"
     reporter_rubrics: list[str] = Field(default=["obvious_differences", "detailed_differences"], min_length=1)
     rewriter_rubric: str = "rewrite_instruction"

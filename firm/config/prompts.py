@@ -10,7 +10,10 @@ from firm.config.section import NamedFile, Section, Share
 
 
 class PromptsConfig(Section):
-    """Where prompts come from. Prompts of the test split never enter curation's training data or RL."""
+    """Where prompts come from. Prompts of the test split never enter curation's training data or RL.
+
+    A critic can do without: then `test_share` alone says which prompts of its examples are held out.
+    """
 
     path: str | None = None  # a user's file: text, JSONL or a JSON list of {"input_prompt": ...}
     function: str | None = None  # dotted name "module:function" of function(split) -> list of texts or Prompts
@@ -18,10 +21,15 @@ class PromptsConfig(Section):
     limit: PositiveInt | None = None
 
     @model_validator(mode="after")
-    def _one_source(self) -> PromptsConfig:
-        if (self.path is None) == (self.function is None):
-            raise ValueError("give either path or function, not both or neither")
+    def _at_most_one_source(self) -> PromptsConfig:
+        if self.path is not None and self.function is not None:
+            raise ValueError("give either path or function, not both")
         return self
+
+    @property
+    def given(self) -> bool:
+        """Whether there are any."""
+        return self.path is not None or self.function is not None
 
     def named_files(self) -> Iterator[NamedFile]:
         """The prompts."""

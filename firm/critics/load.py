@@ -11,19 +11,36 @@ from firm.chat.messages import Chat
 from firm.config import CriticConfig, EndpointChat, PythonChat
 from firm.critics.answers import AnswerStyle
 from firm.critics.judge import ChatJudge, Judge
+from firm.locate import model_path
+from firm.records import UserError
 
 if TYPE_CHECKING:
     import torch
 
 
-def load_critic(folder: Path, config: CriticConfig, device: torch.device, open_chat: OpenChat = forgetful) -> Judge:
-    """The critic of a run: the model trained by the sft stage in ``folder``, or the served one of the configuration.
+def trained_critic(inputs: Mapping[str, Path]) -> Path | None:
+    """Folder of the model that the sft stage has trained, among a stage's inputs."""
+    return inputs["critic"] / "critic" if "critic" in inputs else None
+
+
+def load_critic(
+    folder: Path | None, config: CriticConfig, device: torch.device, open_chat: OpenChat = forgetful
+) -> Judge:
+    """The critic of a run: the trained model in ``folder``, or what the configuration names.
 
     ``open_chat`` opens a served one, in the role "critic".
+
+    Raises:
+        UserError: It should have been trained, and was not.
     """
-    if config.kind == "trained":
+    if config.kind != "endpoint":
         from firm.critics.local import LocalCritic
 
+        if config.kind == "existing":
+            return LocalCritic(Path(model_path(config.model, "critic.model")), config, device)
+        if folder is None:
+            fix = "give the artifact of the stage sft, or set critic.kind to existing"
+            raise UserError("the critic is to be trained first", "critic.kind: trained", fix, usage=True)
         return LocalCritic(folder, config, device)
     assert config.endpoint is not None, "validated by CriticConfig"
     endpoint = config.endpoint

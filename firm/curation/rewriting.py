@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from firm.chat.journal import OpenChat
-from firm.config import RunConfig
+from firm.config import CuratedRun
 from firm.critics.answers import parse_instruction
 from firm.critics.judge import RETRY_TEMPERATURE, JudgeInput
 from firm.critics.labeller import Labeller
@@ -30,7 +30,7 @@ class Rewriter:
     to fit the images gets the score that it deserves.
     """
 
-    def __init__(self, config: RunConfig, open_chat: OpenChat, labeller: Labeller) -> None:
+    def __init__(self, config: CuratedRun, open_chat: OpenChat, labeller: Labeller) -> None:
         """The reporter rewrites; it is opened only if a source has something to be rewritten."""
         curation = config.curation
         self._shares = {source.name: source.rewritten for source in curation.sources}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from firm.chat.journal import Journals
-from firm.config import CandidateSource, RunConfig
+from firm.config import CandidateSource, CuratedRun
 from firm.critics.labeller import find_labeller
 from firm.critics.rubrics import load_rubric
 from firm.curation.balance import balance, histogram
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     indices: range
 
 
-def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+def run(config: CuratedRun, inputs: Mapping[str, Path], out: Output) -> Summary:
     """Judge every candidate and write balanced examples; finished shards and answered requests are never repeated.
 
     ``inputs["last_policy"]`` is the policy that the last round kept, where there was one.
@@ -60,7 +60,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
     return scores.summary(config)
 
 
-def _judge_all(config: RunConfig, kept: Path | None, out: Output) -> None:
+def _judge_all(config: CuratedRun, kept: Path | None, out: Output) -> None:
     batches = list(_batches(config))
     shards = PublishedShards(out, "judged", JudgedCandidate, config.curation.shard_size)
     done = shards.rows_done
@@ -85,7 +85,7 @@ def _ahead(batches: Iterator[list[Candidate]]) -> Iterator[list[Candidate]]:
             yield batch
 
 
-def _batches(config: RunConfig) -> Iterator[Batch]:
+def _batches(config: CuratedRun) -> Iterator[Batch]:
     size = config.curation.batch_size
     for source in config.curation.sources:
         for split in SPLITS:
@@ -94,7 +94,7 @@ def _batches(config: RunConfig) -> Iterator[Batch]:
                 yield Batch(source, split, range(start, min(start + size, number)))
 
 
-def _candidates(config: RunConfig, kept: Path | None, batches: list[Batch], done: int) -> Iterator[list[Candidate]]:
+def _candidates(config: CuratedRun, kept: Path | None, batches: list[Batch], done: int) -> Iterator[list[Candidate]]:
     """Candidates of all batches after the first ``done`` rows.
 
     Batches are always made whole: what a generator samples may differ in the last bit with the size of its batch.
@@ -129,7 +129,7 @@ class _Scores:
         self.scores: dict[str, list[int | None]] = {d: [] for d in dimensions}
 
     @classmethod
-    def read(cls, config: RunConfig, out: Output) -> _Scores:
+    def read(cls, config: CuratedRun, out: Output) -> _Scores:
         read = cls(out.uri, config.curation.dimensions)
         for judged in iter_shards(out.folder / "judged", JudgedCandidate):
             read.splits.append(judged.split)
@@ -142,7 +142,7 @@ class _Scores:
                 read.invalid += [outcome] if isinstance(outcome, Invalid) else []
         return read
 
-    def chosen(self, config: RunConfig, split: Split) -> dict[str, Counter[int]]:
+    def chosen(self, config: CuratedRun, split: Split) -> dict[str, Counter[int]]:
         """How often each row becomes an example, per dimension: balanced for training, each once for testing."""
         curation = config.curation
         counts = {}
@@ -169,7 +169,7 @@ class _Scores:
         fix = f"fix the evaluator (or the target of its dimension), then remove {self.uri} and run again"
         return UserError(what, "curation.evaluator", fix)
 
-    def summary(self, config: RunConfig) -> Summary:
+    def summary(self, config: CuratedRun) -> Summary:
         rows = []
         for dimension, column in self.scores.items():
             for name in dict.fromkeys(self.sources):
@@ -194,7 +194,7 @@ class _Scores:
         tables = {"histogram": rows, "failed": failed, **(audit(self.rewritten) if self.rewritten else {})}
         return Summary(stage="curation", metrics=metrics, tables=tables, notes=list(self._lacking(config)))
 
-    def _lacking(self, config: RunConfig) -> Iterator[str]:
+    def _lacking(self, config: CuratedRun) -> Iterator[str]:
         """Yields which scores of a dimension have a target that balancing leaves out for want of candidates."""
         for dimension, column in self.scores.items():
             there = {score for score, split in zip(column, self.splits, strict=True) if split == "train"}
@@ -205,7 +205,7 @@ class _Scores:
                 yield f"{dimension}: no candidate for training scored {number}, so there are no such examples"
 
 
-def _write_examples(config: RunConfig, out: Output, scores: _Scores, split: Split) -> None:
+def _write_examples(config: CuratedRun, out: Output, scores: _Scores, split: Split) -> None:
     chosen = scores.chosen(config, split)
     shards = PublishedShards(out, split, Example, config.curation.shard_size)
     rest = islice(_examples(config, out.folder, chosen), shards.rows_done, None)
@@ -214,7 +214,7 @@ def _write_examples(config: RunConfig, out: Output, scores: _Scores, split: Spli
     shards.close()
 
 
-def _examples(config: RunConfig, folder: Path, chosen: Mapping[str, Counter[int]]) -> Iterator[Example]:
+def _examples(config: CuratedRun, folder: Path, chosen: Mapping[str, Counter[int]]) -> Iterator[Example]:
     for row, judged in enumerate(iter_shards(folder / "judged", JudgedCandidate)):
         for dimension, counter in chosen.items():
             if counter[row]:

@@ -10,7 +10,7 @@ import torch
 from pydantic import TypeAdapter
 
 from firm.chat.journal import OpenChat, forgetful
-from firm.config import RunConfig
+from firm.config import SteeredRun
 from firm.config.reward import REWARD
 from firm.critics.agreement import Prediction, agreement
 from firm.critics.judge import judge_inputs, soft_scores
@@ -30,7 +30,9 @@ KEPT = ("mae", "constant_mae", "pairwise")
 class HeldOut:
     """Prompts that neither the critic nor RL has seen; a `firm.evaluate.suite.Suite`."""
 
-    def __init__(self, config: RunConfig, critic: Path, device: torch.device, open_chat: OpenChat = forgetful) -> None:
+    def __init__(
+        self, config: SteeredRun, critic: Path | None, device: torch.device, open_chat: OpenChat = forgetful
+    ) -> None:
         """Load the critic and open the auditor."""
         self.config = config
         auditor = config.auditor

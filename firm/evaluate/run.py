@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from firm.chat.journal import Journals
-from firm.config import RunConfig
+from firm.config import SteeredRun
+from firm.critics.load import trained_critic
 from firm.evaluate.suite import Suite, find_suite
 from firm.policies.generate import draw
 from firm.policies.policy import Policy, load_policy
@@ -27,16 +28,16 @@ STAGE = Stage(
 )
 
 
-def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
+def run(config: SteeredRun, inputs: Mapping[str, Path], out: Output) -> Summary:
     """Compare ``config.policy`` with the policy in ``inputs["policy"]``, on the same prompts and noise."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with Journals(out.folder / WORK) as open_chat:
-        suite = find_suite(config.evaluate.suite)(config, inputs["critic"] / "critic", device, open_chat)
+        suite = find_suite(config.evaluate.suite)(config, trained_critic(inputs), device, open_chat)
         _judge(config, suite, inputs["policy"] / "policy", device, out)
         return suite.summary(list(iter_shards(out.folder / "samples", Sample)))
 
 
-def _judge(config: RunConfig, suite: Suite, trained: Path, device: torch.device, out: Output) -> None:
+def _judge(config: SteeredRun, suite: Suite, trained: Path, device: torch.device, out: Output) -> None:
     """Sample all policies and have the suite score; finished shards and answered requests are never repeated."""
     prompts = suite.prompts()
     size = config.evaluate.batch_size
@@ -67,7 +68,7 @@ def _judge(config: RunConfig, suite: Suite, trained: Path, device: torch.device,
 
 
 def _samples(
-    config: RunConfig, policy: Policy, which: SampledPolicy, prompts: Sequence[Prompt], indices: range, suite: Suite
+    config: SteeredRun, policy: Policy, which: SampledPolicy, prompts: Sequence[Prompt], indices: range, suite: Suite
 ) -> list[Sample]:
     asked = [prompts[i] for i in indices]
     settings = config.evaluate

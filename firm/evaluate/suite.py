@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from firm.chat.journal import OpenChat
-from firm.config import RunConfig
+from firm.config import SteeredRun
 from firm.locate import load_named
 from firm.records import Prompt, Sample, Summary
 
@@ -20,8 +20,8 @@ Scores = dict[str, Any]
 class Suite(Protocol):
     """A benchmark of policies."""
 
-    def __init__(self, config: RunConfig, critic: Path, device: torch.device, open_chat: OpenChat) -> None:
-        """``critic``: folder of the trained critic; ``open_chat`` opens judges that remember their answers."""
+    def __init__(self, config: SteeredRun, critic: Path | None, device: torch.device, open_chat: OpenChat) -> None:
+        """``critic``: folder of the trained one, if any; ``open_chat`` opens judges that remember their answers."""
 
     def prompts(self) -> list[Prompt]:
         """Prompts to sample, one image each; the same before and after RL."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from firm.config import RunConfig
+from firm.config import MeasuredRun, RunConfig, SteeredRun
 from firm.config.bench import SCORES_OF
 from firm.config.reward import NAMED, REWARD
 from firm.records import Summary
@@ -13,6 +13,11 @@ from firm.report.terms import GENERATION, Terms
 
 Headline = dict[str, str]
 """``tone`` (good, note or bad), ``title`` (one sentence) and ``text`` (what it means)."""
+UNMEASURED = {
+    "tone": "note",
+    "title": "Whether the critic can be trusted is not known.",
+    "text": "It was not measured: the configuration has no bench.",
+}
 
 
 def number(value: float | None, digits: int = 2, sign: str = "") -> str:
@@ -45,36 +50,41 @@ def headlines(
 
     Args:
         config: Of the round.
-        summaries: Of its stages.
+        summaries: Of those of its stages that ran.
         number: The round: what evaluation compares with is the policy before the first.
         terms: What things are called.
     """
     before = "before RL" if number == 1 else "before the first round"
-    return [
-        _trust(config, summaries["bench"], terms),
-        _gain(config, summaries["samples"], before, terms),
-        _trust_after(config, summaries["samples"], before, terms),
-        _stop(summaries["policy"], config.auditor.stops, terms),
-    ]
+    said = [UNMEASURED]
+    if "bench" in summaries:
+        said = [_trust(config.having(MeasuredRun, "the report"), summaries["bench"], terms)]
+    if "samples" in summaries:
+        steered = config.having(SteeredRun, "the report")
+        said += [
+            _gain(steered, summaries["samples"], before, terms),
+            _trust_after(steered, summaries["samples"], before, terms),
+            _stop(summaries["policy"], steered.auditor.stops, terms),
+        ]
+    return said
 
 
-def trust_rows(config: RunConfig, bench: Summary) -> dict[str, dict[str, Any]]:
-    """The critic's agreement by dimension of the reward: on the policy's own images where the bench has them."""
+def trust_rows(config: MeasuredRun, bench: Summary) -> dict[str, dict[str, Any]]:
+    """The critic's agreement by dimension that it is for: on the policy's own images where the bench has them."""
     rows = [row for row in bench.tables.get("agreement", []) if row["judge"] == "critic"]
     whole = {row["dimension"]: row for row in rows if row["by"] == "all"}
     sources = config.bench.policy_sources
     own = {row["dimension"]: row for row in rows if row["by"] == "source" and row["value"] in sources}
-    return {d: row for d in config.reward.dimensions if (row := own.get(d, whole.get(d)))}
+    return {d: row for d in config.dimensions if (row := own.get(d, whole.get(d)))}
 
 
-def _trust(config: RunConfig, bench: Summary, terms: Terms) -> Headline:
+def _trust(config: MeasuredRun, bench: Summary, terms: Terms) -> Headline:
     trusted = bool(bench.metrics.get("trusted"))
     head = "The critic is trusted" if trusted else "The critic is not trusted"
     rows = {d: row for d, row in trust_rows(config, bench).items() if row["mae"] is not None}
     gaps = config.bench.gate.accept_gaps
     accepted = f" No rule of the gate looks at {', '.join(gaps)}: the configuration accepts that." if gaps else ""
     if not rows:
-        text = f"Its error on {words(config.reward.base)} is not known: there are no such judgements.{accepted}"
+        text = f"Its error on {words(config.dimensions[0])} is not known: there are no such judgements.{accepted}"
         return {"tone": "note", "title": f"{head}.", "text": text}
     own = all(row["by"] == "source" for row in rows.values())
     whose = " and ".join(dict.fromkeys(SCORES_OF[row["whose"]] for row in rows.values()))
@@ -92,7 +102,7 @@ def _trust(config: RunConfig, bench: Summary, terms: Terms) -> Headline:
     return {"tone": tone, "title": title, "text": text + accepted}
 
 
-def gains(config: RunConfig, evaluation: Summary) -> dict[str, dict[str, dict[str, Any]]]:
+def gains(config: SteeredRun, evaluation: Summary) -> dict[str, dict[str, dict[str, Any]]]:
     """The auditor's rows of the held-out images by policy: of the reward, then of each of its dimensions."""
     found: dict[str, dict[str, dict[str, Any]]] = {measure: {} for measure in (REWARD, *config.reward.dimensions)}
     for row in evaluation.tables.get("scores", []):
@@ -101,7 +111,7 @@ def gains(config: RunConfig, evaluation: Summary) -> dict[str, dict[str, dict[st
     return {measure: rows for measure, rows in found.items() if rows}
 
 
-def _gain(config: RunConfig, evaluation: Summary, before: str, terms: Terms) -> Headline:
+def _gain(config: SteeredRun, evaluation: Summary, before: str, terms: Terms) -> Headline:
     """What became of the reward; a dimension that fell is named, and the gain is then no plain one."""
     measured = gains(config, evaluation)
     rows = measured.pop(REWARD, {})
@@ -147,7 +157,7 @@ def _from_to(rows: Mapping[str, Mapping[str, Any]], digits: int) -> str:
     return f"from {means} (gain {signed(gain['mean'], digits)}, 95% CI {low} to {high})"
 
 
-def _trust_after(config: RunConfig, evaluation: Summary, before: str, terms: Terms) -> Headline:
+def _trust_after(config: SteeredRun, evaluation: Summary, before: str, terms: Terms) -> Headline:
     """Whether the critic would still keep the gate's rules for the policy's own images on those of the final policy."""
     rows = {(row["policy"], row["dimension"]): row for row in evaluation.tables.get("agreement", [])}
     base, final = (

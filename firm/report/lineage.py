@@ -13,15 +13,13 @@ from firm.records import Manifest, UserError
 from firm.storage.artifacts import MANIFEST
 from firm.storage.files import sha256_file
 
-FINAL = "samples"
-"""The artifact that all others lead to."""
-
 
 def trace(inputs: Mapping[str, Path], last_report: Path | None = None) -> list[dict[str, Any]]:
-    """Follow the chain from the evaluated samples back to the curated data; one row for each artifact.
+    """Follow the chain from the last artifact back to the first, the curated data; one row for each.
 
     Args:
-        inputs: Name -> folder of each artifact. A stage's inputs have the same names in its manifest.
+        inputs: Name -> folder of each artifact, left to right: all of them lead to the last. A stage's inputs have the
+            same names in its manifest.
         last_report: Folder of the last round's report, from whose artifacts this round went on.
 
     Returns:
@@ -37,9 +35,10 @@ def trace(inputs: Mapping[str, Path], last_report: Path | None = None) -> list[d
     for name, manifest in manifests.items():
         for source, expected in manifest.inputs.items():
             _check(name, source, expected, known.get(source, ""), inputs[name])
-    order = _walk(manifests)
+    final = list(inputs)[-1]
+    order = _walk(manifests, final)
     if loose := sorted(set(inputs) - set(order)):
-        what = f"the chain of artifacts is broken: nothing that leads to the {FINAL} was made from {', '.join(loose)}"
+        what = f"the chain of artifacts is broken: nothing that leads to the {final} was made from {', '.join(loose)}"
         raise UserError(what, str(inputs[loose[0]]), _FIX)
     return [
         {
@@ -70,8 +69,8 @@ def _of_the_last_round(report: Path | None) -> dict[str, str]:
     return {f"last_{name}": sha for name, sha in _manifest(report).inputs.items()} if report else {}
 
 
-def _walk(manifests: Mapping[str, Manifest]) -> list[str]:
-    """Every artifact that leads to the samples, each before those that it was made from."""
+def _walk(manifests: Mapping[str, Manifest], final: str) -> list[str]:
+    """Every artifact that leads to the final one, each before those that it was made from."""
     done: list[str] = []
 
     def visit(name: str) -> None:
@@ -80,7 +79,7 @@ def _walk(manifests: Mapping[str, Manifest]) -> list[str]:
                 visit(source)
             done.append(name)
 
-    visit(FINAL)
+    visit(final)
     return done[::-1]
 
 

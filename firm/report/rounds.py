@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from firm.config import RunConfig
+from firm.config import SteeredRun
 from firm.config.reward import REWARD
 from firm.records import Summary
 from firm.report.headlines import gains
@@ -24,7 +24,7 @@ def earlier_rounds(last_report: Path | None) -> Rows:
     return rows
 
 
-def this_round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Rows) -> dict[str, Any]:
+def this_round(summaries: Mapping[str, Summary], config: SteeredRun, lineage: Rows) -> dict[str, Any]:
     """One row: how good the critic was before RL and on what RL made of the policy, and what RL gained.
 
     ``before``, ``after`` and ``gain`` are of the reward by the auditor's scores and ``gains`` of its dimensions, over
@@ -51,7 +51,7 @@ def this_round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Row
     }
 
 
-def _at_the_start(bench: Summary, config: RunConfig, dimension: str) -> float | None:
+def _at_the_start(bench: Summary, config: SteeredRun, dimension: str) -> float | None:
     for row in bench.tables.get("agreement", []):
         own = row["by"] == "source" and row["value"] in config.bench.policy_sources
         if own and (row["judge"], row["dimension"]) == ("critic", dimension):

@@ -12,10 +12,11 @@ import yaml
 from jinja2 import Environment, StrictUndefined
 from pydantic import ValidationError
 
-from firm.config import RunConfig
+from firm.config import MeasuredRun, RunConfig, SteeredRun
 from firm.config.bench import SCORES_OF
 from firm.config.loading import of_round
 from firm.config.reward import REWARD
+from firm.critics.rubrics import load_rubric
 from firm.records import Stage, Summary, UserError
 from firm.report import figures
 from firm.report.headlines import headlines, number, share, signed, trust_rows, words
@@ -44,23 +45,27 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
 
     Args:
         config: The run.
-        inputs: Folders of the artifacts named in `ARTIFACTS`, and of the last round's ``last_report``, if any.
+        inputs: Folders of those artifacts named in `ARTIFACTS` that the run has, and of the last round's
+            ``last_report``, if any.
         out: Where ``report.html`` and ``data.json`` go.
 
     Raises:
         UserError: An artifact is not complete, or was not made from the others.
     """
-    summaries = {name: _summary(inputs[name]) for name in ARTIFACTS}
+    summaries = {name: _summary(inputs[name]) for name in ARTIFACTS if name in inputs}
+    every = {name: Summary(stage=name) for name in ARTIFACTS} | summaries
     last = inputs.get("last_report")
-    lineage = trace({name: inputs[name] for name in ARTIFACTS}, last)
-    pairs = choose(inputs["samples"] / "samples", config.reward.base, NUM_PAIRS)
+    lineage = trace({name: inputs[name] for name in summaries}, last)
+    samples = inputs["samples"] / "samples" if "samples" in summaries else None
+    pairs = choose(samples, config.dimensions[0], NUM_PAIRS) if samples else None
     earlier = earlier_rounds(last)
     number = len(earlier) + 1
     round_config = of_round(config, number)
-    terms = EDITING if pairs["edits"] else GENERATION
-    data = _data(round_config, summaries, pairs, lineage)
+    edits = pairs["edits"] if pairs else load_rubric(next(iter(config.critic.rubrics.values()))).images > 1
+    terms = EDITING if edits else GENERATION
+    data = _data(round_config, every, pairs, lineage)
     data["headlines"] = headlines(round_config, summaries, number, terms)
-    data["rounds"] = [*earlier, this_round(summaries, round_config, lineage)]
+    data["rounds"] = [*earlier, *_round(summaries, round_config, lineage)]
     data["config"] = config.model_dump(mode="json", exclude={"store"}, exclude_none=True)
     with atomic_write(out.folder / DATA) as file:
         file.write(json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
@@ -71,13 +76,13 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
             data=data,
             terms=terms,
             figures=_figures(data),
-            pictures=pictures(inputs["samples"] / "samples", (item["index"] for item in pairs["items"])),
+            pictures=pictures(samples, (item["index"] for item in pairs["items"])) if samples and pairs else {},
             config=yaml.safe_dump(data["config"], sort_keys=False, allow_unicode=True),
         )
     )
     with atomic_write(out.folder / PAGE) as file:
         file.write(page.encode())
-    return _own_summary(round_config, data, summaries)
+    return _own_summary(round_config, data, every)
 
 
 def _summary(folder: Path) -> Summary:
@@ -89,26 +94,40 @@ def _summary(folder: Path) -> Summary:
         raise UserError("the stage left no summary that can be read", str(path), fix) from error
 
 
-def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, Any], lineage: Rows) -> dict[str, Any]:
-    """All that the page of a round shows but headlines, images and the whole run's configuration and rounds."""
+def _round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Rows) -> Rows:
+    """The row of this round, which is about RL."""
+    if "policy" not in summaries:
+        return []
+    return [this_round(summaries, config.having(SteeredRun, "the report"), lineage)]
+
+
+def _data(
+    config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, Any] | None, lineage: Rows
+) -> dict[str, Any]:
+    """All that the page of a round shows but headlines, images and the whole run's configuration and rounds.
+
+    The summary of a stage that the run has not is empty.
+    """
     curation, sft, bench, rl, evaluation = (summaries[n] for n in ("data", "critic", "bench", "policy", "samples"))
+    measured, auditor, reward = config.bench, config.auditor, config.reward
+    teacher = config.curation.evaluator if config.curation else None
     loss = next((c for c in sft.curves if c.name == "loss" and c.x), None)
     agreement = _ordered(bench, "agreement", config)
     critic = [row for row in agreement if row["judge"] == "critic"]
     return {
         "run": config.name,
-        "audited": config.reward.base,
-        "auditor_stops": config.auditor.stops,
-        "auditor_is_teacher": config.auditor.judge.who == config.curation.evaluator.who,
-        "reward": {**config.reward.model_dump(mode="json"), "dimensions": list(config.reward.dimensions)},
+        "audited": config.dimensions[0],
+        "auditor_stops": bool(auditor and auditor.stops),
+        "auditor_is_teacher": bool(auditor and teacher and auditor.judge.who == teacher.who),
+        "reward": {**reward.model_dump(mode="json"), "dimensions": list(reward.dimensions)} if reward else None,
         "scores": _ordered(evaluation, "scores", config),
         "pairs": pairs,
         "audits": (audits := rl.tables.get("audits", [])),
         "seen": {name: text for name, text in SEEN.items() if any(name in row for row in audits)},
         "rl": rl.metrics,
         "gate": bench.tables.get("gate", []),
-        "accepted_gaps": config.bench.gate.accept_gaps,
-        "shows_policy": bool(config.bench.policy_sources),
+        "accepted_gaps": measured.gate.accept_gaps if measured else [],
+        "shows_policy": bool(measured and measured.policy_sources),
         "dimensions": list(dict.fromkeys(str(row["dimension"]) for row in critic)),
         "agreement": critic,
         "auditor_agreement": [row for row in agreement if row["judge"] == "auditor"],
@@ -127,8 +146,8 @@ def _data(config: RunConfig, summaries: Mapping[str, Summary], pairs: dict[str, 
 
 
 def _ordered(summary: Summary, table: str, config: RunConfig) -> Rows:
-    """A table with the auditor's rows first, and of each judge's those of the reward, then of its base dimension."""
-    first = (REWARD, config.reward.base)
+    """A table with the auditor's rows first, and of each judge's those of the reward, then of the first dimension."""
+    first = (REWARD, config.dimensions[0])
     rows = summary.tables.get(table, [])
     return sorted(rows, key=lambda row: (row.get("judge") == "critic", *(row["dimension"] != d for d in first)))
 
@@ -152,9 +171,10 @@ def _invalid(summaries: Mapping[str, Summary]) -> Rows:
         rows.append(_failed("bench", f"{whole['judge']}, {whole['dimension']}{reasons}", count, whole["n"]))
     for r in (r for r in failures if r["judge"] == "teacher"):
         rows.append(_failed("bench", f"teacher, {r['dimension']}: {r['reason']}", r["count"], None))
-    rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
-    audits = rl.tables.get("audits", [])
-    rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))
+    if rl.metrics:
+        rows.append(_failed("rl", "critic, rewards", rl.metrics.get("invalid_judgements", 0), None))
+        audits = rl.tables.get("audits", [])
+        rows.append(_failed("rl", "critic or auditor, audits", sum(r["invalid"] for r in audits), None))
     for r in evaluation.tables.get("invalid", []):
         rows.append(_failed("evaluate", f"{r['judge']}, {r['dimension']}, {r['policy']} policy", r["invalid"], r["of"]))
     return rows
@@ -213,18 +233,18 @@ def _bytes(size: float) -> str:
 def _own_summary(config: RunConfig, data: Mapping[str, Any], summaries: Mapping[str, Summary]) -> Summary:
     """The headlines and their numbers."""
     bench, rl, evaluation = (summaries[name].metrics for name in ("bench", "policy", "samples"))
-    measured = trust_rows(config, summaries["bench"])
+    measured = trust_rows(config.having(MeasuredRun, "the report"), summaries["bench"]) if config.bench else {}
     candidates = {
         "trusted": bench.get("trusted"),
         **{f"{d}_{name}": row[name] for d, row in measured.items() for name in ("mae", "constant_mae", "pairwise")},
         **{
             name: evaluation.get(name)
-            for measure in (REWARD, *config.reward.dimensions)
+            for measure in (REWARD, *config.dimensions)
             for which in ("base", "final", "gain")
             for name in [f"auditor_{measure}_{which}"]
         },
-        "stopped_by_auditor": rl["stopped_by_auditor"],
-        "kept_epoch": rl["kept_epoch"],
+        "stopped_by_auditor": rl.get("stopped_by_auditor"),
+        "kept_epoch": rl.get("kept_epoch"),
         "invalid_judgements": float(sum(row["count"] for row in data["invalid"])),
     }
     return Summary(

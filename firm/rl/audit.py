@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from firm.config import RunConfig
+from firm.config import SteeredRun
 from firm.config.reward import REWARD
 from firm.intervals import Floats, paired_interval
 from firm.records import Record
@@ -80,18 +80,18 @@ class Fall(Record):
     at_least: float
 
 
-def first_fall(checks: Sequence[Audit], config: RunConfig) -> Fall | None:
+def first_fall(checks: Sequence[Audit], config: SteeredRun) -> Fall | None:
     """The over-optimisation that was caught first, at which the auditor stops RL unless it may not."""
     falls = (over_optimised(checks[:number], config) for number in range(1, len(checks) + 1))
     return next((fall for fall in falls if fall), None)
 
 
-def num_looks(config: RunConfig) -> int:
+def num_looks(config: SteeredRun) -> int:
     """Checks of a run after the base's, if nothing stops it."""
     return -(-config.rl.max_epochs // config.auditor.every)
 
 
-def whole_window(config: RunConfig) -> int:
+def whole_window(config: SteeredRun) -> int:
     """Checks of a whole window; in a run that is too short for two of ``auditor.window``, as many as half of them."""
     return min(config.auditor.window, (num_looks(config) + 1) // 2)
 
@@ -116,7 +116,7 @@ def band(base: Audit, audit: Audit, error: float) -> tuple[float, float] | None:
     return paired_interval(change([base], [audit], "auditor", REWARD), base.prompts, error / 2)
 
 
-def over_optimised(audits: Sequence[Audit], config: RunConfig) -> Fall | None:
+def over_optimised(audits: Sequence[Audit], config: SteeredRun) -> Fall | None:
     """What the last checks show to have fallen for the auditor while the critic did not see it; None if nothing.
 
     The mean of the last whole window is compared with that of each earlier one: the reward, and each dimension. Shorter

@@ -8,7 +8,7 @@ from typing import get_args
 from pydantic import TypeAdapter
 
 from firm.chat.journal import OpenChat, forgetful
-from firm.config import RewardConfig, RunConfig
+from firm.config import RewardConfig, SteeredRun
 from firm.config.reward import REWARD
 from firm.critics.judge import Judge, JudgeInput, judge_inputs, soft_scores
 from firm.critics.load import open_judge
@@ -38,7 +38,7 @@ class Auditor:
         policy: Policy,
         critic: Judge,
         prompts: Sequence[Prompt],
-        config: RunConfig,
+        config: SteeredRun,
         ranks: Ranks,
         open_chat: OpenChat = forgetful,
     ) -> None:

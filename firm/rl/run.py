@@ -7,12 +7,12 @@ from typing import Any, get_args
 
 import numpy as np
 
-from firm.config import RunConfig
+from firm.config import SteeredRun
 from firm.config.reward import REWARD
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
 from firm.metrics import read_metrics
-from firm.records import Curve, Stage, Summary
+from firm.records import Curve, Stage, Summary, UserError, Verdict
 from firm.rl.audit import Audit, Fall, Who, band, change, first_fall, num_looks, over_optimised
 from firm.rl.monitors import SHARES, all_alarms
 from firm.stats import pairwise_accuracy, spearman
@@ -20,15 +20,21 @@ from firm.storage.artifacts import Output
 from firm.storage.inputs import Inputs
 
 WORKER = "firm.rl.train"
+VERDICT = "verdict.json"
 STAGE = Stage(name="rl", sections=("seed", "prompts", "policy", "critic", "reward", "rl", "auditor"), worker=WORKER)
 ERROR = 0.05  # of the interval of the gain that the report sample shows
 
 
-def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
-    """Train the policy with the critic in ``inputs["critic"]``; ``inputs["verdict"]`` is the gate's permission.
+def run(config: SteeredRun, inputs: Inputs, out: Output) -> Summary:
+    """Train the policy with the critic; ``inputs["verdict"]`` is the gate's permission.
 
-    A further round starts from the policy in ``inputs["last_policy"]``.
+    A critic that was trained is in ``inputs["critic"]``. A further round starts from the policy in
+    ``inputs["last_policy"]``.
+
+    Raises:
+        UserError: The gate has not looked at all that RL needs.
     """
+    _check_verdict(config, Verdict.model_validate_json((inputs["verdict"] / VERDICT).read_text()))
     request = {"config": config.model_dump(mode="json")}
     launch(TrainingJob(config.name, "rl", WORKER, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / "metrics.jsonl")
@@ -36,7 +42,17 @@ def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
     return summary(config, audits, lines)
 
 
-def summary(config: RunConfig, audits: Sequence[Audit], lines: Sequence[dict[str, Any]]) -> Summary:
+def _check_verdict(config: SteeredRun, verdict: Verdict) -> None:
+    """Of a run without RL, the gate need not look at images of the policy."""
+    matter = [gap for gap in verdict.gaps if gap.rpartition(".")[0] in config.reward.dimensions]
+    gaps = [gap for gap in matter if gap not in config.bench.gate.accept_gaps]
+    if gaps or not verdict.trusted:
+        what = f"has passed no rule for {', '.join(gaps)} on images of the policy" if gaps else "is not trusted"
+        fix = "measure it with this configuration, which has rl"
+        raise UserError(f"the critic {what}, so it will not steer RL", "verdict", fix, usage=True)
+
+
+def summary(config: SteeredRun, audits: Sequence[Audit], lines: Sequence[dict[str, Any]]) -> Summary:
     """What the audits show; the gain is that of the fresh sample that had no part in choosing the kept policy.
 
     Args:
@@ -72,7 +88,7 @@ def summary(config: RunConfig, audits: Sequence[Audit], lines: Sequence[dict[str
     return Summary(stage="rl", metrics=metrics, tables=tables, curves=curves, notes=notes)
 
 
-def _rows(config: RunConfig, audits: Sequence[Audit]) -> list[dict[str, Any]]:
+def _rows(config: SteeredRun, audits: Sequence[Audit]) -> list[dict[str, Any]]:
     """A row for each audit, compared with the base's of the same sample."""
     error = {"check": config.auditor.false_stops / num_looks(config), "choice": ERROR, "report": ERROR}
     base = {audit.sample: audit for audit in reversed(audits)}

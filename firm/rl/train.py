@@ -11,10 +11,10 @@ from torch import Tensor
 
 from firm import dist
 from firm.chat.journal import Journals, OpenChat, forgetful
-from firm.config import RLConfig, RunConfig
+from firm.config import RLConfig, SteeredRun
 from firm.config.monitors import MonitorsConfig
 from firm.config.reward import REWARD
-from firm.critics.load import load_critic
+from firm.critics.load import load_critic, trained_critic
 from firm.dist import Ranks
 from firm.launch.job import worker_main
 from firm.metrics import MetricsLog, read_metrics
@@ -40,8 +40,8 @@ class RLTrainer:
 
     def __init__(
         self,
-        config: RunConfig,
-        critic_folder: Path,
+        config: SteeredRun,
+        critic_folder: Path | None,
         ranks: Ranks,
         start: Path | None = None,
         open_chat: OpenChat = forgetful,
@@ -121,13 +121,12 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     What judges have answered since the checkpoint is not asked again; on another machine, up to the last epoch or
     check that came to its end.
     """
-    config = RunConfig.model_validate(request["config"])
+    config = SteeredRun.model_validate(request["config"])
     ranks = dist.start()
     start = inputs.get("last_policy")
     answers = f"{WORK}/answers-{ranks.rank}"
     with Journals(out.folder / answers) as journals:
-        critic = inputs["critic"] / "critic"
-        trainer = RLTrainer(config, critic, ranks, start / "policy" if start else None, journals)
+        trainer = RLTrainer(config, trained_critic(inputs), ranks, start / "policy" if start else None, journals)
         _train(trainer, journals, answers, out)
 
 

@@ -19,10 +19,11 @@ METRICS = "metrics.jsonl"
 def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
     """Train the critic on ``inputs["data"]``, from the last round's in ``inputs["last_critic"]`` where there is one.
 
-    An endpoint critic needs no training.
+    A critic that is there already needs no training.
     """
-    if config.critic.kind == "endpoint":
-        return Summary(stage="sft", notes=["The critic is served at an endpoint: nothing was trained."])
+    if config.critic.kind != "trained":
+        where = "served at an endpoint" if config.critic.kind == "endpoint" else "used as it is"
+        return Summary(stage="sft", notes=[f"The critic is {where}: nothing was trained."])
     request = {
         "seed": config.seed,
         "critic": config.critic.model_dump(mode="json"),

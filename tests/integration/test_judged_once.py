@@ -21,6 +21,7 @@ from firm.config import RunConfig
 from firm.config.loading import load_config
 from firm.curation.run import run as curate
 from firm.policies.policy import Policy, save_policy
+from firm.records import Verdict
 from firm.storage.artifacts import Output
 from firm.storage.inputs import write_ref
 
@@ -85,6 +86,7 @@ def inputs(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[
     for parameter in policy.train(None, (), seed=0).trainable:
         parameter.data.mul_(1.05)
     save_policy(outputs["policy"].folder / "policy", policy)
+    (outputs["verdict"].folder / "verdict.json").write_text(Verdict(trusted=True, checks=[]).model_dump_json())
     for name, out in outputs.items():
         (out.folder / "here").write_text(name)
         write_ref(out.commit(name, name, {}, {}, out.files()), folder / f"{name}.ref")

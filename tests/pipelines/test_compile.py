@@ -13,12 +13,13 @@ from kfp.dsl.executor import Executor
 from firm import __version__
 from firm.config import STAGES
 from firm.submission import Installation
-from pipelines import components, rounds, stages
+from pipelines import components, parts, rounds, stages
 from pipelines.full import full
 
 PIPELINES = {
     "full": full,
     "two": rounds.two,
+    **{name: getattr(parts, name) for name in ("critic", "proof", "served")},
     **{name: getattr(stages, name) for name in ("curation", "sft", "bench", "rl")},
 }
 

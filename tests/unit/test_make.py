@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PIPELINES = ("full", "two", "three", "curation", "sft", "bench", "rl")
+PIPELINES = ("full", "two", "three", "critic", "proof", "served", "curation", "sft", "bench", "rl")
 KFP = """#!/bin/bash
 echo "$@" >>kfp.calls
 while [ "$1" != --output ]; do shift; done

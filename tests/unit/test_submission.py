@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from firm.cli import app
+from firm.config import STAGES
 from firm.config.loading import load_config
 from firm.launch.k8s.names import GPU_TOLERATION
 from firm.submission import execute
@@ -58,6 +59,37 @@ def test_a_mistake_anywhere_costs_the_first_step_alone(
     assert ended.value.code == 2 and said.startswith("error: ") and not [word for word in words if word not in said], (
         said
     )
+
+
+CRITIC = ["curation", "sft", "bench", "gate", "report"]
+LEFT_OUT = (
+    "policy=null",
+    "rl=null",
+    "auditor=null",
+    "bench.sources=[]",
+    "bench.gate.rules=[{metric: mae, at_most: 1}]",
+)
+
+
+def test_a_run_of_some_stages_has_a_pipeline_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert execute(plain(*LEFT_OUT), "0", 1, CRITIC)
+    for config, stages in ((plain(*LEFT_OUT, "bench=null"), CRITIC), (plain(), CRITIC), (plain(*LEFT_OUT), STAGES)):
+        with pytest.raises(SystemExit) as ended:
+            execute(config, "0", 1, stages)
+        assert ended.value.code == 2
+    refused = capsys.readouterr().err.split("error: ")[1:]
+    assert "the stage bench needs bench" in refused[0]
+    described = f"describes {', '.join(STAGES)}, and this pipeline runs {', '.join(CRITIC)}"
+    assert described in refused[1] and "make pipelines" in refused[1]
+    assert "the stage rl needs policy and rl and auditor" in refused[2]
+
+
+def test_a_pipeline_of_one_stage_asks_for_what_that_stage_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    alone = plain(*LEFT_OUT, "curation=null", "bench=null", "prompts=null")
+    assert execute(alone, "0", 0, ["sft"])
+    with pytest.raises(SystemExit):
+        execute(alone, "0", 0, ["bench", "gate"])
+    assert "the stage bench needs bench, which the configuration does not have" in capsys.readouterr().err
 
 
 def test_a_pipeline_of_one_stage_takes_a_run_of_any_number_of_rounds() -> None:

@@ -6,7 +6,7 @@ import pytest
 from edits import edit_run
 
 from firm.ablation.rewards import plan
-from firm.config import RunConfig
+from firm.config import RunConfig, for_stage
 from firm.config.loading import load_config, parse_config
 from firm.records import UserError
 
@@ -65,7 +65,7 @@ def test_runs_differ_in_nothing_else(task: str, request: pytest.FixtureRequest) 
             "auditor": one.config.auditor.model_copy(update={"stops": True}),
             "bench": one.config.bench.model_copy(update={"gate": config.bench.gate}),
         }
-        assert one.config.model_copy(update=same) == config
+        assert one.config.model_copy(update=same) == for_stage(config, "rl")
         assert one.config.reward.dimensions[0] == config.reward.base
 
 

@@ -1,0 +1,68 @@
+"""RL starts with the gate's permission only, and with one that looked at all that RL needs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from firm.config.loading import load_config
+from firm.records import UserError, Verdict
+from firm.rl.run import run
+
+
+class Launched(Exception):
+    """The job would have been started."""
+
+
+def start(folder: Path, monkeypatch: pytest.MonkeyPatch, verdict: dict[str, Any], *overrides: str) -> None:
+    def launch(*_: object) -> None:
+        raise Launched
+
+    (folder / "verdict.json").write_text(Verdict(checks=[], **verdict).model_dump_json())
+    monkeypatch.setattr("firm.rl.run.launch", launch)
+    monkeypatch.setattr("firm.rl.run.TrainingJob", lambda *_: None)
+
+    class Inputs(dict[str, Path]):
+        refs = None
+
+    class Out:
+        folder = None
+
+    run(load_config("gen-shapes", overrides), Inputs(verdict=folder), Out())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        ({"trusted": False}, "the critic is not trusted, so it will not steer RL"),
+        ({"trusted": True, "gaps": ["quality.pairwise"]}, "has passed no rule for quality.pairwise on images of"),
+    ],
+)  # fmt: skip
+def test_without_it_nothing_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verdict: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError, match=words) as refused:
+        start(tmp_path, monkeypatch, verdict)
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("gaps", "overrides"),
+    [
+        ([], []),
+        (["beauty.pairwise"], []),  # of no dimension of the reward
+        (
+            ["quality.pairwise"],
+            [
+                "bench.gate.accept_gaps=[quality.pairwise]",
+                "bench.gate.rules=[{metric: skill_low, source: policy, at_least: 0}, {metric: pairwise, "
+                "dimension: instruction_following, source: policy, at_least: 0.8}]",
+            ],
+        ),
+    ],
+)
+def test_with_it_the_job_is_launched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gaps: list[str], overrides: list[str]
+) -> None:
+    with pytest.raises(Launched):
+        start(tmp_path, monkeypatch, {"trusted": True, "gaps": gaps}, *overrides)
