@@ -80,6 +80,7 @@ def summary(artifact: Path) -> Summary:
     return Summary.model_validate_json((artifact / "summary.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_critic_alone_is_trained_measured_and_gated(tmp_path: Path, images: Path) -> None:
     output = finish(tmp_path, written(tmp_path, **critic_alone(images)))
     assert "The report is" in output

@@ -131,9 +131,9 @@ def test_alarms_are_in_the_progress_and_in_the_summary() -> None:
     audit = Audit(epoch=0, prompts=(0, 1), critic=values, auditor=values)
     numbers = {"reward": 0.5, "loss": 1.0, "old_deviation": 0.1, "invalid_judgements": 0.0}
     course = [{"step": i, **numbers, **line} for i, line in enumerate(lines(6, blanks=0.75), 1)]
-    found = alarms(course, config.rl.monitors)
-    assert _note(course[-1], [audit], found).endswith("; ALARM: 75% of the images were nearly empty (bound 50%)")
-    assert "ALARM" not in _note(course[-1], [audit], [])
+    told = _note(course, [audit], config.rl.monitors)
+    assert told.endswith("; ALARM: 75% of the images were nearly empty (bound 50%)")
+    assert "ALARM" not in _note(course[:4], [audit], config.rl.monitors)
     loud = summary(config, [audit, audit.model_copy(update={"sample": "report"})], course)
     sentence = "Alarm from epoch 5 to 6: 75% of the images were nearly empty (bound 50%)."
     assert loud.metrics["alarms"] == 1 and loud.notes[1:] == [sentence]
