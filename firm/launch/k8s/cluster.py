@@ -108,10 +108,9 @@ class Cluster:
         )
 
     def create_job(self, body: dict[str, Any]) -> bool:
-        """Create a job; False where another of this name is there. A field that no job has is refused by its name."""
-        arguments = (GROUP, VERSION, self.namespace, PLURAL, body)
+        """Create a job; False where another of this name is there."""
         try:
-            self.call(lambda: self.custom.create_namespaced_custom_object(*arguments, field_validation="Strict"))
+            self.call(lambda: self.custom.create_namespaced_custom_object(GROUP, VERSION, self.namespace, PLURAL, body))
         except client.ApiException as error:
             if error.status != CONFLICT:
                 what = "this cluster knows no PyTorchJobs"
