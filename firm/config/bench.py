@@ -104,6 +104,10 @@ class Rule(Section):
         return self.metric in ("pairwise", "pairwise_low") and self.at_least > 0.5
 
 
+PROOFS = ("skill_low", "pairwise")
+"""What a critic must show in each dimension of the reward: see `BenchConfig.gaps`."""
+
+
 class Gate(Section):
     """A critic that fails a rule never becomes a reward."""
 
@@ -135,7 +139,7 @@ class BenchConfig(Section):
         return [
             f"{dimension}.{what}"
             for dimension in dimensions
-            for what in ("skill_low", "pairwise")
+            for what in PROOFS
             if not any(rule.covers(what, dimension) for rule in rules)
         ]
 

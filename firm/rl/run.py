@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from firm.config import SteeredRun
+from firm.config.bench import PROOFS
 from firm.config.reward import REWARD
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
@@ -43,9 +44,11 @@ def run(config: SteeredRun, inputs: Inputs, out: Output) -> Summary:
 
 
 def _check_verdict(config: SteeredRun, verdict: Verdict) -> None:
-    """Of a run without RL, the gate need not look at images of the policy."""
-    matter = [gap for gap in verdict.gaps if gap.rpartition(".")[0] in config.reward.dimensions]
-    gaps = [gap for gap in matter if gap not in config.bench.gate.accept_gaps]
+    """Of a run without RL, or with another reward, the gate need not have looked at all that this one needs."""
+    ruled = {check.dimension for check in verdict.checks}
+    needed = [f"{dimension}.{what}" for dimension in config.reward.dimensions for what in PROOFS]
+    lacking = [gap for gap in needed if gap in verdict.gaps or gap.rpartition(".")[0] not in ruled]
+    gaps = [gap for gap in lacking if gap not in config.bench.gate.accept_gaps]
     if gaps or not verdict.trusted:
         what = f"has passed no rule for {', '.join(gaps)} on images of the policy" if gaps else "is not trusted"
         fix = "measure it with this configuration, which has rl"

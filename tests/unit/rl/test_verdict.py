@@ -1,12 +1,13 @@
 """RL starts with the gate's permission only, and with one that looked at all that RL needs."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from firm.config.loading import load_config
-from firm.records import UserError, Verdict
+from firm.records import Check, UserError, Verdict
 from firm.rl.run import run
 
 
@@ -14,11 +15,26 @@ class Launched(Exception):
     """The job would have been started."""
 
 
-def start(folder: Path, monkeypatch: pytest.MonkeyPatch, verdict: dict[str, Any], *overrides: str) -> None:
+BOTH = ("instruction_following", "quality")
+
+
+def start(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verdict: dict[str, Any],
+    *overrides: str,
+    ruled: Sequence[str] = BOTH,
+) -> None:
+    """Run RL with a verdict whose rules were about the dimensions ``ruled``."""
+
     def launch(*_: object) -> None:
         raise Launched
 
-    (folder / "verdict.json").write_text(Verdict(checks=[], **verdict).model_dump_json())
+    checks = [
+        Check(metric="pairwise", dimension=d, source="policy", value=0.9, bound="", passed=True, message="")
+        for d in ruled
+    ]
+    (folder / "verdict.json").write_text(Verdict(checks=checks, **verdict).model_dump_json())
     monkeypatch.setattr("firm.rl.run.launch", launch)
     monkeypatch.setattr("firm.rl.run.TrainingJob", lambda *_: None)
 
@@ -44,6 +60,13 @@ def test_without_it_nothing_is_launched(
     with pytest.raises(UserError, match=words) as refused:
         start(tmp_path, monkeypatch, verdict)
     assert refused.value.exit_code == 2
+
+
+def test_a_verdict_for_a_reward_of_fewer_dimensions_is_not_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"no rule for quality\.skill_low, quality\.pairwise on images of"):
+        start(tmp_path, monkeypatch, {"trusted": True}, ruled=BOTH[:1])
 
 
 @pytest.mark.parametrize(
