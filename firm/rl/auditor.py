@@ -48,7 +48,7 @@ class Auditor:
         self.config = config
         self.ranks = ranks
         judge = config.auditor.judge
-        self.judge = open_judge(judge, config.auditor.rubrics, chat=open_chat("auditor", judge))
+        self.judge: Judge = open_judge(judge, config.auditor.rubrics, chat=open_chat("auditor", judge))
 
     def check(self, epoch: int, parameters: str = "ema", sample: SampleName = "check") -> Audit:
         """Sample with a parameter set, which is what it is after ``epoch``, and judge."""

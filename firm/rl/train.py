@@ -75,12 +75,17 @@ class RLTrainer:
     def owes_check(self) -> bool:
         """Whether this epoch is to be audited and has not been."""
         due = self.epoch % self.config.auditor.every == 0 or self.epoch == self.config.rl.max_epochs
-        return due and self.epoch not in {audit.epoch for audit in self.history}
+        return due and not self.is_audited
+
+    @property
+    def is_audited(self) -> bool:
+        """Whether the last audit was of this epoch."""
+        return bool(self.history) and self.history[-1].epoch == self.epoch
 
     @property
     def is_done(self) -> bool:
         """Whether all epochs are trained and audited, or the auditor says to stop."""
-        if self.owes_check:
+        if self.owes_check or not self.is_audited:
             return False
         stopped = self.config.auditor.stops and over_optimised(self.history, self.config) is not None
         return stopped or self.epoch == self.config.rl.max_epochs
@@ -169,7 +174,7 @@ def _train(trainer: RLTrainer, journals: Journals, answers: str, out: Output) ->
 def _save(trainer: RLTrainer, checkpoints: Checkpoints) -> None:
     """Save a checkpoint, before and again after an audit: one that fails costs nothing but itself."""
     if trainer.ranks.is_main:
-        audited = "-audited" if trainer.history and trainer.history[-1].epoch == trainer.epoch else ""
+        audited = "-audited" if trainer.is_audited else ""
         name = f"epoch-{trainer.epoch}{audited}"
         save_state(checkpoints.folder / name, trainer.tensors(), trainer.state())
         checkpoints.keep(name, METRICS)

@@ -196,7 +196,7 @@ def test_a_policy_that_only_the_critic_likes_is_stopped_and_not_kept() -> None:
     config = settings(max_epochs=8, adv_clip_max=5)
     often = config.auditor.model_copy(update={"num_images": 64, "every": 1, "window": 2})
     trainer = make(config.model_copy(update={"auditor": often}))
-    trainer.auditor.judge = Redness(-1)  # type: ignore[assignment]
+    trainer.auditor.judge = Redness(-1)
     trainer.check()
     while not trainer.is_done:
         trainer.run_epoch()
@@ -281,7 +281,7 @@ def test_processes_share_an_audit_and_wait_for_a_slow_judge(tmp_path: Path, monk
     first, second = (json.loads((tmp_path / f"audit{rank}.json").read_text()) for rank in range(2))
     assert (first["judged"], second["judged"]) == (2, 3) and first["audit"] == second["audit"]
     trainer = make(config)
-    trainer.auditor.judge = Redness()  # type: ignore[assignment]
+    trainer.auditor.judge = Redness()
     trainer.check()
     alone = trainer.history[0].model_dump(mode="json")
     for who in ("critic", "auditor"):
@@ -346,7 +346,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     if ranks.rank == request.get("failing_rank"):
         trainer.critic = Failing()
     if "slow_s" in request:
-        trainer.auditor.judge = judge = Slow(request["slow_s"] * ranks.rank)  # type: ignore[assignment]
+        trainer.auditor.judge = judge = Slow(request["slow_s"] * ranks.rank)
         trainer.check()
         seen = {"audit": trainer.history[0].model_dump(mode="json"), "judged": len(judge.asked)}
         (out.folder / f"audit{ranks.rank}.json").write_text(json.dumps(seen))

@@ -80,7 +80,7 @@ def test_an_audit_of_edits_counts_the_copies(demo: RunConfig, tmp_path: Path, mo
     policy.train(None, ("ema",), seed=0)
     prompts = [Prompt(text=text, image=str(tmp_path / "source.png")) for text in ("make it blue", "make it green")]
     auditor = Auditor(policy, Twos(), prompts, config, ALONE)
-    auditor.judge = Twos()  # type: ignore[assignment]
+    auditor.judge = Twos()
     assert auditor.check(0).seen == {"copies": 0.75, "blanks": 1.0}
 
 
