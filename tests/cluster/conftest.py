@@ -181,9 +181,9 @@ def kind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kind]:
         subprocess.run(["charts/kind/down"], cwd=ROOT, env=settings, check=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def backend(kind: Kind) -> None:
-    """Skips a test where the KFP backend is off."""
+    """Skips tests where the KFP backend is off."""
     if not kind.kfp:
         pytest.skip(f"the KFP backend is not here ({BACKEND})")
 

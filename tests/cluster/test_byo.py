@@ -12,7 +12,7 @@ import pytest
 import urllib3
 import yaml
 from authority import Authority, moto
-from cluster import backend, second
+from cluster import kubeflow, second
 from minio import Minio
 
 pytestmark = pytest.mark.kfp
@@ -53,10 +53,8 @@ def mirror(kind: Any, objects: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def own(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def own(kind: Any, backend: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The installation: KFP and its Argo of the scenario file, and chart firm with the same store."""
-    if not kind.kfp:
-        pytest.skip("the images of the KFP backend are not here")
     folder = tmp_path_factory.mktemp("byo")
     authority = Authority(folder)
     with ExitStack() as stack:
@@ -92,13 +90,15 @@ def own(kind: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def test_a_pipeline_runs_and_its_artifacts_are_in_the_store_of_others(own: Any, small: Path, tmp_path: Path) -> None:
-    pipeline = backend.package(own, tmp_path / "curation.yaml", "--py", "pipelines/stages.py", "--function", "curation")
+    pipeline = kubeflow.package(
+        own, tmp_path / "curation.yaml", "--py", "pipelines/stages.py", "--function", "curation"
+    )
     overrides = ("--set", "name=byo", "--set", f"store=s3://{BUCKET}/runs")
     config = own.run("firm", "config", "show", str(small), "--json", *overrides)
     with own.forward("ml-pipeline", 8888) as api:
-        own.wait_for("the KFP API", lambda: backend.call(api, "healthz"), 120)
-        run_id = backend.submit(own, api, pipeline, "byo", config)
-        backend.finish(own, api, run_id)
+        own.wait_for("the KFP API", lambda: kubeflow.call(api, "healthz"), 120)
+        run_id = kubeflow.submit(own, api, pipeline, "byo", f"config={config}")
+        kubeflow.finish(own, api, run_id)
     pool = urllib3.PoolManager(ca_certs=own.env["FIRM_CA_BUNDLE"])
     host = own.env["FIRM_S3_ENDPOINT"].removeprefix("https://")
     store = Minio(host, *KEYS.values(), region=VALUES["objectStore"]["region"], http_client=pool)

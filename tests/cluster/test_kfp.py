@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cluster import backend
-from cluster.backend import call, finish, state
+from cluster import kubeflow
+from cluster.kubeflow import call, finish, state
 
 from firm.config import STAGES
 
@@ -20,10 +20,8 @@ WHOLE = f"kfp-whole-{TOKEN}"
 
 
 @pytest.fixture(scope="module")
-def api(kind: Any) -> Iterator[str]:
+def api(kind: Any, backend: None) -> Iterator[str]:
     """Address of the KFP API."""
-    if not kind.kfp:
-        pytest.skip("the images of the KFP backend are not here (ghcr.io/kubeflow/kfp-api-server:2.17.0)")
     with kind.forward("ml-pipeline", 8888) as address:
         kind.wait_for("the KFP API", lambda: call(address, "healthz"), 120)
         yield address
@@ -33,12 +31,12 @@ def api(kind: Any) -> Iterator[str]:
 def submit(kind: Any, api: str, small: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """submit(name, *settings): id of a run that the kfp command line has started."""
     folder = tmp_path_factory.mktemp("package")
-    pipeline = backend.package(kind, folder / "full.yaml", "--py", "pipelines/full.py")
+    pipeline = kubeflow.package(kind, folder / "full.yaml", "--py", "pipelines/full.py")
 
     def start(name: str, *settings: str, parameters: tuple[str, ...] = ()) -> str:
         overrides = [x for s in (f"name={name}", *settings) for x in ("--set", s)]
         config = kind.run("firm", "config", "show", str(small), "--json", *overrides)
-        return backend.submit(kind, api, pipeline, name, config, *parameters)
+        return kubeflow.submit(kind, api, pipeline, name, f"config={config}", *parameters)
 
     return start
 

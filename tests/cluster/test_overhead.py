@@ -1,15 +1,13 @@
 """What a step of Kubeflow Pipelines costs besides its own work, with the chart's settings and with KFP's defaults."""
 
-import json
-import re
 import sys
-import urllib.request
 from datetime import datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import pytest
+from cluster import kubeflow
 from kfp import compiler, dsl
 
 pytestmark = [pytest.mark.kfp, pytest.mark.bench]
@@ -38,36 +36,22 @@ def compile_chain(image: str, path: Path) -> Path:
 def seconds_a_step(kind: Any, package: Path) -> list[float]:
     """From the start of a task's driver to that of the next one's."""
     with kind.forward("ml-pipeline", 8888) as api:
-        kind.wait_for("the API", lambda: _get(f"{api}/apis/v2beta1/healthz"), 120)
-        said = kind.run(
-            "kfp", "--endpoint", api, "--output", "json", "run", "create", "-e", "firm", "-f", str(package), "text=a"
-        )  # fmt: skip
-        found = re.search(r"runs/details/([0-9a-f-]{36})", said)
-        assert found, said
-        url = f"{api}/apis/v2beta1/runs/{found[1]}"
-        kind.wait_for("the run's end", lambda: _get(url).get("state") == "SUCCEEDED", 400)
-    [workflow] = kind.get("workflows", "-l", f"pipeline/runid={found[1]}")
+        kind.wait_for("the API", lambda: kubeflow.call(api, "healthz"), 120)
+        run_id = kubeflow.submit(kind, api, package, "overhead", "text=a")
+        kubeflow.finish(kind, api, run_id, seconds=400)
+    [workflow] = kind.get("workflows", "-l", f"pipeline/runid={run_id}")
     nodes = [n for n in workflow["status"]["nodes"].values() if n["type"] == "Pod"]
     drivers = sorted(_time(n["startedAt"]) for n in nodes if "container-driver" in n["displayName"] + n["templateName"])
     ends = [*drivers[1:], _time(workflow["status"]["finishedAt"])]
     return [round(end - start, 1) for start, end in zip(drivers, ends, strict=True)]
 
 
-def _get(url: str) -> dict[str, Any]:
-    try:
-        with urllib.request.urlopen(url, timeout=20) as answer:
-            return dict(json.load(answer))
-    except OSError:
-        return {}
-
-
 def _time(stamp: str) -> float:
     return datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
 
 
+@pytest.mark.usefixtures("backend")
 def test_a_step_costs_less_than_with_the_defaults(kind: Any, tmp_path: Path) -> None:
-    if not kind.kfp:
-        pytest.skip("the images of the KFP backend are not here")
     slim = kind.get("cronjobs")[0]["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["image"]
     package = compile_chain(slim, tmp_path / "chain.yaml")
     values = tmp_path / "values.yaml"

@@ -39,11 +39,11 @@ def package(kind: Any, pipeline: Path, *options: str) -> Path:
     return pipeline
 
 
-def submit(kind: Any, api: str, pipeline: Path, name: str, config: str, *parameters: str) -> str:
-    """Start a run of a compiled pipeline with a configuration as JSON; returns its id."""
+def submit(kind: Any, api: str, pipeline: Path, name: str, *parameters: str) -> str:
+    """Start a run of a compiled pipeline with parameters such as ``config={...}``; returns its id."""
     said = kind.run(
         "kfp", "--endpoint", api, "--output", "json", "run", "create", "-e", "firm", "-r", name,
-        "-f", str(pipeline), f"config={config}", *parameters,
+        "-f", str(pipeline), *parameters,
     )  # fmt: skip
     found = re.search(r"runs/details/([0-9a-f-]{36})", said)
     assert found, said
