@@ -34,6 +34,13 @@ def test_an_uneven_split_is_refused(groups: int, size: int) -> None:
     assert caught.value.exit_code == 2 and "rl.prompts_per_epoch" in str(caught.value)
 
 
+@given(st.integers(0, 50), st.integers(1, 12))
+def test_shares_are_everything_once_in_order_and_even(number: int, size: int) -> None:
+    shares = [Ranks(rank, size, CPU).share(number) for rank in range(size)]
+    assert [i for share in shares for i in share] == list(range(number))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
 @given(PURPOSES, PURPOSES, st.integers(0, 9), st.integers(0, 9))
 def test_seeds_differ_by_seed_and_purpose(a: tuple[str | int, ...], b: tuple[str | int, ...], x: int, y: int) -> None:
     assert 0 <= seed_for(x, *a) < 2**63

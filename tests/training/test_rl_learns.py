@@ -280,6 +280,9 @@ def test_processes_share_an_audit_and_wait_for_a_slow_judge(tmp_path: Path, monk
     launch(job(config, epochs=0, slow_s=6), Output.open(str(tmp_path)), LocalLaunch(num_workers=2))
     first, second = (json.loads((tmp_path / f"audit{rank}.json").read_text()) for rank in range(2))
     assert (first["judged"], second["judged"]) == (2, 3) and first["audit"] == second["audit"]
+    every = first["audit"]["critic"]["reward"]
+    assert first["few"] == second["few"] == every[:1], "the first rank has no image, and takes part"
+    assert first["failing"] == second["failing"] == [*every[:2], None, None, None]
     trainer = make(config)
     trainer.auditor.judge = Redness()
     trainer.check()
@@ -339,6 +342,14 @@ class Slow(Redness):
         return super().judge(items)
 
 
+def audited(trainer: RLTrainer, num_images: int) -> list[float | None]:
+    """The critic's rewards of so many images."""
+    config = trainer.auditor.config
+    few = config.auditor.model_copy(update={"num_images": num_images})
+    trainer.auditor.config = config.model_copy(update={"auditor": few})
+    return list(trainer.auditor.check(0).critic["reward"])
+
+
 def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> None:
     """The worker of the tests above."""
     ranks = dist.start()
@@ -349,6 +360,11 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
         trainer.auditor.judge = judge = Slow(request["slow_s"] * ranks.rank)
         trainer.check()
         seen = {"audit": trainer.history[0].model_dump(mode="json"), "judged": len(judge.asked)}
+        judge.seconds = 0
+        seen["few"] = audited(trainer, 1)
+        if ranks.rank == 1:
+            trainer.auditor.critic = Failing()
+        seen["failing"] = audited(trainer, 5)
         (out.folder / f"audit{ranks.rank}.json").write_text(json.dumps(seen))
     stats = [trainer.run_epoch() for _ in range(request["epochs"])]
     save_file(
