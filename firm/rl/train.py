@@ -172,7 +172,7 @@ def _train(trainer: RLTrainer, journals: Journals, answers: str, out: Output) ->
 
 
 def _save(trainer: RLTrainer, checkpoints: Checkpoints) -> None:
-    """Save a checkpoint, before and again after an audit: one that fails costs nothing but itself."""
+    """Save a checkpoint; an epoch that is also audited has one before and one after: an audit that fails is cheap."""
     if trainer.ranks.is_main:
         audited = "-audited" if trainer.is_audited else ""
         name = f"epoch-{trainer.epoch}{audited}"
