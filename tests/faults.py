@@ -61,7 +61,6 @@ FAULTS = [
     Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", PROCESSES),
     Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
     Fault("firm/rl/auditor.py", "self.ranks.share(number)", "range(number)", DIVIDED),
-    Fault("firm/rl/train.py", "return due and not self.is_audited", "return due", RESUMED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
     Fault("firm/sft/train.py", "control.should_save |= self.checkpoints.overdue()", "pass", TIMED),
     Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', RL),
