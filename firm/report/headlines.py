@@ -83,6 +83,9 @@ def _trust(config: MeasuredRun, bench: Summary, terms: Terms) -> Headline:
     rows = {d: row for d, row in trust_rows(config, bench).items() if row["mae"] is not None}
     gaps = config.bench.gate.accept_gaps
     accepted = f" No rule of the gate looks at {', '.join(gaps)}: the configuration accepts that." if gaps else ""
+    missing = config.bench.open_gaps(config.dimensions)  # only of a run without RL
+    if missing:
+        accepted += f" No rule looks at {', '.join(missing)} on images of a policy, so rl refuses this critic."
     if not rows:
         text = f"Its error on {words(config.dimensions[0])} is not known: there are no such judgements.{accepted}"
         return {"tone": "note", "title": f"{head}.", "text": text}
@@ -98,7 +101,7 @@ def _trust(config: MeasuredRun, bench: Summary, terms: Terms) -> Headline:
     if pairs := [f"{row['pairwise']:.0%} for {words(d)}" for d, row in rows.items() if row["pairwise"] is not None]:
         text += f" Of two {terms.image}s of one {terms.group} it ranks rightly: {', '.join(pairs)} (chance: 50%)."
     better = all(row["mae"] < row["constant_mae"] for row in rows.values())
-    tone = ("good" if better and not gaps else "note") if trusted else "bad"
+    tone = ("good" if better and not gaps and not missing else "note") if trusted else "bad"
     return {"tone": tone, "title": title, "text": text + accepted}
 
 

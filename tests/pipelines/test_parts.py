@@ -109,6 +109,9 @@ def test_a_critic_that_is_there_is_measured_and_gated(tmp_path: Path, images: Pa
     assert not summary(made["bench"]).notes, "nobody knows what such a critic was trained on"
     page = (tmp_path / "small" / "report.html").read_text()
     assert "Can the critic be trusted?" in page and 'id="data"' not in page
+    [headline] = json.loads((made["report"] / "data.json").read_text())["headlines"]
+    lacking = ", ".join(f"{d}.{what}" for d in SHORT for what in ("skill_low", "pairwise"))
+    assert f"No rule looks at {lacking} on images of a policy, so rl refuses this critic." in headline["text"]
 
 
 def in_process(folder: Path, monkeypatch: pytest.MonkeyPatch, **plain: Any) -> dict[str, Path]:
