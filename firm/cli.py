@@ -11,6 +11,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from firm import __version__
+from firm.plan.assumptions import Assumptions
 from firm.records import UserError
 from firm.terminal import visible
 
@@ -61,6 +62,44 @@ def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer
 
         page = run_locally(run.config, run.path)
     print(f"The report is {page}")
+
+
+@app.command()
+def plan(
+    source: Source,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: Annotated[bool, typer.Option("--json", help="For machines: bytes, FLOPs and hours.")] = False,
+    tflops: Annotated[float, typer.Option(min=1, help="What a GPU can compute in bfloat16.")] = Assumptions.tflops,
+    mfu: Annotated[float, typer.Option(min=0.001, max=1, help="Share of it that is reached.")] = Assumptions.mfu,
+    bandwidth: Annotated[float, typer.Option(min=1, help="GB/s of a GPU's memory.")] = Assumptions.bandwidth,
+    mbu: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Share of it that is reached where answers are written.")
+    ] = Assumptions.mbu,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Of a prompt.")] = Assumptions.prompt_tokens,
+    answer_tokens: Annotated[int, typer.Option(min=1, help="Of an answer.")] = Assumptions.answer_tokens,
+    image_side: Annotated[
+        int, typer.Option(min=0, help="Pixels of a side of curated images; 0: as large as the policy's.")
+    ] = Assumptions.image_side,
+    num_candidates: Annotated[
+        int, typer.Option("--candidates", min=1, help="Rows of a file of candidates that is not there.")
+    ] = Assumptions.candidates,
+) -> None:
+    """Say what a run will cost, from configurations alone: memory of a GPU, FLOPs, hours, calls to others."""
+    from firm.config.loading import load_config
+    from firm.critics.rubrics import check_rubrics
+    from firm.plan import table
+    from firm.plan.stages import Planner
+
+    config = load_config(source, overrides)
+    check_rubrics(config)
+    given = Assumptions(
+        tflops, mfu, bandwidth, mbu, prompt_tokens, answer_tokens, image_side, candidates=num_candidates
+    )
+    stages = Planner(config, given).stages()
+    if as_json:
+        print(json.dumps(table.as_json(stages, given)))
+    else:
+        table.show(stages, given)
 
 
 @contextmanager

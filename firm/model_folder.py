@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,22 @@ _KERNELS = ("attn_implementation", "experts_implementation")
 """Keys of a configuration whose value may name a kernel of a hub, `owner/name`."""
 _CONVERT = "convert it to safetensors, for example with save_pretrained() where its origin is trusted"
 _OWN_CODE = "give a model whose classes are part of transformers and diffusers"
+_BLANK = ContextVar("models are made without their weights", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Inside, a loader makes a model as its configuration says, and reads no weights: for planning."""
+    token = _BLANK.set(True)
+    try:
+        yield
+    finally:
+        _BLANK.reset(token)
+
+
+def are_weights_read() -> bool:
+    """Whether a loader reads weights, as it does outside `without_weights`."""
+    return not _BLANK.get()
 
 
 def check_model_folder(folder: Path) -> None:

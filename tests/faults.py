@@ -37,6 +37,15 @@ LEASES = ("tests/integration/test_leases.py",)
 JOBS = ("tests/unit/launch/test_job.py",)
 CHECKPOINTS = ("tests/integration/test_checkpoint.py",)
 PUBLISHED = ("tests/integration/test_published.py",)
+METERED = ("tests/unit/plan/test_meter.py",)
+PLANNED = ("tests/unit/plan/test_stages.py",)
+TRAINED = (
+    "tests/unit/plan/test_critic.py::"
+    "test_data_parallel_workers_hold_buckets_and_while_a_checkpoint_is_written_the_moments_twice",
+)
+REFUSED = ("tests/unit/plan/test_critic.py::test_a_critic_that_cannot_be_gone_through_is_named",)
+UPDATED = ("tests/unit/plan/test_policy.py::test_update[tiny-LoRA, checkpointed]",)
+SAMPLED = ("tests/unit/plan/test_policy.py::test_sampling[tiny editor-3.0]",)
 TLS = ("tests/integration/test_tls.py",)
 
 
@@ -365,4 +374,13 @@ FAULTS = [
     Fault("firm/storage/checkpoint.py", "            if not fault:", "            if True:", CHECKPOINTS),
     Fault("firm/storage/checkpoint.py", "self._restore(name)", "pass", CHECKPOINTS),
     Fault("firm/certificates.py", "(*variables, CA_BUNDLE)", "variables", TLS),
+    # Plans
+    Fault("firm/plan/meter.py", "self.live[part] -= size\n\n    def __torch", "pass\n\n    def __torch", METERED),
+    Fault("firm/plan/meter.py", "return 10 * query.numel()", "return 8 * query.numel()", METERED),
+    Fault("firm/plan/critic.py", "optimizer_tensors(optimizer, [", "str([", TRAINED),
+    Fault("firm/plan/policy.py", "enable_gradient_checkpointing()", "eval()", UPDATED),
+    Fault("firm/plan/policy.py", "(1 if guidance == 1 else 2)", "1", SAMPLED),
+    Fault("firm/plan/origins.py", "except Exception as error:", "except ImportError as error:", REFUSED),
+    Fault("firm/plan/stages.py", "* (audited / self.workers)", "* audited", PLANNED),
+    Fault("firm/plan/stages.py", "find_family(policy.family, key).check(model, key)", "pass", PLANNED),
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.utils import logging
 
 from firm.chat.messages import MAX_TOP_LOGPROBS, Reply, Token
@@ -21,7 +21,7 @@ from firm.critics.prefix import Past, groups, split
 from firm.critics.rubrics import Rubric, load_rubric
 from firm.critics.soft import pool, read_reply
 from firm.locate import model_path
-from firm.model_folder import cannot_load
+from firm.model_folder import are_weights_read, cannot_load
 from firm.records import SCORES, Assessment, Invalid, Judgement, UserError
 from firm.seeds import seed_for
 
@@ -51,6 +51,9 @@ def load_model(config: CriticConfig, model: str) -> PreTrainedModel:
     dtype = getattr(torch, config.dtype)
     logging.disable_progress_bar()  # progress bars clutter a log
     try:
+        if not are_weights_read():
+            made = AutoConfig.from_pretrained(path, trust_remote_code=False)
+            return AutoModelForImageTextToText.from_config(made, dtype=dtype, trust_remote_code=False)
         loaded, info = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, trust_remote_code=False, use_safetensors=True, output_loading_info=True
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from firm.config import PolicyConfig
 from firm.locate import kind_of_model, model_path
-from firm.model_folder import PIPELINE, cannot_load, check_model_folder
+from firm.model_folder import PIPELINE, are_weights_read, cannot_load, check_model_folder, json_object
 from firm.records import UserError
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def load_pipe(pipeline: Any, config: PolicyConfig, device: torch.device, **optio
             path = pipeline.download(path, use_safetensors=True, trust_remote_code=False)
             check_model_folder(Path(path))
         dtype = getattr(torch, config.dtype)
+        if not are_weights_read():
+            return _made(pipeline, Path(path), dtype)
         pipe = pipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
         pipe.to(device)  # fails where a weight is missing
     except UserError:
@@ -67,6 +70,24 @@ def load_pipe(pipeline: Any, config: PolicyConfig, device: torch.device, **optio
         raise cannot_load("a policy", config.model, f"a {pipeline.__name__}", error) from error
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _made(pipeline: Any, folder: Path, dtype: torch.dtype) -> Any:
+    """The pipeline in a folder as its configurations say, without weights; what has no files there is None."""
+    parts: dict[str, Any] = {}
+    for name, value in json_object(folder / PIPELINE).items():
+        if isinstance(value, list):
+            kind = getattr(import_module(value[0]), value[1]) if (folder / name).is_dir() else None
+            parts[name] = kind and _part(kind, folder / name, dtype)
+    return pipeline(**parts)
+
+
+def _part(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
+    if hasattr(kind, "load_config") and issubclass(kind, nn.Module):  # of diffusers
+        return nn.Module.to(kind.from_config(kind.load_config(folder)), dtype)  # its own would warn
+    if issubclass(kind, nn.Module):
+        return kind._from_config(kind.config_class.from_pretrained(folder), dtype=dtype)
+    return kind.from_pretrained(folder)
 
 
 def pixels(images: Tensor) -> Tensor:

@@ -77,6 +77,9 @@ class Family(Protocol):
             UserError: A source image cannot be used.
         """
 
+    def blank(self, number: int, tokens: int) -> Conditions:
+        """Conditions of the shapes that those of ``number`` prompts of so many ``tokens`` have; for planning."""
+
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """Velocity noise - x0 [B, ...] at ``latents`` [B, ...] and ``sigma`` [B] in [0, 1]."""
 

@@ -23,6 +23,9 @@ from firm.records import Prompt, UserError
 
 GRID = 32  # pixels; the pipeline rounds the sides of a source to multiples of it
 
+_TEMPLATE_TOKENS = 12
+"""What the pipeline's template adds to an instruction and its source, in Qwen2.5-VL's tokens, behind what it drops."""
+
 
 class QwenImageEdit:
     """The family's adapter; see :class:`firm.policies.policy.Family` for shapes. Latents are packed, [B, L, C]."""
@@ -47,7 +50,8 @@ class QwenImageEdit:
         self._dtype = getattr(torch, config.dtype)
         self._resolution = config.resolution
         # What the text encoder is shown: the pipeline's size, or less where its processor takes no more.
-        most = self._pipe.processor.image_processor.size["longest_edge"]  # an area, in spite of its name
+        processor = self._pipe.processor  # none, where a model is made without its files
+        most = processor.image_processor.size["longest_edge"] if processor else CONDITION_IMAGE_SIZE  # areas
         self._shown = isqrt(min(CONDITION_IMAGE_SIZE, most))
         self.denoiser = self._pipe.transformer
         self._side = config.resolution // self._pipe.vae_scale_factor // 2  # tokens
@@ -77,6 +81,15 @@ class QwenImageEdit:
         )
         masks = {} if mask is None else {"prompt_embeds_mask": mask}
         return Conditions({"prompt_embeds": embeds, "source_latents": self.latents(sources), **masks})
+
+    def blank(self, number: int, tokens: int) -> Conditions:
+        """Empty embeddings of instructions of ``tokens`` tokens, which see their source, and latents of sources."""
+        vision = self._pipe.text_encoder.config.vision_config
+        seen = round(self._shown / (vision.patch_size * vision.spatial_merge_size)) ** 2
+        length = _TEMPLATE_TOKENS + seen + tokens
+        embeds = torch.empty(number, length, self.denoiser.config.joint_attention_dim, dtype=self._dtype)
+        source = torch.empty(number, *self.latent_shape, dtype=self._dtype)
+        return Conditions({"prompt_embeds": embeds, "source_latents": source})
 
     def latents(self, pictures: Sequence[Image.Image]) -> Tensor:
         """Clean latents [B, L, C] of square pictures; those of another size are resized."""

@@ -58,6 +58,14 @@ class SD3:
         )
         return Conditions({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
 
+    def blank(self, number: int, tokens: int) -> Conditions:
+        """Empty embeddings; prompts are padded to what CLIP and T5 take, whatever their ``tokens``."""
+        config = self.denoiser.config
+        length = self._pipe.tokenizer_max_length + self._tokens
+        embeds = torch.empty(number, length, config.joint_attention_dim, dtype=self._dtype)
+        pooled = torch.empty(number, config.pooled_projection_dim, dtype=self._dtype)
+        return Conditions({"prompt_embeds": embeds, "pooled_prompt_embeds": pooled})
+
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """One forward pass of the transformer; sigma in [0, 1] becomes the timestep in [0, 1000] here only."""
         dtype = self._dtype

@@ -33,6 +33,8 @@ from firm.storage.checkpoint import Checkpoints, load_optimizer, load_state, opt
 POLICY = "policy"
 METRICS = "metrics.jsonl"
 AUDITS = "audits.jsonl"
+COPIES = ("old", "ema", "best", "reference")
+"""Values of the policy that are kept beside its own."""
 
 
 class RLTrainer:
@@ -51,7 +53,7 @@ class RLTrainer:
         self.config = config
         self.ranks = ranks
         self.policy = Policy(config.policy, ranks.device)
-        self.sets = self.policy.train(rl.lora, ("old", "ema", "best", "reference"), config.seed, start)
+        self.sets = self.policy.train(rl.lora, COPIES, config.seed, start)
         self.critic = load_critic(critic_folder, config.critic, ranks.device, open_chat)
         self.prompts = load_prompts(config.prompts, "train")
         self.auditor = Auditor(self.policy, self.critic, self.prompts, config, ranks, open_chat)

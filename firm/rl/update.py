@@ -66,7 +66,7 @@ class Updater:
             sigmas, noise = self._draw(rollout, samples, epoch, inner)
             denominator = count * sigmas.shape[1]
             for j in range(sigmas.shape[1]):
-                sums += self._backward(rollout, samples, sigmas[:, j], noise[:, j], denominator)
+                sums += self.backward(rollout, samples, sigmas[:, j], noise[:, j], denominator)
         sum_gradients(self.sets.trainable, self.ranks)
         norm = torch.nn.utils.clip_grad_norm_(self.sets.trainable, self.rl.max_grad_norm)
         self.optimizer.step()
@@ -91,7 +91,7 @@ class Updater:
         device = self.policy.device
         return torch.stack(sigmas).to(device), torch.stack(noise).to(device)
 
-    def _backward(self, rollout: Rollout, samples: Tensor, sigma: Tensor, noise: Tensor, denominator: int) -> Tensor:
+    def backward(self, rollout: Rollout, samples: Tensor, sigma: Tensor, noise: Tensor, denominator: int) -> Tensor:
         """Accumulate the gradient of one timestep; returns this rank's share of ``SUMS``."""
         rl = self.rl
         samples = samples.to(self.policy.device)

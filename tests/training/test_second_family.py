@@ -63,6 +63,9 @@ class Tiny:
         texts = [[sum(prompt.text.encode()[i::8]) / 1000 for i in range(8)] for prompt in prompts]
         return Conditions({"text": torch.tensor(texts)})
 
+    def blank(self, number, tokens):
+        return Conditions({"text": torch.empty(number, 8)})
+
     def velocity(self, latents, sigma, conditions):
         return self.denoiser(latents, sigma, conditions.tensors["text"])
 

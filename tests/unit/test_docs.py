@@ -105,6 +105,8 @@ def test_every_command_works(command: str, folder: Path, monkeypatch: pytest.Mon
     elif program == "firm" and words[0] == "ablate":
         monkeypatch.chdir(folder)
         check_ablation(words[2], words[3:], monkeypatch)
+    elif program == "firm" and words[0] == "plan" and len(words) > 1:
+        check_plan(words[1:], monkeypatch)
     elif program == "firm" and len(words) > 1:
         subprocess.run([sys.executable, "-m", "firm.cli", *words], cwd=folder, check=True, capture_output=True)
     else:  # a mention of the command, or a server
@@ -137,6 +139,15 @@ def check_ablation(source: str, options: list[str], monkeypatch: pytest.MonkeyPa
     names = [options[i + 1] for i, name in enumerate(options) if name == "--reward"]
     seeds = [int(given["--seed"])] if "--seed" in given else [0, 1, 2]
     assert [one.at(config.store) for one in started] == plan(config, seeds, names)
+
+
+def check_plan(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the measuring, which takes minutes for large models."""
+    from firm.plan.stages import Planner
+
+    monkeypatch.setattr(Planner, "stages", lambda _: [])
+    result = CliRunner().invoke(app, ["plan", *words])
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if re.match("firm (doctor|status|cancel|reap) ", c)])

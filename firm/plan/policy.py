@@ -1,0 +1,111 @@
+"""What a policy costs: sampling with it, and one pass of RL's update."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from firm.config import PolicyConfig, RLConfig
+from firm.dist import Ranks
+from firm.plan.assumptions import Cost
+from firm.plan.meter import Meter
+from firm.plan.origins import going_through
+from firm.policies.policy import Policy
+from firm.rl.rollout import Rollout
+from firm.rl.train import COPIES
+from firm.rl.update import Updater
+from firm.storage.checkpoint import optimizer_tensors
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Work on one GPU.
+
+    Attributes:
+        memory: Bytes by part, at the moment when they are most.
+        item: Cost of one image, or one sample at one timestep.
+    """
+
+    memory: Counter[str]
+    item: Cost
+
+
+class PolicyMeter:
+    """Measures a policy, whose ``model`` is a folder; what it has been made to train stays so.
+
+    Attributes:
+        checkpoint: Bytes of a checkpoint of RL.
+        saving: Bytes of memory by part while one is written.
+    """
+
+    def __init__(self, config: PolicyConfig, prompt_tokens: int) -> None:
+        self._model = config.model
+        self._tokens = prompt_tokens
+        self._meter = Meter()
+        self.checkpoint = 0
+        self.saving = Counter[str]()
+        with self._measuring():
+            self._policy = Policy(config, CPU)
+            self._meter.watch(self._policy.family.denoiser)
+
+    @contextmanager
+    def _measuring(self) -> Iterator[Meter]:
+        with going_through(self._model, "policy.model"), self._meter:
+            yield self._meter
+
+    def train(self, rl: RLConfig) -> None:
+        """Make it what RL trains, with its copies and the optimizer's states."""
+        with self._measuring() as meter:
+            denoiser = self._policy.family.denoiser
+            sets = self._policy.train(rl.lora, COPIES, seed=0)
+            self._updater = Updater(self._policy, rl, 0, Ranks(0, 1, CPU))
+            meter.watch(denoiser)
+            copies = meter.mark((t for copy in sets.sets.values() for t in copy), "states")
+            for parameter in sets.trainable:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients = meter.mark((p.grad for p in sets.trainable if p.grad is not None), "gradients")
+            optimizer = self._updater.optimizer
+            optimizer.step()
+            states = meter.mark((t for state in optimizer.state.values() for t in state.values()), "states")
+            self.checkpoint = gradients + copies + states  # gradients are as large as what is trained
+            meter.reset()
+            optimizer_tensors(optimizer, sets.names)
+            self.saving = meter.peak
+            if rl.gradient_checkpointing:
+                denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+
+    def sampling(self, batch: int, steps: int, guidance: float = 1.0) -> Measured:
+        """Images sampled and decoded ``batch`` at a time."""
+        policy = self._policy
+        with self._measuring() as meter, torch.no_grad():
+            meter.reset()
+            latents = torch.empty(batch, *policy.latent_shape)
+            conditions = policy.family.blank(batch, self._tokens)
+            velocity = policy.velocity(latents, torch.empty(batch), conditions)
+            if guidance != 1:
+                velocity = policy.guided(velocity, velocity.clone(), guidance)
+            step = meter.flops * (1 if guidance == 1 else 2)
+            denoising = meter.peak
+            del velocity, conditions
+            meter.reset()
+            policy.decode(latents)
+            memory = max(denoising, meter.peak, key=Counter.total)
+            return Measured(memory, Cost(steps * step + meter.flops) * (1 / batch))
+
+    def update(self, batch: int) -> Measured:
+        """One pass of an update, of ``batch`` samples at one timestep each; see :meth:`train`."""
+        policy = self._policy
+        with self._measuring() as meter:
+            latents = torch.empty(batch, *policy.latent_shape)
+            rows = torch.arange(batch)
+            conditions = policy.family.blank(batch, self._tokens)
+            rollout = Rollout(latents, conditions, rows, torch.empty(batch), 0, rows >= 0, {})
+            meter.reset()
+            self._updater.backward(rollout, rows, torch.empty(batch), torch.empty_like(latents), batch)
+            return Measured(meter.peak, Cost(meter.flops) * (1 / batch))
