@@ -12,6 +12,7 @@ RESUMED = ("tests/training/test_rl_learns.py::test_an_audit_that_fails_costs_not
 TIMED = ("tests/training/test_sft_learns.py::test_a_checkpoint_is_also_taken_when_time_has_passed",)
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
+FEW = ("tests/unit/rl/test_rollout.py::test_a_group_with_too_few_valid_judgements_is_left_out",)
 SHARED = ("tests/unit/critics/test_prefix.py",)
 SERVED = ("tests/integration/test_critic_server.py",)
 CHAT = ("tests/unit/chat",)
@@ -148,6 +149,10 @@ FAULTS = [
     Fault("firm/policies/generate.py", 'text="", image=prompt.image', 'text="", image=prompts[0].image', POLICIES),
     Fault("firm/policies/sampler.py", "/ (2 * ratio)", "/ ratio", POLICIES),
     Fault("firm/policies/generate.py", "row[prompt] for prompt in prompts", "0 for prompt in prompts", POLICIES),
+    Fault("firm/rl/rollout.py", "all_valid & enough", "all_valid", FEW),
+    Fault("firm/chat/client.py", "error.unanswered and self._silence.lasts(began, str(error))", "False", WIRE),
+    Fault("firm/chat/silence.py", "or self._answered > began", "", WIRE),
+    Fault("firm/chat/silence.py", "silent_s > self._patience_s", "silent_s > 9 * self._patience_s", WIRE),
     # critics
     Fault(
         "firm/critics/local.py",

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
@@ -25,8 +26,12 @@ import tenacity
 from firm.certificates import TRUST, distrust, tls_context
 from firm.chat.completion import excerpt, max_bytes, read_reply
 from firm.chat.messages import MAX_TOP_LOGPROBS, ChatMessage, Reply, RequestFailed
+from firm.chat.silence import Silence
 from firm.config import EndpointChat, PythonChat
 from firm.records import UserError
+
+AWAY = (502, 503, 504)
+"""What a proxy, or a server that stops or starts, says in the place of an answer."""
 
 
 def open_chat(config: PythonChat | EndpointChat) -> PythonClient | EndpointClient:
@@ -87,9 +92,12 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 class _Again(Exception):
     """A failure that may pass: wait and send the request again."""
 
-    def __init__(self, detail: str, wait_s: float = 0.0, unreachable: bool = False) -> None:
+    def __init__(
+        self, detail: str, wait_s: float = 0.0, *, unanswered: bool = False, unreachable: bool = False
+    ) -> None:
         super().__init__(detail)
         self.wait_s = wait_s
+        self.unanswered = unanswered or unreachable
         self.unreachable = unreachable
 
 
@@ -98,9 +106,10 @@ class EndpointClient:
 
     429, 5xx, 408, timeouts and connection errors are sent again with exponential back-off and jitter, honouring
     Retry-After, until ``deadline_s``, which holds whatever the server does: requests run in an event loop, where
-    anything that waits can be cancelled. An answer may be as large as ``max_tokens`` tokens can be, and is not to be
-    compressed, as a few bytes could unpack to any number. The API key comes from the environment variable that the
-    config names; without that variable no key is sent.
+    anything that waits can be cancelled. With ``patience_s`` deadlines begin anew while the server answers nobody, and
+    all requests end when it has not for so long. An answer may be as large as ``max_tokens`` tokens can be, and is not
+    to be compressed, as a few bytes could unpack to any number. The API key comes from the environment variable that
+    the config names; without that variable no key is sent.
 
     Args:
         config: Address, model and limits.
@@ -138,7 +147,10 @@ class EndpointClient:
         except (httpx.InvalidURL, ValueError) as error:
             raise UserError(f"the endpoint's URL or proxy is wrong: {error}", config.base_url, "", True) from error
         self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._in_flight = set[Future[Any]]()
         self._failures = 0
+        self._silence = Silence(config.patience_s, self.url)
         self._loop = _event_loop()
 
     def complete(
@@ -165,7 +177,10 @@ class EndpointClient:
         return reply
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; a request that has no answer yet gets none."""
+        self._closed.set()
+        for request in tuple(self._in_flight):
+            request.cancel()
         asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
 
     def _check_circuit(self, detail: str) -> None:
@@ -181,21 +196,26 @@ class EndpointClient:
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            return max(self._backoff(state), error.wait_s if isinstance(error, _Again) else 0.0)
+            backoff = min(self._backoff(state), self._config.deadline_s / 2)
+            return max(backoff, error.wait_s if isinstance(error, _Again) else 0.0)
 
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_Again),
-            stop=tenacity.stop_before_delay(self._config.deadline_s),
+            stop=lambda state: self._closed.is_set() or time.monotonic() + state.upcoming_sleep >= deadline,
             wait=wait,
+            sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,
         )
         try:
             for attempt in retrying:
                 with attempt:
+                    began = time.monotonic()
                     try:
                         return self._send(body, limit, deadline)
                     except _Again as error:
                         only_unreachable = only_unreachable and error.unreachable
+                        if error.unanswered and self._silence.lasts(began, str(error)):
+                            deadline = time.monotonic() + self._config.deadline_s
                         raise
         except _Again as error:
             if only_unreachable:
@@ -207,20 +227,23 @@ class EndpointClient:
     def _send(self, body: bytes, limit: int, deadline: float) -> bytes:
         """Send once; the answer's bytes, at most ``limit``, if its status is 2xx."""
         timeout = max(0.001, min(self._config.timeout_s, deadline - time.monotonic()))
+        exchange = asyncio.run_coroutine_threadsafe(self._exchange(body, limit, timeout), self._loop)
+        self._in_flight.add(exchange)
+        exchange.add_done_callback(self._in_flight.discard)
         try:
-            response, content = asyncio.run_coroutine_threadsafe(
-                self._exchange(body, limit, timeout), self._loop
-            ).result()
+            response, content = exchange.result()
         except httpx.ConnectError as error:
             if reason := distrust(error):
                 raise UserError(f"the certificate of the endpoint is not trusted: {reason}", self.url, TRUST) from error
             raise _Again(str(error) or "connection failed", unreachable=True) from error
         except TimeoutError as error:
-            raise _Again(f"no whole answer within {timeout:g} s") from error
+            raise _Again(f"no whole answer within {timeout:g} s", unanswered=True) from error
         except httpx.TransportError as error:
-            raise _Again(f"{type(error).__name__}: {error}") from error
+            raise _Again(f"{type(error).__name__}: {error}", unanswered=True) from error
         except (httpx.InvalidURL, UnicodeError) as error:  # the address that a redirect names
             raise RequestFailed(f"a redirect to an impossible address: {type(error).__name__}: {error}") from error
+        if response.status_code not in AWAY:
+            self._silence.end()
         if not response.is_success:
             self._raise_for_status(response, content)
         if (encoding := response.headers.get("Content-Encoding", "").lower()) not in ("", "identity"):
@@ -249,7 +272,8 @@ class EndpointClient:
             fix = f"check base_url (it usually ends in /v1) and the model name {self._config.model!r}"
             raise UserError(f"the endpoint does not know this address or model ({detail})", self.url, fix)
         if status in (408, 429) or status >= 500:
-            raise _Again(detail, wait_s=_retry_after(response.headers.get("Retry-After")))
+            wait_s = _retry_after(response.headers.get("Retry-After"))
+            raise _Again(detail, wait_s, unanswered=status in AWAY)
         raise RequestFailed(detail)
 
 

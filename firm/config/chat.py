@@ -41,6 +41,7 @@ class EndpointChat(Section):
     temperature: NonNegative = 0.0
     timeout_s: Positive = 120.0
     deadline_s: Positive = 600.0  # for one judgement, retries included
+    patience_s: Positive | None = None  # for a server that answers nobody; null: as long as one judgement
     concurrency: PositiveInt = 8
     logprobs: bool = False  # ask for the likeliest tokens: a judge's scores have distributions then
 

@@ -32,6 +32,7 @@ class RLConfig(Section):
     lora: LoraConfig | None = None  # null: full fine-tuning
     beta: Positive = 1.0
     adv_clip_max: Positive = 5.0
+    min_valid_share: Share = 0.0  # of a group's samples; a group with fewer valid rewards is left out
     adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"
     std: Literal["global", "group"] = "global"
     kl_weight: NonNegative = 1e-4

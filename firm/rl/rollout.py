@@ -127,7 +127,8 @@ def with_advantages(
     shape = (rl.prompts_per_epoch, rl.group_size)
     all_rewards = torch.tensor([r for r, _, _ in scored]).view(shape)
     all_valid = torch.tensor([v for _, v, _ in scored]).view(shape)
-    advantage, mask = advantages(all_rewards, all_valid, rl.std)
+    enough = all_valid.float().mean(1, keepdim=True) >= rl.min_valid_share
+    advantage, mask = advantages(all_rewards, all_valid & enough, rl.std)
     latents = groups.generated.latents
     return Rollout(
         latents=latents,

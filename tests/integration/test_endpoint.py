@@ -8,6 +8,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -298,6 +299,41 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match="cannot be reached") as error:
         client.complete([user_message("x")], max_tokens=1, temperature=0, seed=None)
     assert url in str(error.value) and "start the server" in str(error.value)
+
+
+AWAY = {"starts": status(503), "drops": drop, "hangs": hang}
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_a_server_that_answers_nobody_is_waited_for_beyond_deadlines(server: Server, name: str) -> None:
+    script = [AWAY[name]] * 6
+    options = {"deadline_s": 0.1, "timeout_s": 0.2}
+    with pytest.raises(RequestFailed, match="gave up"):
+        ask(server.client(*script, ok(), **options))
+    assert ask(server.client(*script, ok(), patience_s=60, **options)).text == "\\boxed{4}"
+
+
+@pytest.mark.parametrize("name", AWAY)
+def test_a_server_that_answers_nobody_for_too_long_ends_the_run(server: Server, name: str) -> None:
+    client = server.client(AWAY[name], deadline_s=0.3, timeout_s=0.2, patience_s=1)
+    with pytest.raises(UserError, match=r"answered nobody for \d s") as error:
+        ask(client)
+    assert server.url in str(error.value) and "to resume" in str(error.value)
+
+
+def test_patience_is_no_second_deadline_for_what_the_server_does_not_answer_alone(server: Server) -> None:
+    """Others are answered meanwhile: this one is lost, and nobody waits for it."""
+
+    def step(request: HTTPRequest) -> None:
+        hang(request) if b"slow" in request.body else ok()(request)
+
+    client = server.client(step, deadline_s=0.6, timeout_s=0.2, patience_s=60)
+    with ThreadPoolExecutor(1) as executor:
+        slow = executor.submit(client.complete, [user_message("slow")], max_tokens=1, temperature=0, seed=None)
+        while not slow.done():
+            ask(client)
+    with pytest.raises(RequestFailed, match=r"gave up after 0\.6 s"):
+        slow.result()
 
 
 def test_a_server_that_fails_every_request_is_given_up(server: Server) -> None:

@@ -72,6 +72,16 @@ def test_invalid_judgements_are_masked_and_leave_the_others_alone(policy: Policy
     assert found.stats["soft_share"] == 1 and nothing.stats["soft_share"] is None
 
 
+def test_a_group_with_too_few_valid_judgements_is_left_out(policy: Policy) -> None:
+    """One of three fails in the first group, two of three in the second."""
+    half, most = (roll(policy, Redness(failing=[0, 3, 4]), min_valid_share=share) for share in (0.5, 0.7))
+    everything = roll(policy, Redness(failing=[0, 3, 4]))
+    assert half.trained.tolist() == everything.trained.tolist() == [False, True, True, *[False] * 3, *[True] * 6]
+    assert most.trained.tolist() == [False] * 6 + [True] * 6 and not most.advantage[:6].any()
+    assert (most.stats["masked_samples"], most.stats["invalid_judgements"]) == (6, 3)
+    assert torch.equal(half.advantage, everything.advantage)
+
+
 def test_judgements_without_a_distribution_show(policy: Policy) -> None:
     class Hard(Redness):
         def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
