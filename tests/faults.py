@@ -13,6 +13,7 @@ TIMED = ("tests/training/test_sft_learns.py::test_a_checkpoint_is_also_taken_whe
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
 FEW = ("tests/unit/rl/test_rollout.py::test_a_group_with_too_few_valid_judgements_is_left_out",)
+OVERLAP = ("tests/unit/rl/test_overlap.py",)
 SHARED = ("tests/unit/critics/test_prefix.py",)
 SERVED = ("tests/integration/test_critic_server.py",)
 CHAT = ("tests/unit/chat",)
@@ -70,7 +71,7 @@ FAULTS = [
     Fault("firm/rl/update.py", "count * sigmas.shape[1]", "count", RL),
     Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", PROCESSES),
     Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
-    Fault("firm/rl/auditor.py", "self.ranks.share(number)", "range(number)", DIVIDED),
+    Fault("firm/rl/auditor.py", "self.ranks.share(len(drawn))", "range(len(drawn))", DIVIDED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
     Fault("firm/sft/train.py", "control.should_save |= self.checkpoints.overdue()", "pass", TIMED),
     Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', RL),
@@ -90,9 +91,7 @@ FAULTS = [
     Fault("firm/rl/auditor.py", 'f"audit/{sample}"', '"audit"', TRAINER),
     Fault("firm/rl/auditor.py", "-1 - get_args(SampleName).index(sample)", "-1", TRAINER),
     Fault("firm/rl/auditor.py", 'candidates[epoch], "report"', 'candidates[epoch], "choice"', RL),
-    Fault(
-        "firm/rl/auditor.py", "for judge in (self.critic, self.judge)", "for judge in (self.critic, self.critic)", RL
-    ),
+    Fault("firm/rl/auditor.py", "for judge in (critic, auditor)", "for judge in (critic, critic)", RL),
     Fault("firm/rl/auditor.py", "d, formula.soft)", "d, True)", RL),
     Fault("firm/rl/auditor.py", "kept = best(choice).epoch", "kept = max(candidates)", RL),
     Fault("firm/rl/train.py", "candidates[audits[-1].epoch]", "candidates[audits[0].epoch]", RL),
@@ -149,10 +148,20 @@ FAULTS = [
     Fault("firm/policies/generate.py", 'text="", image=prompt.image', 'text="", image=prompts[0].image', POLICIES),
     Fault("firm/policies/sampler.py", "/ (2 * ratio)", "/ ratio", POLICIES),
     Fault("firm/policies/generate.py", "row[prompt] for prompt in prompts", "0 for prompt in prompts", POLICIES),
+    Fault(
+        "firm/policies/generate.py",
+        "        each(parts[-1])\n",
+        "    for part in parts:\n        each(part)\n",
+        OVERLAP,
+    ),
+    Fault("firm/critics/calls.py", ", return_when=FIRST_EXCEPTION", "", OVERLAP),
+    Fault("firm/critics/judge.py", "isinstance(judge, ChatJudge) and judge.concurrency:", "False:", OVERLAP),
     Fault("firm/rl/rollout.py", "all_valid & enough", "all_valid", FEW),
     Fault("firm/chat/client.py", "error.unanswered and self._silence.lasts(began, str(error))", "False", WIRE),
     Fault("firm/chat/silence.py", "or self._answered > began", "", WIRE),
     Fault("firm/chat/silence.py", "silent_s > self._patience_s", "silent_s > 9 * self._patience_s", WIRE),
+    Fault("firm/chat/client.py", "            request.cancel()", "            pass", OVERLAP),
+    Fault("firm/chat/client.py", "self._closed.is_set() or ", "", OVERLAP),
     # critics
     Fault(
         "firm/critics/local.py",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from firm.chat.messages import IMAGE_MARK, Chat, ChatMessage, Reply, RequestFailed, user_message
 from firm.critics.answers import AnswerStyle
+from firm.critics.calls import Calls
 from firm.critics.rubrics import INSTEAD, Rubric, load_rubric
 from firm.critics.soft import pool, read_reply
 from firm.prompts import with_source
@@ -101,7 +103,7 @@ class ChatJudge:
         chat: The chat to ask.
         rubrics: Name of the template for each dimension.
         attempts: Tries for an answer that does not parse, with another seed and temperature > 0 after the first.
-        concurrency: Requests in flight.
+        concurrency: Requests in flight, by threads of their own; 0: the caller's thread asks, one after the other.
         temperature: Temperature of the first try; with several samples it must be above 0.
         max_tokens: Limit of an answer.
         answer_style: ``score_first`` for critics trained to answer ``Score: N`` first; otherwise the rubric's format.
@@ -117,7 +119,7 @@ class ChatJudge:
         rubrics: Mapping[str, str],
         *,
         attempts: int = 3,
-        concurrency: int = 1,
+        concurrency: int = 0,
         temperature: float = 0.0,
         max_tokens: int = 4096,
         answer_style: AnswerStyle = "reason_first",
@@ -126,7 +128,7 @@ class ChatJudge:
         self.chat = chat
         self.rubrics: dict[str, Rubric] = {dimension: load_rubric(name) for dimension, name in rubrics.items()}
         self._attempts = attempts
-        self._concurrency = concurrency
+        self.concurrency = concurrency
         self._temperature = temperature
         self._max_tokens = max_tokens
         self._style = answer_style
@@ -145,20 +147,27 @@ class ChatJudge:
         Raises:
             UserError: The judge cannot be used at all, for example because of a refused key or a server that is down.
         """
-        return [{d: answered.outcome for d, answered in row.items()} for row in self.ask_all(items)]
+        return [_outcomes(row) for row in self.ask_all(items)]
 
     def ask_all(self, items: Sequence[JudgeInput]) -> list[dict[str, Answered[Judgement]]]:
         """As `judge`, with the raw answers."""
-        tasks = [(item, dimension) for item in items for dimension in self.rubrics]
-        if self._concurrency <= 1 or len(tasks) <= 1:
-            answers = [self.ask(*task) for task in tasks]
-        else:
-            with ThreadPoolExecutor(min(self._concurrency, len(tasks)), thread_name_prefix="judge") as executor:
-                # After an error or Ctrl-C, map cancels what has not started.
-                answers = list(executor.map(lambda task: self.ask(*task), tasks))
-        width = len(self.rubrics)
-        rows = (answers[i * width : (i + 1) * width] for i in range(len(items)))
-        return [dict(zip(self.rubrics, row, strict=True)) for row in rows]
+        questions = self.questions(items)
+        if not self.concurrency:
+            return self.rows(items, [ask() for ask in questions])
+        with Calls[Answered[Judgement]](self.concurrency) as calls:
+            calls.add(questions)
+            return self.rows(items, calls.results())
+
+    def questions(self, items: Sequence[JudgeInput]) -> list[Callable[[], Answered[Judgement]]]:
+        """What is to be called to judge items: an item after the other, on one dimension after the other."""
+        return [partial(self.ask, item, dimension) for item in items for dimension in self.rubrics]
+
+    def rows(
+        self, items: Iterable[JudgeInput], answers: Iterable[Answered[Judgement]]
+    ) -> list[dict[str, Answered[Judgement]]]:
+        """What the `questions` about items gave, by item."""
+        each = iter(answers)
+        return [{dimension: next(each) for dimension in self.rubrics} for _ in items]
 
     def ask(self, item: JudgeInput, dimension: str) -> Answered[Judgement]:
         """Judge one item on one dimension.
@@ -184,6 +193,60 @@ class ChatJudge:
             max_tokens=self._max_tokens,
             temperature=self._temperature,
         )
+
+
+def _outcomes(row: Mapping[str, Answered[Judgement]]) -> Assessment:
+    return {dimension: answered.outcome for dimension, answered in row.items()}
+
+
+class Judging(Protocol):
+    """Judging of what is added piece by piece."""
+
+    def add(self, items: Sequence[JudgeInput]) -> None:
+        """Add items; raises what judging the earlier ones has raised."""
+
+    def assessments(self) -> list[Assessment]:
+        """One assessment for each item that was added, in order; raises as `Judge.judge` does."""
+
+
+@contextmanager
+def judging(judge: Judge) -> Iterator[Judging]:
+    """Judge what is added piece by piece, with the outcomes of one call of ``judge`` for all of it.
+
+    A judge that waits for a server is asked at once, while the caller makes more. One that computes here is asked in
+    the end: it would take the processor from who makes more, and it chooses its batches itself.
+    """
+    if isinstance(judge, ChatJudge) and judge.concurrency:
+        with Calls[Answered[Judgement]](judge.concurrency) as calls:
+            yield _AtOnce(judge, calls)
+    else:
+        yield _InTheEnd(judge)
+
+
+class _AtOnce:
+    def __init__(self, judge: ChatJudge, calls: Calls[Answered[Judgement]]) -> None:
+        self._judge = judge
+        self._calls = calls
+        self._items: list[JudgeInput] = []
+
+    def add(self, items: Sequence[JudgeInput]) -> None:
+        self._calls.add(self._judge.questions(items))
+        self._items += items
+
+    def assessments(self) -> list[Assessment]:
+        return [_outcomes(row) for row in self._judge.rows(self._items, self._calls.results())]
+
+
+class _InTheEnd:
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+        self._items: list[JudgeInput] = []
+
+    def add(self, items: Sequence[JudgeInput]) -> None:
+        self._items += items
+
+    def assessments(self) -> list[Assessment]:
+        return self._judge.judge(self._items) if self._items else []
 
 
 def message_of(rubric: Rubric, item: JudgeInput) -> ChatMessage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,7 @@ def generate(
     solver: str = "euler",
     guidance_scale: float = 1.0,
     batch_size: int,
+    each: Callable[[Tensor], None] = lambda _: None,
 ) -> Generated:
     """Sample one image per prompt under the parameter set in use.
 
@@ -51,16 +52,17 @@ def generate(
         solver: "euler" or "dpm2".
         guidance_scale: Classifier-free guidance against the empty prompt, with the same source; 1 means none.
         batch_size: Samples denoised together.
+        each: Called with the latents of each batch, in order, before the next one is denoised.
     """
     conditions, rows = _encode(policy, prompts)
     negative: list[Conditions | None] = [None] * len(rows.split(batch_size))
     if guidance_scale != 1:
         away, away_rows = _encode(policy, [Prompt(text="", image=prompt.image) for prompt in prompts])
         negative = [away.select(r) for r in away_rows.split(batch_size)]
-    parts = [
-        sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, away)
-        for r, n, away in zip(rows.split(batch_size), noise.split(batch_size), negative, strict=True)
-    ]
+    parts = []
+    for r, n, other in zip(rows.split(batch_size), noise.split(batch_size), negative, strict=True):
+        parts.append(sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, other))
+        each(parts[-1])
     return Generated(torch.cat(parts), conditions, rows)
 
 

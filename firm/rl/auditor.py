@@ -10,17 +10,16 @@ from pydantic import TypeAdapter
 from firm.chat.journal import OpenChat, forgetful
 from firm.config import RewardConfig, SteeredRun
 from firm.config.reward import REWARD
-from firm.critics.judge import Judge, JudgeInput, judge_inputs, soft_scores
+from firm.critics.judge import Judge, JudgeInput, Judging, judging, soft_scores
 from firm.critics.load import open_judge
 from firm.dist import Ranks, gather
 from firm.looks import look
-from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.records import Assessment, Invalid, Prompt, UserError
 from firm.rewards import rewards_of
 from firm.rl.audit import Audit, SampleName, Values, best
-from firm.rl.rollout import draw_prompts
+from firm.rl.rollout import draw_prompts, sample_for
 
 IMAGES_PER_PROMPT = 2  # the fewest that show whether the critic ranks images of one prompt as the auditor does
 DIGITS = 4  # of a value in an audit, of which a checkpoint holds thousands
@@ -55,31 +54,25 @@ class Auditor:
         number = self.config.auditor.num_images
         order = draw_prompts(self.prompts, number, self.config.seed, -1 - get_args(SampleName).index(sample))
         drawn = [order[i // IMAGES_PER_PROMPT] for i in range(number)]
-        with self.policy.using(parameters):
-            items = self._sample(drawn, self.ranks.share(number), f"audit/{sample}")
-        critic, auditor = (values(self._judge(judge, items), self.config.reward) for judge in (self.critic, self.judge))
+        with judging(self.critic) as critic, judging(self.judge) as auditor:
+            with self.policy.using(parameters):
+                items = self._sample(drawn, f"audit/{sample}", critic, auditor)
+            found = [values(self._everywhere(judge.assessments()), self.config.reward) for judge in (critic, auditor)]
         seen = shares(gather([look(item.images) for item in items], self.ranks))
-        return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=critic, auditor=auditor, seen=seen)
+        return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=found[0], auditor=found[1], seen=seen)
 
-    def _sample(self, drawn: Sequence[int], share: range, purpose: str) -> list[JudgeInput]:
-        """This rank's share of the images of the drawn prompts."""
-        rl = self.config.rl
+    def _sample(self, drawn: Sequence[int], purpose: str, *judges: Judging) -> list[JudgeInput]:
+        """This rank's share of the images of the drawn prompts, which judges get as they are made."""
+        share = self.ranks.share(len(drawn))
         prompts = [self.prompts[drawn[i]] for i in share]
         if not prompts:
             return []
-        generated = generate(
-            self.policy,
-            prompts,
-            noise_for(self.policy.latent_shape, self.config.seed, purpose, share),
-            num_inference_steps=rl.num_inference_steps,
-            solver=rl.solver,
-            batch_size=rl.batch_size,
-        )
-        return judge_inputs(prompts, to_images(self.policy, generated.latents, rl.batch_size))
+        noise = noise_for(self.policy.latent_shape, self.config.seed, purpose, share)
+        return sample_for(judges, self.policy, prompts, noise, self.config.rl)[1]
 
-    def _judge(self, judge: Judge, items: Sequence[JudgeInput]) -> list[Assessment]:
+    def _everywhere(self, assessments: Sequence[Assessment]) -> list[Assessment]:
         """Assessments of all ranks' images, on every rank."""
-        plain = _ASSESSMENTS.dump_python(judge.judge(items) if items else [], mode="json")
+        plain = _ASSESSMENTS.dump_python(list(assessments), mode="json")
         return _ASSESSMENTS.validate_python(gather(plain, self.ranks))
 
     def choose(self, candidates: Mapping[int, str]) -> list[Audit]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from firm.config import RewardConfig, RLConfig
-from firm.critics.judge import Judge, judge_inputs, soft_scores
+from firm.critics.judge import JudgeInput, Judging, judge_inputs, soft_scores
 from firm.critics.soft import soft_share
 from firm.dist import BatchPlan, Ranks, gather, generator
 from firm.looks import look
@@ -27,18 +27,16 @@ Seen = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Groups:
-    """This rank's samples of one epoch before they are judged; N = its groups x group_size.
+    """This rank's samples of one epoch without their rewards; N = its groups x group_size.
 
     Attributes:
-        prompts: Prompt of each sample (N).
+        items: What is judged of each sample (N).
         generated: Latents and conditions of the samples.
-        images: PNG image of each sample (N).
         first: Index of this rank's first sample among those of all ranks.
     """
 
-    prompts: list[Prompt]
+    items: list[JudgeInput]
     generated: Generated
-    images: list[bytes]
     first: int
 
 
@@ -75,15 +73,15 @@ def draw_prompts(prompts: Sequence[object], number: int, seed: int, epoch: int) 
 
 
 def sample_groups(
-    policy: Policy, prompts: Sequence[Prompt], rl: RLConfig, seed: int, epoch: int, ranks: Ranks
+    policy: Policy, prompts: Sequence[Prompt], rl: RLConfig, seed: int, epoch: int, ranks: Ranks, *critics: Judging
 ) -> Groups:
-    """Sample this rank's groups of one epoch from the old policy.
+    """Sample this rank's groups of one epoch from the old policy; critics get each batch as soon as it is decoded.
 
     A group is one drawn prompt with ``group_size`` noises; its key is its place in the draw, never the prompt's text.
     Noise depends on (seed, epoch, sample) only, so any number of ranks samples the same.
 
     Raises:
-        UserError: The groups do not divide evenly over the ranks.
+        UserError: The groups do not divide evenly over the ranks, or a critic cannot be used.
     """
     plan = BatchPlan.of(rl.prompts_per_epoch, rl.group_size, ranks)
     drawn = draw_prompts(prompts, rl.prompts_per_epoch, seed, epoch)
@@ -91,22 +89,42 @@ def sample_groups(
     asked = [prompts[drawn[i // rl.group_size]] for i in indices]
     noise = noise_for(policy.latent_shape, seed, f"rollout/{epoch}", indices)
     with policy.using("old"):
-        generated = generate(
-            policy,
-            asked,
-            noise,
-            num_inference_steps=rl.num_inference_steps,
-            solver=rl.solver,
-            batch_size=rl.batch_size,
-        )
-    return Groups(asked, generated, to_images(policy, generated.latents, rl.batch_size), indices.start)
+        generated, items = sample_for(critics, policy, asked, noise, rl)
+    return Groups(items, generated, indices.start)
 
 
-def score(critic: Judge, groups: Groups, formula: RewardConfig) -> tuple[Tensor, Tensor, list[Seen]]:
-    """Rewards [N] in [0, 1] of this rank's samples, a mask [N], see :func:`rewards_of`, and what is watched (N)."""
-    items = judge_inputs(groups.prompts, groups.images)
-    assessments = critic.judge(items)
-    seen = [_seen(item.images, a, formula) for item, a in zip(items, assessments, strict=True)]
+def sample_for(
+    judges: Sequence[Judging], policy: Policy, prompts: Sequence[Prompt], noise: Tensor, rl: RLConfig
+) -> tuple[Generated, list[JudgeInput]]:
+    """Sample one image per prompt (N) from noise [N, ...]; judges get each batch as soon as it is decoded."""
+    items: list[JudgeInput] = []
+
+    def hand_over(latents: Tensor) -> None:
+        images = to_images(policy, latents, rl.batch_size)
+        batch = judge_inputs(prompts[len(items) : len(items) + len(images)], images)
+        items.extend(batch)
+        for judge in judges:
+            judge.add(batch)
+
+    generated = generate(
+        policy,
+        prompts,
+        noise,
+        num_inference_steps=rl.num_inference_steps,
+        solver=rl.solver,
+        batch_size=rl.batch_size,
+        each=hand_over,
+    )
+    return generated, items
+
+
+def score(critic: Judging, groups: Groups, formula: RewardConfig) -> tuple[Tensor, Tensor, list[Seen]]:
+    """Rewards [N] in [0, 1] of this rank's samples, a mask [N], see :func:`rewards_of`, and what is watched (N).
+
+    ``critic`` has been given these groups by `sample_groups`.
+    """
+    assessments = critic.assessments()
+    seen = [_seen(item.images, a, formula) for item, a in zip(groups.items, assessments, strict=True)]
     return *rewards_of(assessments, formula), seen
 
 

@@ -14,6 +14,7 @@ from firm.chat.journal import Journals, OpenChat, forgetful
 from firm.config import RLConfig, SteeredRun
 from firm.config.monitors import MonitorsConfig
 from firm.config.reward import REWARD
+from firm.critics.judge import judging
 from firm.critics.load import load_critic, trained_critic
 from firm.dist import Ranks
 from firm.launch.job import worker_main
@@ -66,8 +67,10 @@ class RLTrainer:
     def run_epoch(self) -> dict[str, float | None]:
         """Rollout, update, refresh of the old policy."""
         c = self.config
-        groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks)
-        rollout = with_advantages(groups, *score(self.critic, groups, c.reward), c.rl, self.ranks)
+        with judging(self.critic) as critic:
+            groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks, critic)
+            scored = score(critic, groups, c.reward)
+        rollout = with_advantages(groups, *scored, c.rl, self.ranks)
         stats = self.updater.epoch(rollout, self.epoch)
         self.sets.update_average("old", old_decay(c.rl.decay, self.updater.steps))
         self.epoch += 1

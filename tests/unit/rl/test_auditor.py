@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,8 +72,8 @@ def test_an_audit_has_the_scores_of_both_judges(demo: RunConfig) -> None:
 def test_an_audit_of_edits_counts_the_copies(demo: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, other = (encode_image(Image.new("RGB", (32, 32), colour)) for colour in ("red", "blue"))
     (tmp_path / "source.png").write_bytes(source)
-    monkeypatch.setattr("firm.rl.auditor.generate", lambda *_, **__: SimpleNamespace(latents=None))
-    monkeypatch.setattr("firm.rl.auditor.to_images", lambda *_: [source, other, source, source])
+    monkeypatch.setattr("firm.rl.rollout.generate", lambda *_, each, **__: each(None))
+    monkeypatch.setattr("firm.rl.rollout.to_images", lambda *_: [source, other, source, source])
     config = demo.model_copy(update={"auditor": demo.auditor.model_copy(update={"num_images": 4})})
     policy = Policy(TINY, CPU)
     policy.train(None, ("ema",), seed=0)

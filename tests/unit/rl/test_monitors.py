@@ -13,7 +13,7 @@ from firm.config import RewardConfig, RLConfig
 from firm.config.loading import load_config
 from firm.config.monitors import MonitorsConfig
 from firm.config.reward import REWARD
-from firm.critics.judge import JudgeInput
+from firm.critics.judge import JudgeInput, judge_inputs, judging
 from firm.policies.policy import Policy
 from firm.records import Assessment, Invalid, Judgement, Prompt
 from firm.rl.audit import Audit
@@ -161,8 +161,11 @@ def test_a_rollout_watches_its_images_and_the_scores_of_each_dimension() -> None
     policy = Policy(TINY, CPU)
     policy.train(None, ("old",), seed=0)
     rl = RLConfig(prompts_per_epoch=2, group_size=4, max_epochs=1, num_inference_steps=2)
-    groups = sample_groups(policy, [Prompt(text="a red circle"), Prompt(text="a blue square")], rl, 0, 0, ALONE)
-    stats = with_advantages(groups, *score(Split(), groups, RewardConfig(formula="cme")), rl, ALONE).stats
+    with judging(Split()) as critic:
+        groups = sample_groups(
+            policy, [Prompt(text="a red circle"), Prompt(text="a blue square")], rl, 0, 0, ALONE, critic
+        )
+        stats = with_advantages(groups, *score(critic, groups, RewardConfig(formula="cme")), rl, ALONE).stats
     assert (stats["score_execution"], stats["score_consistency"]) == (4, 2) and stats["error_execution"] == 0
     assert (stats["invalid_share"], stats["invalid_judgements"], stats["zero_std_groups"]) == (0.5, 4, 1)
     assert "copies" not in stats and 0 <= (stats["blanks"] or 0) <= 1
@@ -175,14 +178,14 @@ def test_an_editor_that_returns_its_source_is_seen(tmp_path: Any) -> None:
     rl = RLConfig(prompts_per_epoch=2, group_size=4, max_epochs=1, num_inference_steps=2)
     groups = sample_groups(policy, [Prompt(text="a red circle"), Prompt(text="a blue square")], rl, 0, 0, ALONE)
     prompts = []
-    for i, image in enumerate(groups.images):
+    images = [item.images[0] for item in groups.items]
+    for i, image in enumerate(images):
         picture = Image.open(io.BytesIO(image)).resize((96, 96))
         picture.save(tmp_path / f"{i}.jpg", quality=95)
         prompts.append(Prompt(text="make it red", image=str(tmp_path / f"{i}.jpg")))
-    copied = type(groups)(prompts, groups.generated, groups.images, groups.first)
-    critic = Split()
-    stats = with_advantages(copied, *score(critic, copied, RewardConfig(formula="cme")), rl, ALONE).stats
+    copied = type(groups)(judge_inputs(prompts, images), groups.generated, groups.first)
+    with judging(Split()) as critic:
+        critic.add(copied.items)
+        stats = with_advantages(copied, *score(critic, copied, RewardConfig(formula="cme")), rl, ALONE).stats
     assert stats["copies"] == 1
-    assert all(
-        len(item.images) == 2 and item.images[1] == png for item, png in zip(critic.asked, groups.images, strict=True)
-    )
+    assert all(len(item.images) == 2 and item.images[1] == png for item, png in zip(copied.items, images, strict=True))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from shared import ALONE, CPU, TINY, Redness
 
 from firm.config import RewardConfig, RLConfig
-from firm.critics.judge import JudgeInput
+from firm.critics.judge import JudgeInput, judging
 from firm.policies.policy import Policy
 from firm.records import Assessment, Judgement, Prompt
 from firm.rl.rollout import Rollout, draw_prompts, sample_groups, score, with_advantages
@@ -34,8 +34,9 @@ def settings(**changes: Any) -> RLConfig:
 
 def roll(policy: Policy, critic: Redness | None = None, prompts: Sequence[Prompt] = PROMPTS, **changes: Any) -> Rollout:
     rl = settings(**changes)
-    groups = sample_groups(policy, prompts, rl, 5, 2, ALONE)
-    return with_advantages(groups, *score(critic or Redness(), groups, BASE), rl, ALONE)
+    with judging(critic or Redness()) as judged:
+        groups = sample_groups(policy, prompts, rl, 5, 2, ALONE, judged)
+        return with_advantages(groups, *score(judged, groups, BASE), rl, ALONE)
 
 
 def test_one_sample_per_group_member_under_its_own_prompt(policy: Policy) -> None:
