@@ -13,6 +13,7 @@ TIMED = ("tests/training/test_sft_learns.py::test_a_checkpoint_is_also_taken_whe
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
 FEW = ("tests/unit/rl/test_rollout.py::test_a_group_with_too_few_valid_judgements_is_left_out",)
+HELD = ("tests/unit/critics/test_held.py",)
 OVERLAP = ("tests/unit/rl/test_overlap.py",)
 SHARED = ("tests/unit/critics/test_prefix.py",)
 SERVED = ("tests/integration/test_critic_server.py",)
@@ -163,6 +164,14 @@ FAULTS = [
     Fault("firm/chat/client.py", "            request.cancel()", "            pass", OVERLAP),
     Fault("firm/chat/client.py", "self._closed.is_set() or ", "", OVERLAP),
     # critics
+    Fault("firm/critics/local.py", "**arguments, use_cache=False", "**arguments", HELD),
+    Fault("firm/critics/prefix.py", "_Read(self.cache) if last else", "", HELD),
+    Fault(
+        "firm/critics/pen.py",
+        "*logprobs.topk(min(self._top, logprobs.shape[1]))",
+        "*(t[:, : self._top] for t in logprobs.sort(descending=True))",
+        HELD,
+    ),
     Fault(
         "firm/critics/local.py",
         ".logits[:, -1, self._scores]",
@@ -175,7 +184,7 @@ FAULTS = [
     Fault("firm/critics/local.py", "question_seed(sample, text", "question_seed(0, text", CRITICS),
     Fault("firm/critics/local.py", 'seed_for(seed, "answer", text, *digests)', "seed", CRITICS),
     Fault("firm/critics/local.py", "if len(group) > 1", "if False", SHARED),
-    Fault("firm/critics/prefix.py", "copy.deepcopy(self.cache)", "self.cache", SHARED),
+    Fault("firm/critics/prefix.py", "[copy.copy(layer) for layer in cache.layers]", "cache.layers", SHARED),
     Fault("firm/critics/prefix.py", " - 1 + self.deltas", " - 1", SHARED),
     Fault("firm/critics/prefix.py", '["attention_mask"], mask], 1)', '["attention_mask"], mask * 0 + 1], 1)', SHARED),
     Fault("firm/critics/soft.py", "at_least[1:]", "at_least[:-1]", CRITICS),

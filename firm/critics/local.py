@@ -147,7 +147,8 @@ class LocalCritic:
         """
         inputs = self.encoder.append(inputs, [self._prefix] * len(inputs["input_ids"]))
         del inputs["labels"]
-        logits = self.model(**self._arguments(inputs, past), logits_to_keep=1).logits[:, -1, self._scores]
+        arguments = self._arguments(inputs, past, last=True)
+        logits = self.model(**arguments, use_cache=False, logits_to_keep=1).logits[:, -1, self._scores]
         rows: list[list[float]] = logits.double().softmax(-1).tolist()
         return rows
 
@@ -191,10 +192,10 @@ class LocalCritic:
             tokens.append(Token(piece, logprob, tuple(zip(texts, logprobs, strict=True))))
         return Reply(text, truncated, tuple(tokens))
 
-    def _arguments(self, inputs: Batch, past: Past | None = None) -> dict[str, Any]:
+    def _arguments(self, inputs: Batch, past: Past | None = None, last: bool = False) -> dict[str, Any]:
         floats = self.model.dtype
         moved = {k: t.to(self.device, floats if t.is_floating_point() else None) for k, t in inputs.items()}
-        return moved | past.go_on(moved) if past else moved
+        return moved | past.go_on(moved, last) if past else moved
 
 
 def question_seed(seed: int, text: str, images: Sequence[bytes]) -> int:

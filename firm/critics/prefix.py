@@ -30,11 +30,36 @@ class Past:
     cache: Any
     deltas: Tensor
 
-    def go_on(self, rest: Batch) -> dict[str, Any]:
-        """Arguments, besides ``rest``, of a model that goes on from here; see `split` for the shapes."""
+    def go_on(self, rest: Batch, last: bool) -> dict[str, Any]:
+        """Arguments, besides ``rest``, of a model that goes on from here; see `split` for the shapes.
+
+        ``last``: nothing is read after the rest, so that nothing is kept of it.
+        """
+        cache = _Read(self.cache) if last else _grown_apart(self.cache)
         positions = rest["attention_mask"].cumsum(1) - 1 + self.deltas
         positions = positions[:, -rest["input_ids"].shape[1] :].expand(3, -1, -1)
-        return {"position_ids": positions, "past_key_values": copy.deepcopy(self.cache)}  # models write into caches
+        return {"position_ids": positions, "past_key_values": cache}
+
+
+class _Read:
+    """A cache that does not grow: a layer sees keys and values of what is read after it, and drops them."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        past = self._cache.layers[layer]
+        return torch.cat([past.keys, keys], -2), torch.cat([past.values, values], -2)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
+def _grown_apart(cache: Any) -> Any:
+    """A cache that starts with the tensors of another and leaves them as they are: layers put new ones in place."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
 
 
 def groups(texts: Mapping[str, Sequence[str]]) -> list[list[str]]:

@@ -240,8 +240,8 @@ def _answer(
     first = critic.answer_style == "score_first"
     if first:
         batch = _continued(batch, PREFIX)
-    given = _arguments(model, batch) | (past.go_on(batch) if past else {})
-    cache = model(**given, logits_to_keep=1).past_key_values
+    given = _arguments(model, batch) | (past.go_on(batch, last=first) if past else {})
+    cache = model(**given, use_cache=not first, logits_to_keep=1).past_key_values
     yield Cost(meter.flops), critic.num_samples
     if first:
         return
