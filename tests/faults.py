@@ -172,6 +172,8 @@ FAULTS = [
         "*(t[:, : self._top] for t in logprobs.sort(descending=True))",
         HELD,
     ),
+    Fault("firm/bench/items.py", ", dimensions=tuple(self.references)", "", BENCH),
+    Fault("firm/critics/judge.py", "item.among(self.rubrics)]", "self.rubrics]", CRITICS),
     Fault(
         "firm/critics/local.py",
         ".logits[:, -1, self._scores]",

@@ -56,8 +56,8 @@ class Item:
         ]
 
     def question(self) -> JudgeInput:
-        """What a judge is asked, without the teacher's material."""
-        return JudgeInput(self.prompt, self.images())
+        """What a judge is asked: what there is a reference for, without the teacher's material."""
+        return JudgeInput(self.prompt, self.images(), dimensions=tuple(self.references))
 
 
 def predictions(expected: Sequence[Expected], assessment: Assessment) -> list[Prediction]:

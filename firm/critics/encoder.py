@@ -30,14 +30,17 @@ class Encoder:
         self._control = [token for token in added if len(token) > 1]
         self.text_of: Callable[[int], str] = cache(lambda token: self.read([token]))
 
-    def questions(self, texts: Sequence[str], images: Sequence[Sequence[bytes]], first: int = 0) -> Batch:
+    def questions(
+        self, texts: Sequence[str], images: Sequence[Sequence[bytes]], numbers: Sequence[int] | None = None
+    ) -> Batch:
         """Encode user messages; each ``<image>`` in a text stands for the next of its PNG images.
 
         Raises:
-            UserError: An image cannot be decoded; names its item, counted from ``first``.
+            UserError: An image cannot be decoded; names the number of its item, by default its place.
         """
+        numbers = range(len(images)) if numbers is None else numbers
         prompts = [self._chat(text) for text in texts]
-        pictures = [decode_image(png, f"item {i}") for i, pngs in enumerate(images, first) for png in pngs]
+        pictures = [decode_image(png, f"item {i}") for i, pngs in zip(numbers, images, strict=True) for png in pngs]
         inputs = self.processor(
             text=prompts, images=pictures, padding=True, padding_side="left", return_tensors="pt",
             return_mm_token_type_ids=True,
@@ -50,10 +53,10 @@ class Encoder:
         return int(self.tokenizer.model_max_length)
 
     def wordings(
-        self, texts: Sequence[Sequence[str]], images: Sequence[Sequence[bytes]], first: int = 0
+        self, texts: Sequence[Sequence[str]], images: Sequence[Sequence[bytes]], numbers: Sequence[int] | None = None
     ) -> list[Batch]:
         """Encode several rows of questions about the same images, each as `questions` does; images are read once."""
-        batch = self.questions(texts[0], images, first)
+        batch = self.questions(texts[0], images, numbers)
         return [batch, *(self._reworded(batch, row) for row in texts[1:])]
 
     def _reworded(self, batch: Batch, texts: Sequence[str]) -> Batch:

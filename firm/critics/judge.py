@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,11 +29,17 @@ class JudgeInput:
         prompt: The image's prompt.
         images: PNG bytes: one image for generation, (source, edited) for editing.
         material: What only a teacher is given: name -> lines, such as the questions of a plan.
+        dimensions: On which it is judged; None: on all that the judge knows.
     """
 
     prompt: Prompt
     images: list[bytes]
     material: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    dimensions: Collection[str] | None = None
+
+    def among(self, known: Iterable[str]) -> tuple[str, ...]:
+        """Those of the dimensions that a judge knows on which this is judged, in the judge's order."""
+        return tuple(d for d in known if self.dimensions is None or d in self.dimensions)
 
 
 def judge_inputs(prompts: Iterable[Prompt], images: Iterable[bytes]) -> list[JudgeInput]:
@@ -45,7 +51,7 @@ class Judge(Protocol):
     """A judge of images, trained or served."""
 
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        """Judge ``items``: one assessment per item, in order, each with every dimension."""
+        """Judge ``items``: one assessment per item, in order, each with every dimension on which it is judged."""
         ...
 
 
@@ -142,7 +148,7 @@ class ChatJudge:
         return {dimension: rubric.version for dimension, rubric in self.rubrics.items()}
 
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        """Judge items on every dimension, in order. A failed judgement is `Invalid`, never a number.
+        """Judge items, in order. A failed judgement is `Invalid`, never a number.
 
         Raises:
             UserError: The judge cannot be used at all, for example because of a refused key or a server that is down.
@@ -160,14 +166,14 @@ class ChatJudge:
 
     def questions(self, items: Sequence[JudgeInput]) -> list[Callable[[], Answered[Judgement]]]:
         """What is to be called to judge items: an item after the other, on one dimension after the other."""
-        return [partial(self.ask, item, dimension) for item in items for dimension in self.rubrics]
+        return [partial(self.ask, item, dimension) for item in items for dimension in item.among(self.rubrics)]
 
     def rows(
         self, items: Iterable[JudgeInput], answers: Iterable[Answered[Judgement]]
     ) -> list[dict[str, Answered[Judgement]]]:
         """What the `questions` about items gave, by item."""
         each = iter(answers)
-        return [{dimension: next(each) for dimension in self.rubrics} for _ in items]
+        return [{dimension: next(each) for dimension in item.among(self.rubrics)} for item in items]
 
     def ask(self, item: JudgeInput, dimension: str) -> Answered[Judgement]:
         """Judge one item on one dimension.

@@ -78,27 +78,39 @@ class LocalCritic:
         self._prefix, self._scores = self.encoder.score_tokens()
 
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
-        """One outcome per dimension for each item, in order."""
-        size = self.config.batch_size
-        batches = [self._judge(items[start : start + size], start) for start in range(0, len(items), size)]
-        return [assessment for batch in batches for assessment in batch]
+        """One outcome for each item and dimension on which it is judged, in order.
 
-    def _judge(self, items: Sequence[JudgeInput], first: int) -> list[Assessment]:
-        """Judge one batch, whose first item is number ``first``."""
+        Items of the same dimensions are judged together, ``batch_size`` at a time in their order.
+        """
+        alike: dict[tuple[str, ...], list[int]] = {}
+        for i, item in enumerate(items):
+            alike.setdefault(item.among(self.rubrics), []).append(i)
+        found: dict[int, Assessment] = {}
+        size = self.config.batch_size
+        for dimensions, numbers in alike.items():
+            for batch in (numbers[start : start + size] for start in range(0, len(numbers), size)):
+                found |= zip(batch, self._judge(items, batch, dimensions), strict=True)
+        return [found[i] for i in range(len(items))]
+
+    def _judge(
+        self, all_items: Sequence[JudgeInput], batch: Sequence[int], dimensions: Sequence[str]
+    ) -> list[Assessment]:
+        """Judge those items whose numbers are ``batch``."""
+        items = [all_items[i] for i in batch]
         images = [item.images for item in items]
-        texts = {d: [question(rubric, item.prompt) for item in items] for d, rubric in self.rubrics.items()}
+        texts = {d: [question(self.rubrics[d], item.prompt) for item in items] for d in dimensions}
         answer = self._score_first if self.config.answer_style == "score_first" else self._reason_first
         outcomes = {}
-        for dimension, inputs, past in self._questions(texts, images, first):
+        for dimension, inputs, past in self._questions(texts, images, batch):
             rubric = self.rubrics[dimension]
             outcomes[dimension] = list(answer(inputs, rubric, texts[dimension], images, past))
-        return [{d: outcomes[d][i] for d in self.rubrics} for i in range(len(items))]
+        return [{d: outcomes[d][i] for d in dimensions} for i in range(len(items))]
 
     def _questions(
-        self, texts: Mapping[str, Sequence[str]], images: Sequence[Sequence[bytes]], first: int
+        self, texts: Mapping[str, Sequence[str]], images: Sequence[Sequence[bytes]], numbers: Sequence[int]
     ) -> Iterator[tuple[str, Batch, Past | None]]:
         """The questions of each dimension, without their start where the model has read it for several dimensions."""
-        encoded = dict(zip(texts, self.encoder.wordings(list(texts.values()), images, first), strict=True))
+        encoded = dict(zip(texts, self.encoder.wordings(list(texts.values()), images, numbers), strict=True))
         for group in groups(texts):
             batches = [encoded[dimension] for dimension in group]
             past = None

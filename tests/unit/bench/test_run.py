@@ -11,7 +11,7 @@ from PIL import Image
 from shared import CPU, rendered
 
 from firm.bench import run as stage
-from firm.bench.items import Item, of_examples
+from firm.bench.items import Item, asked, of_examples
 from firm.config import RunConfig
 from firm.config.loading import load_config
 from firm.critics.agreement import Prediction
@@ -79,9 +79,8 @@ class Oracle:
 
     def judge(self, items: Sequence[JudgeInput]) -> list[Assessment]:
         self.asked += len(items)
-        return [
-            {d: self._answer(d, s, i.images[0] in self.own) for d, s in self.scores[i.images[0]].items()} for i in items
-        ]
+        rows = [(item, self.scores[item.images[0]]) for item in items]
+        return [{d: self._answer(d, row[d], i.images[0] in self.own) for d in i.among(row)} for i, row in rows]
 
     def _answer(self, dimension: str, score: int, own: bool) -> Judgement:
         answer = self.distort(dimension, score, own)
@@ -111,6 +110,15 @@ def test_a_critic_is_measured_by_the_configured_point_estimate(bench: Bench) -> 
 
     summary, _ = bench(mumbling, point_estimate="median")
     assert summary.metrics[f"{FOLLOWING}_mae"] == 0
+
+
+def test_a_judge_is_asked_on_what_there_is_a_reference_for(data: Path) -> None:
+    """Balancing leaves many an image with an example of one dimension."""
+    examples = list(iter_shards(data / "test", Example))[1:]
+    first, second, *_ = of_examples(examples)
+    assert (first.question().dimensions, second.question().dimensions) == (("quality",), (FOLLOWING, "quality"))
+    [both] = asked([second], dimensions=["quality", "consistency"])
+    assert both.question().dimensions == ("quality",)
 
 
 def test_a_good_critic_is_trusted_and_the_auditor_is_measured_beside_it(bench: Bench, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from shared import Scripted
@@ -114,6 +115,15 @@ def test_results_have_the_order_of_the_items(concurrency: int) -> None:
     assert [r["instruction_following"] for r in rows] == [Judgement(score=d) for d in digits]
     assert all(list(r) == list(BOTH) and r["quality"] == Judgement(score=1) for r in rows)
     assert chat.most == 1 if concurrency == 1 else 1 < chat.most <= concurrency
+
+
+@pytest.mark.parametrize("concurrency", [0, 2])
+def test_items_are_judged_on_the_dimensions_that_matter_and_no_others(concurrency: int) -> None:
+    some = [("quality",), None, ("instruction_following", "consistency")]
+    chat = Scripted(*['{"score": 3} \\boxed{3}'] * 4)
+    judge = ChatJudge(chat, BOTH, attempts=1, concurrency=concurrency)
+    rows = judge.judge([replace(item(), dimensions=d) for d in some])
+    assert [list(row) for row in rows] == [["quality"], list(BOTH), ["instruction_following"]] and len(chat.calls) == 4
 
 
 def test_a_useless_endpoint_ends_the_run_and_what_is_queued_is_not_started() -> None:

@@ -1,6 +1,7 @@
 """The local critic: asked as it was trained, whatever the batch, and clear about what it cannot read."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -107,6 +108,32 @@ def test_scores_are_distributions_over_every_dimension(folder: Path, items: list
     torch.testing.assert_close(distributions(critic.judge(items)), distributions(found), rtol=0, atol=0)
 
 
+def test_it_is_asked_on_the_dimensions_that_matter_and_no_others(folder: Path, items: list[JudgeInput]) -> None:
+    critic = LocalCritic(folder, config(), CPU)
+    asked = [question(critic.rubrics[d], items[0].prompt) for d in RUBRICS]
+    read: list[str] = []
+    critic.encoder.wordings = lambda texts, *more, ask=critic.encoder.wordings: (
+        read.extend(t for row in texts for t in row) or ask(texts, *more)
+    )  # type: ignore[method-assign, func-returns-value]
+    whole = critic.judge(items)
+    assert len(read) == 14 and set(asked) <= set(read)
+    read.clear()
+    some = [
+        ("quality",),
+        None,
+        ("instruction_following",),
+        ("quality",),
+        ("quality", "instruction_following"),
+        ("quality",),
+    ]
+    found = critic.judge([replace(item, dimensions=dimensions) for item, dimensions in zip(items, some, strict=False)])
+    assert len(read) == 8
+    for dimensions, here, there in zip(some, found, whole, strict=False):
+        assert set(here) == set(dimensions or RUBRICS)
+        for dimension, outcome in here.items():
+            assert outcome.distribution == pytest.approx(there[dimension].distribution, abs=1e-5)  # type: ignore[union-attr]
+
+
 def test_a_critic_that_writes_first_is_read_or_invalid(folder: Path, items: list[JudgeInput]) -> None:
     critic = LocalCritic(folder, config(answer_style="reason_first"), CPU)
     for assessment in critic.judge(items[:4]):
@@ -198,6 +225,9 @@ def test_a_corrupt_image_is_named(folder: Path, items: list[JudgeInput]) -> None
     with pytest.raises(UserError, match="cannot decode image") as caught:
         LocalCritic(folder, config(), CPU).judge(spoilt)
     assert "item 4" in str(caught.value)
+    one = [replace(item, dimensions=("quality",)) for item in spoilt[3:]]
+    with pytest.raises(UserError, match="item 4"):
+        LocalCritic(folder, config(), CPU).judge([*spoilt[:3], *one])
 
 
 @pytest.mark.parametrize(
