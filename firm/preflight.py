@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 
 from PIL import Image
@@ -48,6 +49,7 @@ def _check_round(config: RunConfig, number: int) -> None:
         _check_policy(config, config.policy, "policy", prompts)
     if config.critic.kind != "endpoint":
         kind_of_model(config.critic.model, "critic.model", "config.json", "model_type")
+    _check_server(config)
     check_rubrics(config)
     if config.curation:
         _check_curation(config, config.curation, number, prompts)
@@ -88,6 +90,14 @@ def ask_critic(config: RunConfig) -> None:
         "critic.num_samples above 1, or reward.soft to false and bench.point_estimate to score"
     )
     raise UserError(what, f"critic.endpoint: {critic.endpoint.base_url}", fix)
+
+
+def _check_server(config: RunConfig) -> None:
+    """The program that will serve the critic, where its stages run on this machine."""
+    serve = config.critic.serve
+    if serve is not None and serve.program == "vllm" and config.launch.kind == "local" and not shutil.which("vllm"):
+        fix = "install vllm, or let firm serve the critic"
+        raise UserError("there is no program vllm on the PATH", "critic.serve.program", fix, usage=True)
 
 
 def _check_names(config: RunConfig) -> None:

@@ -230,11 +230,15 @@ class Check(Record):
 
 
 class Verdict(Record):
-    """Result of the gate: trusted only if every check passed. No rule looks at the ``accepted_gaps``."""
+    """Result of the gate: trusted only if every check passed. No rule looks at the ``accepted_gaps``.
+
+    ``critic`` is the hash of the manifest of the trained critic that was measured, empty for one that was not trained.
+    """
 
     trusted: bool
     checks: list[Check]
     accepted_gaps: list[str] = []
+    critic: str = ""
     gaps: list[str] = []  # what no rule looks at, and nobody has accepted: not enough for RL
 
     @property

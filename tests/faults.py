@@ -12,7 +12,9 @@ RESUMED = ("tests/training/test_rl_learns.py::test_an_audit_that_fails_costs_not
 TIMED = ("tests/training/test_sft_learns.py::test_a_checkpoint_is_also_taken_when_time_has_passed",)
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
+CHILD = ("tests/integration/test_critic_child.py",)
 FEW = ("tests/unit/rl/test_rollout.py::test_a_group_with_too_few_valid_judgements_is_left_out",)
+VERDICT = ("tests/unit/rl/test_verdict.py",)
 HELD = ("tests/unit/critics/test_held.py",)
 OVERLAP = ("tests/unit/rl/test_overlap.py",)
 SHARED = ("tests/unit/critics/test_prefix.py",)
@@ -158,11 +160,14 @@ FAULTS = [
     Fault("firm/critics/calls.py", ", return_when=FIRST_EXCEPTION", "", OVERLAP),
     Fault("firm/critics/judge.py", "isinstance(judge, ChatJudge) and judge.concurrency:", "False:", OVERLAP),
     Fault("firm/rl/rollout.py", "all_valid & enough", "all_valid", FEW),
+    Fault("firm/rl/run.py", "verdict.critic != critic", "not verdict.critic", VERDICT),
     Fault("firm/chat/client.py", "error.unanswered and self._silence.lasts(began, str(error))", "False", WIRE),
     Fault("firm/chat/silence.py", "or self._answered > began", "", WIRE),
     Fault("firm/chat/silence.py", "silent_s > self._patience_s", "silent_s > 9 * self._patience_s", WIRE),
     Fault("firm/chat/client.py", "            request.cancel()", "            pass", OVERLAP),
     Fault("firm/chat/client.py", "self._closed.is_set() or ", "", OVERLAP),
+    Fault("firm/critics/child.py", "os.killpg(process.pid, signal.SIGKILL)", "process.kill()", CHILD),
+    Fault("firm/lifeline.py", "            os.killpg(0, signal.SIGKILL)", "            break", CHILD),
     # critics
     Fault("firm/critics/local.py", "**arguments, use_cache=False", "**arguments", HELD),
     Fault("firm/critics/prefix.py", "_Read(self.cache) if last else", "", HELD),

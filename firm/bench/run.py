@@ -18,6 +18,7 @@ from firm.bench.scores import ScoreFile
 from firm.chat.journal import Journals
 from firm.config import MeasuredRun, PolicySource, TaughtRun
 from firm.critics.agreement import Agreement, Prediction, agreement
+from firm.critics.child import served
 from firm.critics.judge import Judge
 from firm.critics.labeller import open_labeller
 from firm.critics.load import load_critic, open_judge, trained_critic
@@ -25,8 +26,20 @@ from firm.policies.generate import draw, equally_often
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
 from firm.prompts import Splits, load_prompts, with_source
-from firm.records import Assessment, Candidate, Example, Invalid, JudgedCandidate, Prompt, Record, Stage, Summary
+from firm.records import (
+    Assessment,
+    Candidate,
+    Example,
+    Invalid,
+    JudgedCandidate,
+    Prompt,
+    Record,
+    Stage,
+    Summary,
+    Verdict,
+)
 from firm.storage.artifacts import WORK, Output
+from firm.storage.inputs import hash_of
 from firm.storage.lines import report_damage, seal, unseal
 from firm.storage.published import PublishedShards
 from firm.storage.shards import iter_shards
@@ -76,8 +89,9 @@ def run(config: MeasuredRun, inputs: Mapping[str, Path], out: Output) -> Summary
     scores = [source for source in bench.sources if source.kind == "scores"]
     files = [ScoreFile(source, config.critic.rubrics, splits, limits) for source in scores]
     items = partial(_items, inputs, taught, files, out)
-    with Journals(out.folder / WORK / "answers") as open_chat:
-        critic = load_critic(trained_critic(inputs), config.critic, device, open_chat)
+    folder, work = trained_critic(inputs), out.folder / WORK
+    with served(config.critic, folder, work) as asked_critic, Journals(work / "answers") as open_chat:
+        critic = load_critic(folder, asked_critic, device, open_chat)
         result = _measure("critic", critic, lambda: asked(items(), config.critic.rubrics), config, out)
         tables = result.tables()
         if config.auditor:
@@ -89,8 +103,7 @@ def run(config: MeasuredRun, inputs: Mapping[str, Path], out: Output) -> Summary
             tables = {name: rows + audited[name] for name, rows in tables.items()}
     if taught:
         tables["invalid"] += _failures(iter_shards(out.folder / JUDGED, Assessed))
-    verdict = judge_gate(bench.gate, result, config.dimensions)
-    verdict = verdict.model_copy(update={"gaps": bench.open_gaps(config.dimensions)})
+    verdict = _verdict(config, result, hash_of(inputs, "critic"))
     (out.folder / VERDICT).write_text(verdict.model_dump_json(indent=1))
     return Summary(
         stage="bench",
@@ -103,6 +116,12 @@ def run(config: MeasuredRun, inputs: Mapping[str, Path], out: Output) -> Summary
         notes=verdict.failures + [note for file in files for note in file.notes()],
         confusion=result.confusion(config.dimensions[0]),
     )
+
+
+def _verdict(config: MeasuredRun, result: Agreement, critic: str) -> Verdict:
+    """What the gate says of the critic with this manifest, and what no rule looked at."""
+    verdict = judge_gate(config.bench.gate, result, config.dimensions)
+    return verdict.model_copy(update={"gaps": config.bench.open_gaps(config.dimensions), "critic": critic})
 
 
 def _items(

@@ -8,13 +8,26 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from firm.config.chat import MAX_TEMPERATURE, MIN_TEMPERATURE, EndpointChat
-from firm.config.section import NamedFile, NamedRubric, Section
+from firm.config.section import NamedFile, NamedRubric, Positive, Section
 
 
 class CriticEndpoint(EndpointChat):
     """A served critic: unlike other judges it is asked for logprobs, as its scores become rewards."""
 
     logprobs: bool = True
+
+
+class CriticServer(Section):
+    """A server of the run's own critic: a process beside each stage that asks it, on every machine of a job.
+
+    It is started with the stage and ends with it.
+    """
+
+    program: Literal["firm", "vllm"] = "firm"
+    arguments: list[str] = []  # further ones of the program, such as --tensor-parallel-size=2
+    env: dict[str, str] = {}  # of its environment, such as CUDA_VISIBLE_DEVICES; no secrets, as reports show it
+    concurrency: PositiveInt = 64  # requests in flight, of all processes of a machine
+    start_s: Positive = 900.0  # until it answers
 
 
 class CriticConfig(Section):
@@ -27,6 +40,7 @@ class CriticConfig(Section):
     kind: Literal["trained", "existing", "endpoint"] = "trained"
     model: str = ""
     endpoint: CriticEndpoint | None = None
+    serve: CriticServer | None = None  # null: a critic that is no endpoint judges in the process that asks it
     answer_style: Literal["score_first", "reason_first"] = "reason_first"
     rubrics: dict[str, str]  # template names in firm/critics/templates
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -41,6 +55,8 @@ class CriticConfig(Section):
             raise ValueError(f"a critic that is {self.kind} needs `model`")
         if self.kind == "endpoint" and self.endpoint is None:
             raise ValueError("an endpoint critic needs `endpoint`")
+        if self.kind == "endpoint" and self.serve is not None:
+            raise ValueError("a critic at an endpoint is served already: remove `serve`")
         if self.num_samples > 1 and self.answer_style == "score_first":
             raise ValueError("a score_first critic gives its whole distribution at once: set num_samples to 1")
         return self

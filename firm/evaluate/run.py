@@ -9,6 +9,7 @@ import torch
 
 from firm.chat.journal import Journals
 from firm.config import SteeredRun
+from firm.critics.child import served
 from firm.critics.load import trained_critic
 from firm.evaluate.suite import Suite, find_suite
 from firm.policies.generate import draw
@@ -31,8 +32,10 @@ STAGE = Stage(
 def run(config: SteeredRun, inputs: Mapping[str, Path], out: Output) -> Summary:
     """Compare ``config.policy`` with the policy in ``inputs["policy"]``, on the same prompts and noise."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with Journals(out.folder / WORK) as open_chat:
-        suite = find_suite(config.evaluate.suite)(config, trained_critic(inputs), device, open_chat)
+    folder = trained_critic(inputs)
+    with served(config.critic, folder, out.folder / WORK) as critic, Journals(out.folder / WORK) as open_chat:
+        asked = config.model_copy(update={"critic": critic})
+        suite = find_suite(config.evaluate.suite)(asked, folder, device, open_chat)
         _judge(config, suite, inputs["policy"] / "policy", device, out)
         return suite.summary(list(iter_shards(out.folder / "samples", Sample)))
 

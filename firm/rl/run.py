@@ -33,9 +33,12 @@ def run(config: SteeredRun, inputs: Inputs, out: Output) -> Summary:
     ``inputs["last_policy"]``.
 
     Raises:
-        UserError: The gate has not looked at all that RL needs.
+        UserError: The gate has not looked at all that RL needs, or at another critic.
     """
-    _check_verdict(config, Verdict.model_validate_json((inputs["verdict"] / VERDICT).read_text()))
+    verdict = Verdict.model_validate_json((inputs["verdict"] / VERDICT).read_text())
+    _check_verdict(config, verdict)
+    if config.critic.kind == "trained":
+        _check_critic(verdict, inputs.refs["critic"].sha256)
     request = {"config": config.model_dump(mode="json")}
     launch(TrainingJob(config.name, "rl", WORKER, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / "metrics.jsonl")
@@ -53,6 +56,14 @@ def _check_verdict(config: SteeredRun, verdict: Verdict) -> None:
         what = f"has passed no rule for {', '.join(gaps)} on images of the policy" if gaps else "is not trusted"
         fix = "measure it with this configuration, which has rl"
         raise UserError(f"the critic {what}, so it will not steer RL", "verdict", fix, usage=True)
+
+
+def _check_critic(verdict: Verdict, critic: str) -> None:
+    """The critic that steers RL is the one that was measured; ``critic`` is the hash of its manifest."""
+    if verdict.critic != critic:
+        measured = verdict.critic[:12] or "none that was trained"
+        what = f"the verdict is on another critic ({measured}) than the one that is to steer RL ({critic[:12]})"
+        raise UserError(what, "verdict", "measure this critic: give RL the verdict of its own bench", usage=True)
 
 
 def summary(config: SteeredRun, audits: Sequence[Audit], lines: Sequence[dict[str, Any]]) -> Summary:

@@ -14,6 +14,7 @@ from firm.chat.journal import Journals, OpenChat, forgetful
 from firm.config import RLConfig, SteeredRun
 from firm.config.monitors import MonitorsConfig
 from firm.config.reward import REWARD
+from firm.critics.child import served
 from firm.critics.judge import judging
 from firm.critics.load import load_critic, trained_critic
 from firm.dist import Ranks
@@ -135,8 +136,13 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     ranks = dist.start()
     start = inputs.get("last_policy")
     answers = f"{WORK}/answers-{ranks.rank}"
-    with Journals(out.folder / answers) as journals:
-        trainer = RLTrainer(config, trained_critic(inputs), ranks, start / "policy" if start else None, journals)
+    critic = trained_critic(inputs)
+    with (
+        served(config.critic, critic, out.folder / WORK, ranks) as asked,
+        Journals(out.folder / answers) as journals,
+    ):
+        config = config.model_copy(update={"critic": asked})
+        trainer = RLTrainer(config, critic, ranks, start / "policy" if start else None, journals)
         _train(trainer, journals, answers, out)
 
 

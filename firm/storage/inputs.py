@@ -41,6 +41,12 @@ class Inputs(Mapping[str, Path]):
         return len(self.refs)
 
 
+def hash_of(inputs: Mapping[str, Path], name: str) -> str:
+    """SHA-256 of the manifest of an input artifact, which stands for all of it; empty where there is no such input."""
+    manifest = inputs[name] / MANIFEST if name in inputs else None
+    return sha256(manifest.read_bytes()) if manifest and manifest.is_file() else ""
+
+
 def open_input(ref: ArtifactRef, scratch: Path | None = None, only: str | tuple[str, ...] = "") -> Path:
     """Return a local folder with the artifact: all files verified by size, those that are read by SHA-256 as well.
 

@@ -10,13 +10,21 @@ from pathlib import Path
 import pytest
 import yaml
 from integration.asked import Teacher, until
-from shared import gate
+from servers import free_port, started
+from shared import CPU, gate
 
-from firm.config import RunConfig
+from firm.config import CriticConfig, RunConfig
+from firm.config.critic import CriticEndpoint
 from firm.config.loading import load_config
+from firm.critics.child import command
+from firm.critics.judge import JudgeInput, judging
+from firm.critics.load import load_critic
+from firm.images import encode_image
 from firm.metrics import read_metrics
-from firm.records import UserError
+from firm.records import Judgement, Prompt, UserError
 from firm.rl import train as rl_train
+from firm.shapes.generation import candidate
+from firm.shapes.models import WEIGHTS
 from firm.storage.artifacts import Output
 
 pytestmark = pytest.mark.slow
@@ -90,3 +98,34 @@ def test_a_critic_that_goes_away_is_waited_for_or_rl_stops_and_resumes(teacher: 
     assert str(error.value).count("\n") == 1 and teacher.url in str(error.value)
     teacher.start()
     assert train(impatient, tmp_path / "stopped") == whole
+
+
+def test_a_critic_that_is_served_by_firm_judges_on_after_it_was_killed(tmp_path: Path) -> None:
+    """Half of the questions are asked of a server that is killed, and the rest of the next one at its address."""
+    pairs = [candidate(i, 0, "train") for i in range(40)]
+    items = [JudgeInput(Prompt(text=prompt), [encode_image(image)]) for prompt, image in pairs]
+    port = free_port()
+    critic = CriticConfig.model_validate({
+        "model": str(WEIGHTS / "critic"), "answer_style": "score_first", "rubrics": {"quality": "short_quality"},
+        "dtype": "float32", "batch_size": 1, "serve": {},
+    })  # fmt: skip
+    assert critic.serve
+    here = load_critic(WEIGHTS / "critic", critic, CPU).judge(items)
+    endpoint = {"base_url": f"http://127.0.0.1:{port}/v1", "model": "critic", "deadline_s": 1, "patience_s": 600}
+    asked = critic.model_copy(update={"kind": "endpoint", "endpoint": CriticEndpoint(concurrency=1, **endpoint)})
+    serve = command(critic, critic.serve, critic.model, port)
+    with judging(load_critic(None, asked, CPU)) as judged:
+        with started(serve) as server:
+            judged.add(items[:1])
+            judged.assessments()  # it is there
+            judged.add(items[1:])
+            time.sleep(0.2)
+            server.kill()
+            server.wait()
+        time.sleep(AWAY_S)
+        with started(serve):
+            there = judged.assessments()
+    for mine, theirs in zip(here, there, strict=True):
+        one, other = mine["quality"], theirs["quality"]
+        assert isinstance(one, Judgement) and isinstance(other, Judgement)
+        assert other.distribution == pytest.approx(one.distribution, abs=1e-4)

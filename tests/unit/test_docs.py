@@ -1,6 +1,7 @@
 """Every YAML and command in README and docs works word for word, as far as it needs no cluster."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -65,12 +66,14 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "edits.jsonl").write_text("\n".join(map(json.dumps, edits)))
     for name in ("0001.png", "car.png", "red.png"):
         (tmp_path / name).write_bytes(encode_image(Image.new("RGB", (8, 8))))
+    (tmp_path / "vllm").touch(mode=0o755)
     return tmp_path
 
 
 @pytest.mark.parametrize(("page", "text"), [(p.name, y) for p in PAGES for y in yamls(p.read_text())])
 def test_every_yaml_is_a_configuration(page: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
     given = yaml.safe_load(text)
     Path("other.yaml").write_text(text if "base" in given else f"base: my.yaml\n{text}")
     config = load_config("other.yaml")

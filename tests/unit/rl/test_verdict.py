@@ -1,13 +1,14 @@
 """RL starts with the gate's permission only, and with one that looked at all that RL needs."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from firm.config.loading import load_config
-from firm.records import Check, UserError, Verdict
+from firm.records import ArtifactRef, Check, UserError, Verdict
 from firm.rl.run import run
 
 
@@ -15,6 +16,7 @@ class Launched(Exception):
     """The job would have been started."""
 
 
+MEASURED = "ab" * 32
 BOTH = ("instruction_following", "quality")
 
 
@@ -34,12 +36,12 @@ def start(
         Check(metric="pairwise", dimension=d, source="policy", value=0.9, bound="", passed=True, message="")
         for d in ruled
     ]
-    (folder / "verdict.json").write_text(Verdict(checks=checks, **verdict).model_dump_json())
+    (folder / "verdict.json").write_text(Verdict(checks=checks, **{"critic": MEASURED, **verdict}).model_dump_json())
     monkeypatch.setattr("firm.rl.run.launch", launch)
     monkeypatch.setattr("firm.rl.run.TrainingJob", lambda *_: None)
 
     class Inputs(dict[str, Path]):
-        refs = None
+        refs: ClassVar = {"critic": ArtifactRef(uri="critic", sha256=MEASURED)}
 
     class Out:
         folder = None
@@ -89,3 +91,22 @@ def test_with_it_the_job_is_launched(
 ) -> None:
     with pytest.raises(Launched):
         start(tmp_path, monkeypatch, {"trusted": True, "gaps": gaps}, *overrides)
+
+
+@pytest.mark.parametrize(("measured", "named"), [("cd" * 32, "cdcdcdcdcdcd"), ("", "none that was trained")])
+def test_a_critic_that_was_not_the_measured_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: str, named: str
+) -> None:
+    with pytest.raises(UserError, match="on another critic") as refused:
+        start(tmp_path, monkeypatch, {"trusted": True, "critic": measured})
+    assert named in str(refused.value) and MEASURED[:12] in str(refused.value)
+    with pytest.raises(Launched):
+        start(tmp_path, monkeypatch, {"trusted": True})
+    critic = {
+        "kind": "existing",
+        "model": "pkg://firm.shapes/weights/critic",
+        "rubrics": {d: f"short_{d}" for d in BOTH},
+    }
+    untrained = [f"critic={json.dumps(critic)}"]
+    with pytest.raises(Launched):
+        start(tmp_path, monkeypatch, {"trusted": True, "critic": ""}, *untrained)

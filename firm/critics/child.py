@@ -1,0 +1,118 @@
+"""The run's own critic behind a server that lives as long as the stage that asks it (`critic.serve`)."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from firm.config import CriticConfig
+from firm.config.critic import CriticEndpoint, CriticServer
+from firm.dist import Ranks, gather
+from firm.locate import model_path
+from firm.records import UserError
+
+HOST = "127.0.0.1"
+NAME = "critic"
+"""Of the model, in the API and in the journals of answers: the same whatever the port."""
+GRACE_S = 10.0
+_POLL_S = 0.2
+
+
+@contextmanager
+def served(config: CriticConfig, folder: Path | None, work: Path, ranks: Ranks | None = None) -> Iterator[CriticConfig]:
+    """The critic as a stage asks it: as configured, or at a server that is there as long as the block.
+
+    Args:
+        config: The configured critic.
+        folder: The trained model.
+        work: Gets the server's log.
+        ranks: The processes of a job, all of which take part: those of one machine share a server.
+
+    Raises:
+        UserError: The server does not start; the end of its log is quoted.
+    """
+    if config.serve is None:
+        yield config
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    model = str(folder) if config.kind == "trained" else str(model_path(config.model, "critic.model"))
+    with ExitStack() as stack:
+        url = "" if local else stack.enter_context(_running(config, config.serve, model, work / "critic-server.log"))
+        if ranks is not None:
+            url = gather([url], ranks)[ranks.rank - local]
+        yield _at(url, config, config.serve)
+
+
+def _at(url: str, config: CriticConfig, server: CriticServer) -> CriticConfig:
+    concurrency = max(1, server.concurrency // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    endpoint = CriticEndpoint(base_url=url, model=NAME, max_tokens=config.max_new_tokens, concurrency=concurrency)
+    return config.model_copy(update={"kind": "endpoint", "endpoint": endpoint, "serve": None})
+
+
+def command(config: CriticConfig, server: CriticServer, model: str, port: int) -> list[str]:
+    """The command line of a server."""
+    common = ["--host", HOST, "--port", str(port), "--served-model-name", NAME, "--dtype", config.dtype]
+    if server.program == "vllm":
+        return ["vllm", "serve", model, *common, "--max-logprobs", "20", *server.arguments]
+    own = ["--answer-style", config.answer_style, "--batch-size", str(config.batch_size)]
+    limit = ["--max-new-tokens", str(config.max_new_tokens)]
+    return [sys.executable, "-m", "firm.cli", "serve", model, *common, *own, *limit, *server.arguments]
+
+
+@contextmanager
+def _running(config: CriticConfig, server: CriticServer, model: str, log: Path) -> Iterator[str]:
+    """A server, which ends with this process however that ends; yields its URL when it answers."""
+    with socket.create_server((HOST, 0)) as probe:
+        port = probe.getsockname()[1]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    keeper = [sys.executable, "-m", "firm.lifeline", str(os.getpid()), *command(config, server, model, port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            keeper, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **server.env}, start_new_session=True
+        )
+    try:
+        _wait(process, port, server, log)
+        yield f"http://{HOST}:{port}/v1"
+    finally:
+        _end(process)
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, server: CriticServer, log: Path) -> None:
+    end = time.monotonic() + server.start_s
+    while not _answers(port):
+        code = process.poll()
+        if code is None and time.monotonic() < end:
+            time.sleep(_POLL_S)
+            continue
+        how = f"does not answer within {server.start_s:g} s" if code is None else f"ended with exit code {code}"
+        said = log.read_text(errors="replace").strip().rpartition("\n")[2][:300]
+        raise UserError(f"the critic's server {how}: {said or 'it has said nothing'}", "critic.serve", f"see {log}")
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection(HOST, port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a server and all that it has started."""
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(GRACE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
