@@ -47,6 +47,7 @@ REFUSED = ("tests/unit/plan/test_critic.py::test_a_critic_that_cannot_be_gone_th
 UPDATED = ("tests/unit/plan/test_policy.py::test_update[tiny-LoRA, checkpointed]",)
 SAMPLED = ("tests/unit/plan/test_policy.py::test_sampling[tiny editor-3.0]",)
 TLS = ("tests/integration/test_tls.py",)
+GIVEN = ("tests/integration/test_given.py",)
 
 
 class Fault(NamedTuple):
@@ -354,6 +355,15 @@ FAULTS = [
     Fault("firm/sft/train.py", "check_answers(encoder, critic)\n    check", "check", ("tests/unit/sft",)),
     Fault("firm/sft/train.py", "return model.float()", "return model", FINE),
     Fault("firm/sft/train.py", "model.to(getattr(torch, critic.dtype)).save", "model.save", FINE),
+    # data of users in S3
+    Fault("firm/storage/given.py", "if self._pin and sha256(data) != self._pin", "if False", GIVEN),
+    Fault("firm/storage/given.py", "if expected is not None and sha256_file(path) != expected", "if False", GIVEN),
+    Fault("firm/storage/pictures.py", "and sha256(data) != pin", "and False", GIVEN),
+    Fault("firm/storage/put.py", "[name for name in missing if name != path.name]", "missing", GIVEN),
+    Fault("firm/stage.py", "            _find_data(config)", "            pass", GIVEN),
+    Fault("firm/cli.py", "RunFolder.open(uploaded(config))", "RunFolder.open(config)", GIVEN),
+    Fault("firm/config/loading.py", "if not is_remote(file.path) and (", "if False and (", SUBMISSION),
+    Fault("firm/submission.py", "read_remote=False", "read_remote=True", SUBMISSION),
     # what others give
     Fault("firm/model_folder.py", '"/" in str(value)', "False", ("tests/integration/test_evil_models.py",)),
     Fault("firm/cli.py", "print(visible(text))", "print(text)", ("tests/integration/test_doctor.py",)),
