@@ -93,8 +93,9 @@ class _OnHub:
         return fetch_from_hub(self.name)
 
     def beside(self, name: str) -> str:
-        dataset, _, commit_and_path = self.name.partition("@")
-        return f"{dataset}@{_beside(commit_and_path, name, self.name)}"
+        dataset, _, rest = self.name.partition("@")
+        commit, _, file = rest.partition("/")
+        return f"{dataset}@{commit}/{_beside(file, name, self.name)}"
 
     def content_hash(self, follow: Sequence[str]) -> str:
         return self.name
@@ -164,7 +165,7 @@ def changed(what: str, where: str) -> UserError:
 def _beside(file: str, name: str, where: str) -> str:
     """The key of a file that a row of another one names."""
     key = posixpath.normpath(posixpath.join(posixpath.dirname(file), name))
-    if key.startswith(("/", "../")):
+    if key in (".", "..") or key.startswith(("/", "../")):
         fix = "give paths relative to the file"
         raise UserError(f"{name!r:.200} is nowhere beside the file", where, fix, usage=True)
     return key

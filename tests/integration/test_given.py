@@ -312,6 +312,16 @@ def test_without_credentials_it_is_said_which(folder: Path, s3_uri: str, monkeyp
             act()
 
 
+@pytest.mark.parametrize("root", [f"hf://datasets/org/data@{COMMIT}", "s3://bucket"])
+def test_rows_name_nothing_outside(root: str, monkeypatch: pytest.MonkeyPatch, s3_uri: str) -> None:
+    monkeypatch.setattr("firm.storage.s3.S3Store.exists", lambda *_: False)
+    file = given(f"{root}/folder/edits.jsonl")
+    assert [file.beside(name) for name in ("a.png", "../b/./c.png")] == [f"{root}/folder/a.png", f"{root}/b/c.png"]
+    for name in ("../../x.png", "/x.png", "..", "../.."):
+        with pytest.raises(UserError, match="nowhere beside the file"):
+            file.beside(name)
+
+
 @pytest.mark.parametrize("target", ["elsewhere", "file:///tmp/x", "hf://datasets/org/data"])
 def test_data_is_put_into_s3_only(folder: Path, target: str) -> None:
     with pytest.raises(UserError, match="into S3 only"):
