@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
@@ -51,13 +52,14 @@ def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer
     from firm import preflight
     from firm.config import stages_of
     from firm.config.loading import load_config
+    from firm.storage.put import uploaded
     from pipelines.runs import RunFolder
 
     config = load_config(source, overrides)
     stages_of(config)  # refuses what makes no run
     preflight.check(config)
     preflight.ask_critic(config)
-    with _resumable(), RunFolder.open(config) as run:
+    with _resumable(), RunFolder.open(uploaded(config)) as run:
         from pipelines.local import run_locally
 
         page = run_locally(run.config, run.path)
@@ -102,6 +104,22 @@ def plan(
         table.show(stages, given)
 
 
+@app.command()
+def put(
+    path: Annotated[Path, typer.Argument(help="A file of prompts, candidates or scores: text, JSON, JSONL, Parquet.")],
+    uri: Annotated[str, typer.Argument(metavar="URI", help="s3://bucket/folder, with the keys of the run's store.")],
+) -> None:
+    """Upload prompts, candidates or scores with their images for a run on a cluster, and print what to set."""
+    from firm.storage.put import put as upload
+
+    def note(text: str) -> None:
+        print(visible(text), file=sys.stderr)
+
+    with _resumable():
+        _say(upload(path, uri, say=note))
+    note("set this as prompts.path, or as the path of a source of curation or bench")
+
+
 @contextmanager
 def _resumable() -> Iterator[None]:
     """What may be interrupted: the user is told how to go on."""
@@ -131,6 +149,7 @@ def rewards(
     from firm import preflight
     from firm.ablation.rewards import plan
     from firm.config.loading import load_config
+    from firm.storage.put import uploaded
     from pipelines.runs import RunFolder
 
     if any(assignment.startswith("seed=") for assignment in overrides):
@@ -139,9 +158,9 @@ def rewards(
     result = load_config(source, [*overrides, f"name={name or f'ablate-rewards-{config.name}'}"])
     if result.name == config.name:
         raise UserError("the result needs a folder of its own", "--name", "give another name", usage=True)
-    planned = plan(config, seeds, only)
-    preflight.check(planned[0].config)
+    preflight.check(plan(config, seeds, only)[0].config)
     preflight.ask_critic(config)
+    planned = plan(uploaded(config), seeds, only)
     with _resumable(), RunFolder.open(config) as run, RunFolder.open(result) as to:
         from pipelines.ablation import compare
 
@@ -284,7 +303,7 @@ def show(
     check_rubrics(config)
     plain = config.model_dump(mode="json", exclude_none=True)
     if as_json:
-        check_for_cluster(config)
+        check_for_cluster(config, in_pod=False)
         print(json.dumps(plain))
     else:
         print(yaml.safe_dump(plain, sort_keys=False), end="")

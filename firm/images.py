@@ -1,13 +1,11 @@
-"""Images as a person sees them: from the files of users, from generators and requests, to RGB and PNG."""
+"""Images as a person sees them: from files, generators and requests, to RGB and PNG."""
 
 from __future__ import annotations
 
-import base64
 import io
 import struct
 import warnings
 import zlib
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -39,7 +37,7 @@ class Limits(NamedTuple):
         return 8 * self.max_pixels + 2**24
 
 
-_ANY = Limits(2**26, 200)  # the most that a configuration may allow
+ANY = Limits(2**26, 200)  # the most that a configuration may allow
 
 
 def decode_image(data: bytes, where: str, limits: Limits | None = None) -> Image.Image:
@@ -79,6 +77,20 @@ def encode_image(image: Image.Image, where: str = "an image", limits: Limits | N
     except (*_FAULTS, TypeError) as error:
         raise UserError(f"cannot show image: {error}", where, "convert it to RGB", usage=True) from error
     return buffer.getvalue()
+
+
+def head_size(file: BinaryIO, where: str, limits: Limits | None) -> tuple[int, int]:
+    """Width and height of an encoded image by its head, before it is turned upright.
+
+    Raises:
+        UserError: It is no image, moves, or is beyond the limits (exit code 2).
+    """
+    try:
+        with Image.open(file, formats=FORMATS) as head:
+            _check(head, where, limits)
+            return head.size
+    except _FAULTS as error:
+        raise _damaged(error, where, usage=True) from error
 
 
 def _damaged(error: Exception, where: str, usage: bool = False) -> UserError:
@@ -129,71 +141,3 @@ def _eight_bits(image: Image.Image, transparent: int | None) -> Image.Image:
     if transparent is not None:
         gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     return gray
-
-
-def read_image(image: Path | str, where: str, limits: Limits | None = None) -> bytes:
-    """A user's image as PNG bytes.
-
-    Args:
-        image: Its file, or a data URL that holds it.
-        where: Where it is named, for the message.
-        limits: What it may be; without, the most that a configuration may allow.
-
-    Raises:
-        UserError: It cannot be read, or is not an intact still image within the limits (exit code 2).
-    """
-    return encode_image(open_image(image, where, limits))
-
-
-def open_image(image: Path | str, where: str, limits: Limits | None = None) -> Image.Image:
-    """A user's image as a fully loaded RGB image; arguments and errors are those of :func:`read_image`."""
-    limits = limits or _ANY
-    data = _read(image, where, limits)
-    try:
-        return decode_image(data, where, limits)
-    except UserError as error:
-        raise UserError(error.what, error.where, error.fix, usage=True) from error
-
-
-def image_size(image: Path | str, where: str, limits: Limits | None = None) -> tuple[int, int]:
-    """Width and height of a user's image, by the head of its file, before it is turned upright.
-
-    Arguments and errors are those of :func:`read_image`.
-    """
-    try:
-        with _open(image, where, limits) as file, Image.open(file, formats=FORMATS) as head:
-            _check(head, where, limits)
-            return head.size
-    except _FAULTS as error:
-        raise _damaged(error, where, usage=True) from error
-
-
-def _read(image: Path | str, where: str, limits: Limits | None) -> bytes:
-    with _open(image, where, limits) as file:
-        try:
-            return file.read()
-        except OSError as error:
-            raise _unreadable(error.strerror or str(error), where) from error
-
-
-def _open(image: Path | str, where: str, limits: Limits | None) -> BinaryIO:
-    """The encoded image, of which nothing is read before its size is known."""
-    head, _, data = str(image).partition(",")
-    path = Path(image)
-    max_bytes = (limits or _ANY).max_bytes
-    try:
-        if head.startswith("data:image/") and head.endswith(";base64"):
-            return io.BytesIO(base64.b64decode(data))
-        if not path.is_file():
-            raise _unreadable("it is a folder or device" if path.exists() else "No such file or directory", where)
-        if (size := path.stat().st_size) > max_bytes:
-            raise _unreadable(f"its file has {size} bytes, more than {max_bytes}", where)
-        return path.open("rb")
-    except OSError as error:
-        raise _unreadable(error.strerror or str(error), where) from error
-    except ValueError as error:
-        raise UserError(f"cannot decode a data URL: {error}", where, "replace this image", usage=True) from error
-
-
-def _unreadable(why: str, where: str) -> UserError:
-    return UserError(f"cannot read an image: {why}", where, "correct the path, or replace this image", usage=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from PIL import Image
 
@@ -20,6 +20,7 @@ from firm.config import (
     RunConfig,
     ScoresSource,
 )
+from firm.config.data_path import is_remote
 from firm.config.loading import of_round
 from firm.critics.judge import question
 from firm.critics.rubrics import check_rubrics, load_rubric
@@ -32,18 +33,25 @@ FIRST_ANSWER_S = 60.0
 """A server that gives no answer for so long before a run is not waited for any longer."""
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig, read_remote: bool = True) -> None:
     """Check everything the configuration names that can be checked without loading a model.
+
+    Args:
+        config: The run.
+        read_remote: Whether data in S3 and on the hub is read, too.
 
     Raises:
         UserError: With exit code 2, naming the key.
     """
     for number in range(1, min(config.rounds, 2) + 1):  # all further rounds have the same configuration
-        _check_round(of_round(config, number), number)
+        _check_round(of_round(config, number), number, read_remote)
 
 
-def _check_round(config: RunConfig, number: int) -> None:
-    splits = SPLITS if config.prompts.given else ()
+def _check_round(config: RunConfig, number: int, read_remote: bool) -> None:
+    def is_read(path: str | None) -> bool:
+        return read_remote or not is_remote(path or "")
+
+    splits = SPLITS if config.prompts.given and is_read(config.prompts.path) else ()
     prompts = [prompt for split in splits for prompt in load_prompts(config.prompts, split)]
     if config.policy:
         _check_policy(config, config.policy, "policy", prompts)
@@ -52,8 +60,8 @@ def _check_round(config: RunConfig, number: int) -> None:
     _check_server(config)
     check_rubrics(config)
     if config.curation:
-        _check_curation(config, config.curation, number, prompts)
-    _check_scores(config)
+        _check_curation(config, config.curation, number, prompts, is_read)
+    _check_scores(config, is_read)
     _check_prompts(config, prompts)
     for key, section in config.walk(""):
         if isinstance(section, EndpointChat):
@@ -122,7 +130,9 @@ def _check_prompts(config: RunConfig, prompts: Sequence[Prompt]) -> None:
             raise UserError(what, f"critic.rubrics.{dimension}, prompt {prompt.text!r}", fix, usage=True)
 
 
-def _check_curation(config: RunConfig, curation: CurationConfig, number: int, prompts: Sequence[Prompt]) -> None:
+def _check_curation(
+    config: RunConfig, curation: CurationConfig, number: int, prompts: Sequence[Prompt], is_read: Callable[[str], bool]
+) -> None:
     from firm.curation.sources import Files, count, no_candidates, no_kept_policy  # imports torch
 
     for i, source in enumerate(curation.sources):
@@ -134,19 +144,20 @@ def _check_curation(config: RunConfig, curation: CurationConfig, number: int, pr
                 raise no_kept_policy(f"{key}.policy")
         elif isinstance(source, FunctionSource):
             load_object(source.function, f"{key}.function")
-        elif isinstance(source, FilesSource):
+        elif isinstance(source, FilesSource) and is_read(source.path):
             judged = next(iter(curation.dimensions.values()))
             Files(source, Splits(config.prompts), config.images.limits).check(load_rubric(judged.rubric).images)
-    for split in SPLITS if curation.sources else ():
+    unread = any(isinstance(source, FilesSource) and not is_read(source.path) for source in curation.sources)
+    for split in SPLITS if curation.sources and not unread else ():
         if not any(count(source, curation, config.prompts, split) for source in curation.sources):
             raise no_candidates(split)
 
 
-def _check_scores(config: RunConfig) -> None:
+def _check_scores(config: RunConfig, is_read: Callable[[str], bool]) -> None:
     from firm.bench.scores import ScoreFile  # imports scipy
 
     for scores in config.bench.sources if config.bench else ():
-        if isinstance(scores, ScoresSource):
+        if isinstance(scores, ScoresSource) and is_read(scores.path):
             wanted = {d: load_rubric(name).images for d, name in config.critic.rubrics.items()}
             ScoreFile(scores, wanted, None, config.images.limits).check(wanted)
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 from functools import lru_cache
-from pathlib import Path
+from pathlib import PurePath
 
 from PIL import Image
 
 from firm.config import PromptsConfig
-from firm.images import decode_image, encode_image, read_image
+from firm.config.data_path import is_remote
+from firm.images import decode_image, encode_image
 from firm.locate import load_object
 from firm.records import SPLITS, Prompt, Split, UserError
 from firm.seeds import seed_for
+from firm.storage.given import Given, given
+from firm.storage.pictures import read_image
 from firm.texts import check_text, parse_json, read_text
 
 _JSONL = (".jsonl", ".ndjson")
@@ -55,9 +58,9 @@ def _normalised(prompt: Prompt) -> str:
 def load_prompts(config: PromptsConfig, split: Split) -> list[Prompt]:
     """Distinct prompts of one split, in the order of their source.
 
-    A file may be text (one prompt per line), JSONL or a JSON list of strings or of objects with ``input_prompt`` or
-    ``prompt`` (the released training files) and, for editing, ``source_image``, a path relative to the file. Its
-    prompts are split by the hash of their text, so the split survives edits.
+    A file, here, in S3 or on the hub, may be text (one prompt per line), JSONL or a JSON list of strings or of objects
+    with ``input_prompt`` or ``prompt`` (the released training files) and, for editing, ``source_image``, a path
+    relative to the file. Its prompts are split by the hash of their text, so the split survives edits.
 
     Raises:
         UserError: There is no file, or it is empty, or holds something else; the line is named.
@@ -67,7 +70,7 @@ def load_prompts(config: PromptsConfig, split: Split) -> list[Prompt]:
     else:
         if config.path is None:
             raise UserError("there are no prompts", "prompts", "give prompts.path or prompts.function", usage=True)
-        everything = dict.fromkeys(_read(Path(config.path)))
+        everything = dict.fromkeys(_read(given(config.path)))
         splits = Splits(config)
         prompts = [p for p in everything if splits.of(p) == split]
         if not prompts:
@@ -111,38 +114,44 @@ def _call(name: str, split: Split) -> list[Prompt]:
     return [prompt if isinstance(prompt, Prompt) else Prompt(text=prompt) for prompt in prompts]
 
 
-def _read(path: Path) -> list[Prompt]:
-    kind = path.suffix.lower()
+def _read(file: Given) -> list[Prompt]:
+    kind = PurePath(file.name).suffix.lower()
     if kind not in _KINDS:
         what = f"a prompt file ends in {', '.join(filter(None, _KINDS))} or has no ending, not in {kind}"
-        raise UserError(what, str(path), "give text (one prompt per line), JSONL or a JSON list", usage=True)
-    text = read_text(path, "prompts", "check prompts.path")
+        raise UserError(what, file.name, "give text (one prompt per line), JSONL or a JSON list", usage=True)
+    text = read_text(file.fetch(), "prompts", "check prompts.path", file.name)
     if kind == ".json":
-        rows = parse_json(text, str(path), 'give a list like [{"input_prompt": ...}]')
+        rows = parse_json(text, file.name, 'give a list like [{"input_prompt": ...}]')
         if not isinstance(rows, list):
             raise UserError(
-                "a JSON prompt file must hold a list", str(path), 'like [{"input_prompt": ...}]', usage=True
+                "a JSON prompt file must hold a list", file.name, 'like [{"input_prompt": ...}]', usage=True
             )
-        found = [_prompt(row, path, f"entry {i}") for i, row in enumerate(rows)]
+        found = [_prompt(row, file, f"entry {i}") for i, row in enumerate(rows)]
     else:
         lines = ((f"line {i}", line) for i, line in enumerate(text.split("\n"), 1) if line.strip())
         found = [
-            _prompt(parse_json(line, f"{path}, {place}", _LINE) if kind in _JSONL else line, path, place)
+            _prompt(parse_json(line, f"{file.name}, {place}", _LINE) if kind in _JSONL else line, file, place)
             for place, line in lines
         ]
     if not found:
-        raise UserError("the prompt file is empty", str(path), "give at least one prompt per line", usage=True)
+        raise UserError("the prompt file is empty", file.name, "give at least one prompt per line", usage=True)
     return found
 
 
-def _prompt(row: object, path: Path, place: str) -> Prompt:
+def _prompt(row: object, file: Given, place: str) -> Prompt:
     fields = row if isinstance(row, dict) else {"prompt": row}
     text = fields.get("input_prompt", fields.get("prompt"))
-    image = fields.get("source_image")
     if not isinstance(text, str) or not text.strip():
         fix = 'give a string or {"input_prompt": "..."}'
-        raise UserError("no prompt here", f"{path}, {place}", fix, usage=True)
-    check_text(text, f"{path}, {place}")
-    if image is not None and not (isinstance(image, str) and os.path.isfile(path.parent / image)):
-        raise UserError(f"there is no source image {image!r:.200}", f"{path}, {place}", "correct the path", usage=True)
-    return Prompt(text=text.strip(), image=None if image is None else str(path.parent / image))
+        raise UserError("no prompt here", f"{file.name}, {place}", fix, usage=True)
+    check_text(text, f"{file.name}, {place}")
+    image = fields.get("source_image")
+    return Prompt(text=text.strip(), image=None if image is None else _named(image, file, f"{file.name}, {place}"))
+
+
+def _named(image: object, file: Given, where: str) -> str:
+    """The path or URI of a source image; one in S3 or on the hub is looked for when it is read."""
+    path = file.beside(image) if isinstance(image, str) else ""
+    if not (is_remote(path) or os.path.isfile(path)):
+        raise UserError(f"there is no source image {image!r:.200}", where, "correct the path", usage=True)
+    return path

@@ -22,8 +22,9 @@ from typing import Any, Literal, Protocol
 
 from firm import __version__, lifeline
 from firm.config import RunConfig, StageName, fingerprint, for_stage
+from firm.config.data_path import is_remote
 from firm.config.launch import LocalLaunch, for_pod
-from firm.config.loading import check_for_cluster, of_round, parse_config
+from firm.config.loading import check_for_cluster, data_files, of_round, parse_config
 from firm.config.section import NamedFile, Section
 from firm.critics.rubrics import check_rubrics, load_rubric
 from firm.locate import model_path, source_of
@@ -33,6 +34,7 @@ from firm.storage.artifacts import TIMING, WORK, Output
 from firm.storage.claims import claim
 from firm.storage.digests import content_hash
 from firm.storage.files import atomic_write, disk_error
+from firm.storage.given import given
 from firm.storage.inputs import Inputs, open_input, read_ref, write_ref
 from firm.storage.notes import noted
 from firm.storage.open import open_store
@@ -137,9 +139,11 @@ def _execute(
     All files are there and as long as they were; what is read has the right hash. Who reads the rest checks that, too.
     """
     refs = {name: read_ref(Path(path)) for name, path in inputs.items() if path}
-    key = stage_key(module.STAGE, config, refs)
     if "KFP_POD_NAME" in os.environ:
         check_for_cluster(config)
+        if not refs:
+            _find_data(config)
+    key = stage_key(module.STAGE, config, refs)
     uri = f"{config.store.rstrip('/')}/{config.name}/{module.STAGE.name}-{key[:12]}"
     launches = module.STAGE.worker is not None
     with claim(uri, in_place=launches and not isinstance(config.launch, LocalLaunch)) as place:
@@ -150,6 +154,13 @@ def _execute(
     folder = open_input(ref, only=(SUMMARY, *copied))
     write_ref(ref, output)
     return folder, "reused" if place.artifact else "finished", ref.uri
+
+
+def _find_data(config: RunConfig) -> None:
+    """Look for all data that a run names in S3 or on the hub, so that what is missing ends it in its first stage."""
+    for _, file in data_files(config):
+        if is_remote(file.path):
+            given(file.path).fetch()
 
 
 def _make(module: Run, config: RunConfig, refs: Mapping[str, ArtifactRef], key: str, out: Output) -> ArtifactRef:
@@ -199,8 +210,10 @@ def _content(file: NamedFile, key: str) -> str:
     if file.is_code:
         source = source_of(file.path)
         return content_hash(source, suffix=".py") if source else file.path
-    path = model_path(file.path, key) if file.is_model else file.path
-    return path if file.is_model and not Path(path).is_dir() else content_hash(Path(path), file.follow)
+    if not file.is_model:
+        return given(file.path).content_hash(file.follow)
+    path = model_path(file.path, key)
+    return content_hash(Path(path)) if Path(path).is_dir() else path
 
 
 def read_summary(folder: Path) -> Summary:

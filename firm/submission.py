@@ -54,7 +54,7 @@ def execute(config: Mapping[str, Any], gpus: str, rounds: int, stages: Sequence[
         run = parse_config(config)
         _check_pipeline(run, gpus, rounds, stages)
         check_for_cluster(run)
-        preflight.check(run)
+        preflight.check(run, read_remote=False)  # this step has no keys: the first stage looks at what is elsewhere
     return Installation(
         store_secret=os.environ.get(STORE_SECRET_KEY) or STORE_SECRET,
         endpoints_secret=os.environ.get(ENDPOINTS_SECRET_KEY) or ENDPOINTS_SECRET,

@@ -19,29 +19,32 @@ _JSON_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _NO_TEXT = re.compile("[\0-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")  # control characters, half surrogate pairs
 
 
-def read_text(path: Path, what: str, fix: str = "check the path") -> str:
+def read_text(path: Path, what: str, fix: str = "check the path", name: str = "") -> str:
     """Text of a user's file of ``what``, without a byte order mark.
+
+    ``name`` is how messages call the file, where that is not its path.
 
     Raises:
         UserError: It cannot be read, has too many bytes or lines, or is no UTF-8 text (exit code 2).
     """
+    name = name or str(path)
     try:
         if not path.is_file():  # a pipe or a device might never end
             fault = "it is a folder or device" if path.exists() else "No such file or directory"
-            raise UserError(f"cannot read {what}: {fault}", str(path), fix, usage=True)
+            raise UserError(f"cannot read {what}: {fault}", name, fix, usage=True)
         if (size := path.stat().st_size) > MAX_BYTES:
             fault = f"the file has {size} bytes, more than {MAX_BYTES}"
-            raise UserError(f"cannot read {what}: {fault}", str(path), "give a smaller file", usage=True)
+            raise UserError(f"cannot read {what}: {fault}", name, "give a smaller file", usage=True)
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"cannot read {what}: {error.strerror}", str(path), fix, usage=True) from error
+        raise UserError(f"cannot read {what}: {error.strerror}", name, fix, usage=True) from error
     except UnicodeDecodeError as error:
-        raise UserError("the file is not UTF-8 text", str(path), "save it as UTF-8", usage=True) from error
+        raise UserError("the file is not UTF-8 text", name, "save it as UTF-8", usage=True) from error
     if text.count("\n") > MAX_VALUES:
         fault = f"the file has more than {MAX_VALUES} lines"
-        raise UserError(f"cannot read {what}: {fault}", str(path), "give a smaller file", usage=True)
+        raise UserError(f"cannot read {what}: {fault}", name, "give a smaller file", usage=True)
     if "\0" in text:
-        raise UserError("the file holds zero bytes, so it is not UTF-8 text", str(path), "save it as UTF-8", usage=True)
+        raise UserError("the file holds zero bytes, so it is not UTF-8 text", name, "save it as UTF-8", usage=True)
     return text
 
 

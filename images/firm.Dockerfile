@@ -11,7 +11,7 @@
 ARG BASE=python:3.11-slim-bookworm
 
 # What slim goes without; it has all other dependencies that pyproject.toml names.
-ARG NOT_SLIM="accelerate datasets diffusers peft prometheus-client safetensors starlette tensorboard torch torchvision transformers uvicorn"
+ARG NOT_SLIM="accelerate diffusers huggingface-hub peft prometheus-client safetensors starlette tensorboard torch torchvision transformers uvicorn"
 
 FROM ${BASE} AS base
 # The tools below bring their own pip; a running container needs none.

@@ -52,6 +52,9 @@ REFUSED = ("tests/unit/plan/test_critic.py::test_a_critic_that_cannot_be_gone_th
 UPDATED = ("tests/unit/plan/test_policy.py::test_update[tiny-LoRA, checkpointed]",)
 SAMPLED = ("tests/unit/plan/test_policy.py::test_sampling[tiny editor-3.0]",)
 TLS = ("tests/integration/test_tls.py",)
+TABLE = ("tests/unit/storage/test_table.py",)
+GIVEN = "tests/integration/test_given.py::"
+CHANGED = (f"{GIVEN}test_what_has_changed_since_is_refused_by_its_hash",)
 
 
 class Fault(NamedTuple):
@@ -384,6 +387,39 @@ FAULTS = [
     Fault("firm/sft/train.py", "check_answers(encoder, critic)\n    check", "check", ("tests/unit/sft",)),
     Fault("firm/sft/train.py", "return model.float()", "return model", FINE),
     Fault("firm/sft/train.py", "model.to(getattr(torch, critic.dtype)).save", "model.save", FINE),
+    # data of users in S3
+    Fault("firm/storage/given.py", "if self._pin and sha256(data) != self._pin", "if False", CHANGED),
+    Fault("firm/storage/given.py", "if expected is not None and sha256_file(path) != expected", "if False", CHANGED),
+    Fault("firm/storage/pictures.py", "and sha256(data) != pin", "and False", CHANGED),
+    Fault(
+        "firm/storage/put.py",
+        "[name for name in missing if name != path.name]",
+        "missing",
+        (f"{GIVEN}test_half_of_an_upload_is_not_visible_and_is_gone_on_with",),
+    ),
+    Fault(
+        "firm/stage.py",
+        "            _find_data(config)",
+        "            pass",
+        (f"{GIVEN}test_the_first_stage_finds_what_a_later_one_would_miss",),
+    ),
+    Fault(
+        "firm/cli.py",
+        "RunFolder.open(uploaded(config))",
+        "RunFolder.open(config)",
+        (f"{GIVEN}test_firm_run_starts_with_what_it_has_uploaded",),
+    ),
+    Fault("firm/config/loading.py", "if not is_remote(file.path) and (", "if False and (", SUBMISSION),
+    Fault("firm/submission.py", "read_remote=False", "read_remote=True", SUBMISSION),
+    # shards that are read where they are
+    Fault("firm/storage/table.py", "self._ends[place] - rows.num_rows", "0", TABLE),
+    Fault("firm/storage/shards.py", "metadata=metadata, page_checksum_verification=True", "metadata=metadata", TABLE),
+    Fault(
+        "firm/launch/job.py",
+        'for name in job["streams"] if is_remote(refs[name].uri)',
+        "for name in ()",
+        ("tests/integration/test_s3_stage.py::test_a_critic_is_trained_on_shards_that_stay_in_s3",),
+    ),
     # what others give
     Fault("firm/model_folder.py", '"/" in str(value)', "False", ("tests/integration/test_evil_models.py",)),
     Fault("firm/cli.py", "print(visible(text))", "print(text)", ("tests/integration/test_doctor.py",)),

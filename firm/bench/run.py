@@ -54,6 +54,7 @@ STAGE = Stage(
         "seed", "images", "prompts", "policy", "critic", "bench", *(f"curation.{key}" for key in TEACHER),
         "reward.dimensions", "auditor.judge", "auditor.rubrics",
     ),
+    reads={"data": "test/"},
 )  # fmt: skip
 JUDGED = "judged"
 VERDICT = "verdict.json"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,9 +18,12 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError, model
 from firm import stats
 from firm.bench.items import Item
 from firm.config import ScoresSource
-from firm.images import Limits, image_size, read_image
+from firm.images import Limits
 from firm.prompts import Splits
 from firm.records import Prompt, UserError
+from firm.storage.files import parallel
+from firm.storage.given import given
+from firm.storage.pictures import image_size, read_image
 from firm.storage.rows import iter_rows
 
 FIX = 'give rows like {"prompt": "...", "image": "file.png", "scores": {"quality": 4}, "rater": "ann"}'
@@ -58,7 +60,7 @@ class Rated:
     """An image and its ratings: dimension -> rater -> score."""
 
     prompt: Prompt
-    images: tuple[Path, ...]
+    images: tuple[str, ...]
     where: str
     ratings: dict[str, dict[str, float]] = field(default_factory=dict)
 
@@ -79,14 +81,14 @@ class ScoreFile:
         """
         self.source = source
         self.limits = limits
-        self.path = Path(source.path)
+        self.file = given(source.path)
         self.splits = splits
         self._left_out = set[str]()
-        rated: dict[tuple[Prompt, tuple[Path, ...]], Rated] = {}
-        for where, value in iter_rows(self.path):
+        rated: dict[tuple[Prompt, tuple[str, ...]], Rated] = {}
+        for where, value in iter_rows(self.file.fetch(), self.file.name):
             row = _parse(value, where)
-            images = tuple(self.path.parent / name for name in (*filter(None, [row.source_image]), *row.images))
-            prompt = Prompt(text=row.prompt, image=str(images[0]) if len(images) > 1 else None)
+            images = tuple(self.file.beside(name) for name in (*filter(None, [row.source_image]), *row.images))
+            prompt = Prompt(text=row.prompt, image=images[0] if len(images) > 1 else None)
             mine = rated.setdefault((prompt, images), Rated(prompt, images, where))
             for dimension, score in row.scores.items():
                 if dimension in dimensions:
@@ -110,8 +112,8 @@ class ScoreFile:
                     what = f"the critic judges {dimension} of {wanted[dimension]} image(s), not of {len(rated.images)}"
                     fix = "give each row a source_image" if wanted[dimension] > 1 else "leave source_image out"
                     raise UserError(what, rated.where, f"{fix}, or use another rubric", usage=True)
-            for image in rated.images:
-                image_size(image, f"{rated.where}: {image}", self.limits)
+        named = [(image, f"{rated.where}: {image}") for rated in self.rated for image in rated.images]
+        parallel(lambda one: image_size(*one, self.limits), named)
 
     def items(self) -> Iterator[Item]:
         """An item for each image, in the order of the file."""

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from firm.config.data_path import DataPath
 from firm.config.section import NamedFile, Positive, Section
 from firm.records import SCORES
 
@@ -49,7 +50,7 @@ class ScoresSource(Section):
 
     kind: Literal["scores"] = "scores"
     name: str
-    path: str
+    path: DataPath
     whose: Literal["people", "teacher"] = "people"
     of_policy: bool = False  # these are images of the policy that RL starts from
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from firm.config.chat import ChatConfig
+from firm.config.data_path import DataPath
 from firm.config.policy import PolicyConfig
 from firm.config.section import NamedFile, NamedRubric, NonNegative, Positive, Section, Share
 
@@ -52,7 +53,7 @@ class FilesSource(_Source):
     """
 
     kind: Literal["files"] = "files"
-    path: str
+    path: DataPath
 
     def named_files(self) -> Iterator[NamedFile]:
         """The rows and their images."""

@@ -7,7 +7,7 @@ the path of its key.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from itertools import count
 from pathlib import Path
@@ -16,8 +16,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from firm.config.data_path import is_remote
 from firm.config.launch import LocalLaunch
 from firm.config.run import RunConfig
+from firm.config.section import NamedFile
 from firm.records import UserError
 from firm.seeds import seed_for
 from firm.texts import check_text, read_text
@@ -162,11 +164,25 @@ def of_round(config: RunConfig, number: int) -> RunConfig:
     return _validated({**data, "seed": seed, "rounds": 1, "further_rounds": {}}, "further_rounds")
 
 
-def check_for_cluster(config: RunConfig) -> None:
+def data_files(config: RunConfig) -> Iterator[tuple[str, NamedFile]]:
+    """Files of prompts, candidates and scores that a run names in any round, each with its key."""
+    for number in range(1, min(config.rounds, 2) + 1):
+        for key, section in of_round(config, number).walk(""):
+            for file in section.named_files():
+                if not (file.is_model or file.is_code):
+                    yield f"{key}.{file.key}", file
+
+
+def check_for_cluster(config: RunConfig, in_pod: bool = True) -> None:
     """Check that every step of a run can be a pod of its own.
 
+    Args:
+        config: The run.
+        in_pod: Whether this is one of its pods. Outside, an absolute path that is not here may be there.
+
     Raises:
-        UserError: Its artifacts are in a folder, or its jobs are processes of this machine.
+        UserError: Its artifacts are in a folder, its jobs are processes of this machine, or its data is in a file that
+            pods do not have.
     """
     if not config.store.startswith(("s3://", "minio://")):
         fix = "set it to s3://bucket/prefix, as the preset gen-shapes-kind does"
@@ -174,6 +190,12 @@ def check_for_cluster(config: RunConfig) -> None:
     if isinstance(config.launch, LocalLaunch):
         fix = "set it to pytorchjob, as the preset gen-shapes-kind does"
         raise UserError("the steps sft and rl on a cluster start jobs there", "launch.kind: local", fix, usage=True)
+    for key, file in data_files(config):
+        path = Path(file.path)
+        if not is_remote(file.path) and (not path.exists() if in_pod else path.exists() or not path.is_absolute()):
+            bucket = "/".join(config.store.split("/")[:3])
+            fix = f"upload it with `firm put {file.path} {bucket}/data`, and set {key} to the path that it prints"
+            raise UserError("pods do not have this file", f"{key}: {file.path}", fix, usage=True)
 
 
 def _validated(data: Mapping[str, Any], where: str) -> RunConfig:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import PositiveInt, model_validator
 
+from firm.config.data_path import DataPath
 from firm.config.section import NamedFile, Section, Share
 
 
@@ -15,7 +16,7 @@ class PromptsConfig(Section):
     A critic can do without: then `test_share` alone says which prompts of its examples are held out.
     """
 
-    path: str | None = None  # a user's file: text, JSONL or a JSON list of {"input_prompt": ...}
+    path: DataPath | None = None  # a user's file: text, JSONL or a JSON list of {"input_prompt": ...}
     function: str | None = None  # dotted name "module:function" of function(split) -> list of texts or Prompts
     test_share: Share = 0.1  # held out by the hash of the prompt, unless `function` decides
     limit: PositiveInt | None = None

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from firm.chat.messages import IMAGE_MARK, ChatMessage, RequestFailed
 from firm.config.serve import QuestionLimits
-from firm.images import image_size
 from firm.records import UserError
+from firm.storage.pictures import image_size
 
 MAX_SCANS = 100
 """Of a JPEG: every scan of a few bytes costs a pass over all of the image; progressive ones have about ten."""

@@ -14,12 +14,14 @@ from PIL import Image
 
 from firm.config import CandidateSource, CurationConfig, FilesSource, FunctionSource, GeneratedSource, PromptsConfig
 from firm.dist import generator
-from firm.images import Limits, decode_image, encode_image, image_size, read_image
+from firm.images import Limits, decode_image, encode_image
 from firm.locate import load_object
 from firm.prompts import Splits, load_prompts, with_source
 from firm.records import SPLITS, Candidate, Prompt, Split, UserError
 from firm.seeds import seed_for
-from firm.storage.files import sha256
+from firm.storage.files import parallel, sha256
+from firm.storage.given import Given, given
+from firm.storage.pictures import image_size, read_image
 from firm.texts import check_text, parse_json, read_text
 
 _MADE = "a function gives (prompt, image), where edits are judged (prompt, source image, edited image)"
@@ -169,7 +171,9 @@ class Function:
 
 
 class Files:
-    """A user's images: JSONL rows of {"prompt": ..., "image": path relative to the file}.
+    """A user's images: JSONL rows of {"prompt": ..., "image": path relative to the file}, here, in S3 or on the hub.
+
+    An image is fetched when its candidate is made, and not kept.
 
     For editing a row has ``source_image``, too: what was edited into ``image``, of the same size.
 
@@ -180,9 +184,9 @@ class Files:
     def __init__(self, config: FilesSource, splits: Splits, limits: Limits | None = None) -> None:
         self.config = config
         self.limits = limits
-        self.path = Path(config.path)
+        self.file = given(config.path)
         self.rows: dict[Split, list[tuple[int, Prompt, list[str]]]] = {split: [] for split in SPLITS}
-        for entry, (prompt, images) in enumerate(_read_rows(self.path)):
+        for entry, (prompt, images) in enumerate(_read_rows(self.file)):
             self.rows[splits.of(prompt)].append((entry, prompt, images))
 
     def check(self, wanted: int) -> None:
@@ -191,7 +195,8 @@ class Files:
         Raises:
             UserError: An image is missing or beyond the limits, or an entry has a source image too many or too few.
         """
-        for entry, _, images in sorted((row for rows in self.rows.values() for row in rows), key=lambda row: row[0]):
+        rows = sorted((row for rows in self.rows.values() for row in rows), key=lambda row: row[0])
+        for entry, _, images in rows:
             if len(images) != wanted:
                 what = f"the evaluator's rubrics judge {wanted} image(s), not {len(images)}"
                 fix = (
@@ -200,21 +205,21 @@ class Files:
                     else "leave source_image out, or use rubrics of edits"
                 )
                 raise UserError(what, self._where(entry, images[-1]), fix, True)
-            for image in images:
-                image_size(self.path.parent / image, self._where(entry, image), self.limits)
+        named = [(entry, name) for entry, _, images in rows for name in images]
+        parallel(lambda one: image_size(self.file.beside(one[1]), self._where(*one), self.limits), named)
 
     def _where(self, entry: int, image: str) -> str:
-        return f"{self.path}, entry {entry}: {image}"
+        return f"{self.file.name}, entry {entry}: {image}"
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
         """Read, check and re-encode files."""
-        made = []
-        for i in indices:
-            entry, prompt, names = self.rows[split][i]
-            images = [read_image(self.path.parent / name, self._where(entry, name), self.limits) for name in names]
-            same_size(images, self._where(entry, names[-1]))
-            made.append(Candidate(index=i, prompt=prompt, source=self.config.name, split=split, images=images))
-        return made
+        return parallel(lambda i: self._make(split, i), indices)
+
+    def _make(self, split: Split, index: int) -> Candidate:
+        entry, prompt, names = self.rows[split][index]
+        images = [read_image(self.file.beside(name), self._where(entry, name), self.limits) for name in names]
+        same_size(images, self._where(entry, names[-1]))
+        return Candidate(index=index, prompt=prompt, source=self.config.name, split=split, images=images)
 
 
 def check_images(candidates: Sequence[Candidate], wanted: int) -> None:
@@ -243,18 +248,18 @@ def same_size(images: Sequence[bytes], where: str) -> None:
         raise UserError(what, where, "scale one of them to the size of the other", True)
 
 
-def _read_rows(path: Path) -> list[tuple[Prompt, list[str]]]:
-    text = read_text(path, "candidates")
+def _read_rows(file: Given) -> list[tuple[Prompt, list[str]]]:
+    text = read_text(file.fetch(), "candidates", name=file.name)
     lines = [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise UserError("the candidate file is empty", str(path), "give at least one line", True)
-    return [_parse_row(line, path, f"{path}, line {i}") for i, line in lines]
+        raise UserError("the candidate file is empty", file.name, "give at least one line", True)
+    return [_parse_row(line, file, f"{file.name}, line {i}") for i, line in lines]
 
 
 _ROW = 'every line must be {"prompt": "...", "image": "file.png"}, for editing with "source_image": "file.png"'
 
 
-def _parse_row(line: str, path: Path, where: str) -> tuple[Prompt, list[str]]:
+def _parse_row(line: str, file: Given, where: str) -> tuple[Prompt, list[str]]:
     row = parse_json(line, where, _ROW)
     if not isinstance(row, dict):
         raise UserError("not a candidate", where, _ROW, True)
@@ -266,4 +271,4 @@ def _parse_row(line: str, path: Path, where: str) -> tuple[Prompt, list[str]]:
         raise UserError("prompt and images must be texts, and not empty", where, _ROW, True)
     for value in (prompt, *names):
         check_text(value, where)
-    return Prompt(text=prompt, image=None if source is None else str(path.parent / source)), names
+    return Prompt(text=prompt, image=None if source is None else file.beside(source)), names

@@ -12,11 +12,12 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from firm.config.data_path import is_remote
 from firm.records import ArtifactRef, UserError
 from firm.storage.artifacts import WORK, Output
 from firm.storage.files import DISK_FAULTS, disk_error, is_full, os_error
@@ -49,6 +50,8 @@ class TrainingJob:
         module: The worker, run with ``python -m``.
         request: The worker's argument, plain JSON.
         inputs: Name -> artifact, fetched where the job runs.
+        reads: Input -> start of the paths that are fetched of it, where that is not all.
+        streams: Inputs that are read where they are: of one in a remote store nothing is fetched.
     """
 
     run: str
@@ -56,6 +59,8 @@ class TrainingJob:
     module: str
     request: dict[str, Any]
     inputs: Mapping[str, ArtifactRef]
+    reads: Mapping[str, str] = field(default_factory=dict)
+    streams: Sequence[str] = ()
 
 
 def worker_error(uri: str) -> UserError | None:
@@ -113,9 +118,11 @@ def _open(uri: str) -> tuple[Output, dict[str, Any], Inputs]:
 
     def open_here(out: Output) -> tuple[Output, dict[str, Any], Inputs]:
         job = json.loads((out.folder / JOB).read_text())
-        inputs = Inputs({name: ArtifactRef(**ref) for name, ref in job["inputs"].items()}, {})
+        refs = {name: ArtifactRef(**ref) for name, ref in job["inputs"].items()}
+        nothing = {name: () for name in job["streams"] if is_remote(refs[name].uri)}
+        inputs = Inputs(refs, {**job["reads"], **nothing})
         for name in inputs:
-            inputs[name]  # fetched and verified
+            inputs[name]  # fetched and verified, of what is streamed the sizes
         return out, job["request"], inputs
 
     opened = open_here(Output.open(uri)) if first else None

@@ -22,8 +22,9 @@ def launch(job: TrainingJob, out: Output, config: LaunchConfig) -> None:
         return
     out.discard(ERROR)
     inputs = {name: ref.model_dump() for name, ref in job.inputs.items()}
+    written = {"request": job.request, "inputs": inputs, "reads": dict(job.reads), "streams": list(job.streams)}
     with atomic_write(out.folder / JOB) as file:
-        file.write(json.dumps({"request": job.request, "inputs": inputs}, indent=1, sort_keys=True).encode())
+        file.write(json.dumps(written, indent=1, sort_keys=True).encode())
     out.publish(JOB)
     try:
         if isinstance(config, LocalLaunch):

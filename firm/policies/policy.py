@@ -18,11 +18,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from firm.config import LoraConfig, PolicyConfig
-from firm.images import Limits, image_size
+from firm.images import Limits
 from firm.locate import load_named
 from firm.policies.parameters import ParameterSets
 from firm.records import Prompt, UserError
 from firm.seeds import seed_for
+from firm.storage.pictures import image_size
 
 CARD = "policy.json"
 

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from firm.config import PolicyConfig
-from firm.images import open_image
 from firm.policies.pipe import JOINT_ATTENTION, check_pipe, load_denoiser, load_pipe, pixels, save_denoiser
 from firm.policies.policy import Conditions
 from firm.records import Prompt, UserError
+from firm.storage.pictures import open_image
 
 GRID = 32  # pixels; the pipeline rounds the sides of a source to multiples of it
 

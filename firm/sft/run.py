@@ -11,7 +11,7 @@ from firm.storage.artifacts import Output
 from firm.storage.inputs import Inputs
 
 WORKER = "firm.sft.train"
-STAGE = Stage(name="sft", sections=("seed", "critic", "sft"), worker=WORKER)
+STAGE = Stage(name="sft", sections=("seed", "critic", "sft"), reads={"data": "train/"}, worker=WORKER)
 CRITIC = "critic"
 METRICS = "metrics.jsonl"
 
@@ -29,7 +29,8 @@ def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
         "critic": config.critic.model_dump(mode="json"),
         "sft": config.sft.model_dump(mode="json"),
     }
-    launch(TrainingJob(config.name, "sft", WORKER, request, inputs.refs), out, config.launch)
+    job = TrainingJob(config.name, "sft", WORKER, request, inputs.refs, STAGE.reads, streams=("data",))
+    launch(job, out, config.launch)
     lines = read_metrics(out.folder / METRICS)
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     curve = Curve(name="loss", x=[s for s, _ in losses], y=[loss for _, loss in losses])

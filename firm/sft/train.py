@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, load_dataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from firm import dist
@@ -19,11 +18,13 @@ from firm.critics.local import load_model, load_processor
 from firm.critics.rubrics import load_rubric
 from firm.launch.job import worker_main
 from firm.progress import Task
-from firm.records import SCORES, Invalid, UserError
+from firm.records import SCORES, Example, Invalid, UserError
 from firm.seeds import seed_for
 from firm.sft.optimizer import Muon
-from firm.storage.artifacts import WORK, Output
+from firm.storage.artifacts import Output
 from firm.storage.checkpoint import Checkpoints, load_optimizer, optimizer_tensors
+from firm.storage.inputs import uri_of
+from firm.storage.table import Table, shards_in
 
 OPTIMIZER = "optimizer.safetensors"
 SCHEDULER = "scheduler.json"
@@ -126,15 +127,6 @@ def check_answers(encoder: Encoder, critic: CriticConfig) -> None:
                 raise UserError(what, f"critic.model ({critic.model}), critic.answer_style", fix, usage=True)
 
 
-def load_examples(folder: Path, cache: Path) -> Dataset:
-    """Training examples as a memory-mapped dataset (constant memory, random access)."""
-    files = sorted(str(p) for p in (folder / "train").glob("*.parquet"))
-    if not files:
-        raise UserError("there are no training examples", str(folder), "look at the summary of the curation stage")
-    data = load_dataset("parquet", data_files=files, split="train", cache_dir=str(cache))
-    return data.select_columns(["messages", "images"])
-
-
 def prepare(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None = None) -> PreTrainedModel:
     """The model to train, whole or frozen under a LoRA: a trained critic in the folder ``start``, or the critic's.
 
@@ -197,7 +189,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
         model=model,
         args=arguments(critic, sft, request["seed"], checkpoints.folder),
         data_collator=Collator(encoder),
-        train_dataset=load_examples(inputs["data"], out.folder / WORK / "cache"),
+        train_dataset=Table(shards_in(uri_of(inputs, "data"), "train"), Example, ("messages", "images")),
         callbacks=[Reporter(checkpoints)],
         optimizers=(Muon(model, sft) if sft.optimizer == "muon" else None, None),
     )

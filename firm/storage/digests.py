@@ -37,9 +37,14 @@ def content_hash(path: Path, follow: Sequence[str] = (), suffix: str = "") -> st
     Raises:
         UserError: The file or a followed one is missing or cannot be read.
     """
-    names = sorted(_names(path, suffix)) if path.is_dir() else [path.name, *_followed(path, follow)]
+    names = sorted(_names(path, suffix)) if path.is_dir() else [path.name, *followed(path, follow)]
     folder = path if path.is_dir() else path.parent
-    return sha256(json.dumps(list(zip(names, _hashes(folder / name for name in names), strict=True))).encode())
+    return digest_of(names, hashes_of(folder / name for name in names))
+
+
+def digest_of(names: Sequence[str], hashes: Iterable[str]) -> str:
+    """One hash of files, by their names and the hashes of their contents."""
+    return sha256(json.dumps(list(zip(names, hashes, strict=True))).encode())
 
 
 def _names(folder: Path, suffix: str) -> Iterator[str]:
@@ -51,7 +56,7 @@ def _names(folder: Path, suffix: str) -> Iterator[str]:
         yield from (path.relative_to(folder).as_posix() for path in paths if path.is_file())
 
 
-def _followed(path: Path, keys: Sequence[str]) -> list[str]:
+def followed(path: Path, keys: Sequence[str]) -> list[str]:
     """Names of further files in the rows of a JSON, JSONL or Parquet file; malformed rows are left to the reader."""
     if not keys:
         return []
@@ -76,7 +81,8 @@ def _parsed(text: str) -> object:
         return None
 
 
-def _hashes(paths: Iterable[Path]) -> list[str]:
+def hashes_of(paths: Iterable[Path]) -> list[str]:
+    """SHA-256 of files; raises `UserError` where one is missing or cannot be read."""
     memory = temporary_folder() / MEMORY
     known = _recall(memory)
     fresh: Known = {}

@@ -22,8 +22,8 @@ class Inputs(Mapping[str, Path]):
         refs: The pointers, for a job that fetches them where it runs.
     """
 
-    def __init__(self, refs: Mapping[str, ArtifactRef], reads: Mapping[str, str]) -> None:
-        """``reads``: start of the paths that the stage reads of an input, where that is not all."""
+    def __init__(self, refs: Mapping[str, ArtifactRef], reads: Mapping[str, str | tuple[str, ...]]) -> None:
+        """``reads``: start of the paths that the stage reads of an input, or several, where that is not all."""
         self.refs = refs
         self._reads = reads
         self._folders = dict[str, Path]()
@@ -45,6 +45,11 @@ def hash_of(inputs: Mapping[str, Path], name: str) -> str:
     """SHA-256 of the manifest of an input artifact, which stands for all of it; empty where there is no such input."""
     manifest = inputs[name] / MANIFEST if name in inputs else None
     return sha256(manifest.read_bytes()) if manifest and manifest.is_file() else ""
+
+
+def uri_of(inputs: Mapping[str, Path], name: str) -> str:
+    """Where an input artifact is, for those who read it there."""
+    return inputs.refs[name].uri if isinstance(inputs, Inputs) else str(inputs[name])
 
 
 def open_input(ref: ArtifactRef, scratch: Path | None = None, only: str | tuple[str, ...] = "") -> Path:

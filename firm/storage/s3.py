@@ -136,11 +136,16 @@ class S3Store:
         now, then = (parsedate_to_datetime(headers[header]) for header in ("Date", "Last-Modified"))
         return data, (now - then).total_seconds()
 
-    def _receive(self, key: str) -> tuple[bytes, Mapping[str, str]]:
+    def part(self, key: str, start: int, length: int) -> bytes:
+        """At most `length` bytes of `key`, from the byte `start` on, which there must be."""
+        return self._receive(key, start, length)[0]
+
+    def _receive(self, key: str, start: int = 0, length: int = 0) -> tuple[bytes, Mapping[str, str]]:
+        """Content, or a part of it, and headers; the length 0 stands for all."""
         name = self._prefix + check_key(key)
 
         def receive() -> tuple[bytes, Mapping[str, str]]:
-            with _closing(self._client.get_object(self._bucket, name)) as response:
+            with _closing(self._client.get_object(self._bucket, name, offset=start, length=length)) as response:
                 return response.read(), response.headers
 
         return self._call(receive, key)
@@ -172,16 +177,27 @@ class S3Store:
 
         def ask() -> bool:
             try:
-                self._client.stat_object(self._bucket, name)
+                self._stat(name)
             except S3Error as error:
-                # a HEAD answer has no body: bucket or keys may be wrong, for which a listing gives the right error
-                next(iter(self._client.list_objects(self._bucket, name)), None)
                 if error.code != "NoSuchKey":
                     raise
                 return False
             return True
 
         return self._call(ask, key)
+
+    def size(self, key: str) -> int:
+        """Bytes of the content of `key`."""
+        name = self._prefix + check_key(key)
+        return self._call(lambda: self._stat(name), key)
+
+    def _stat(self, name: str) -> int:
+        try:
+            return self._client.stat_object(self._bucket, name).size or 0
+        except S3Error:
+            # a HEAD answer has no body: bucket or keys may be wrong, for which a listing gives the right error
+            next(iter(self._client.list_objects(self._bucket, name)), None)
+            raise
 
     def delete(self, key: str) -> None:
         """See `firm.storage.store.Store.delete`."""

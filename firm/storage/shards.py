@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, BinaryIO, Literal, TypeVar, get_args, get_origin
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +17,7 @@ from firm.records import Message, Prompt, Record, UserError
 from firm.storage.files import TEMPORARY, atomic_write, disk_error
 
 ROWS_PER_GROUP = 64  # what a reader holds in memory: images are large
+BYTES_PER_GROUP = 2**23  # of images: what is read for one row at random; a footer takes 10 KB of memory a group
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])  # the Image feature of Hugging Face datasets
 
 _NATURAL = {
@@ -70,9 +71,24 @@ def write_shard(path: Path, records: Sequence[R], model: type[R]) -> None:
             file, schema, compression="zstd", use_dictionary=False, write_statistics=False, write_page_checksum=True
         ) as writer,
     ):
-        for start in range(0, len(records), ROWS_PER_GROUP):
-            rows = [_to_row(r, model, json_names, image_names) for r in records[start : start + ROWS_PER_GROUP]]
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
+        rows = (_to_row(record, model, json_names, image_names) for record in records)
+        for group in _groups(rows, image_names):
+            writer.write_batch(pa.RecordBatch.from_pylist(group, schema=schema))
+
+
+def _groups(rows: Iterable[dict[str, Any]], image_names: set[str]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in groups of at most `ROWS_PER_GROUP`; the images of more than one fit into `BYTES_PER_GROUP`."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        more = sum(len(image["bytes"]) for name in image_names for image in row[name])
+        if group and (len(group) == ROWS_PER_GROUP or size + more > BYTES_PER_GROUP):
+            yield group
+            group, size = [], 0
+        group.append(row)
+        size += more
+    if group:
+        yield group
 
 
 def read_shard(path: Path, model: type[R]) -> list[R]:
@@ -235,11 +251,23 @@ def _from_row(row: dict[str, Any], model: type[R], json_names: set[str], image_n
 
 
 @contextmanager
-def _open(path: Path, model: type[Record] | None) -> Iterator[pq.ParquetFile]:
-    """Open a shard and check its columns; faults of reading inside the block become a `UserError`."""
+def open_shard(
+    source: Path | BinaryIO,
+    where: Path | str,
+    model: type[Record] | None = None,
+    metadata: pq.FileMetaData | None = None,
+) -> Iterator[pq.ParquetFile]:
+    """Open a shard and check its columns; faults of reading inside the block become a `UserError`.
+
+    Args:
+        source: Its path, or the open file.
+        where: How messages call it.
+        model: Type of its records, if its columns are to be checked.
+        metadata: Its footer, if that has been read already.
+    """
     fix = "restore the file, or delete it and run the stage that writes it again"
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(source, metadata=metadata, page_checksum_verification=True) as file:
             groups = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
             if sum(groups) != file.metadata.num_rows:
                 raise OSError("the footer contradicts itself")
@@ -248,17 +276,17 @@ def _open(path: Path, model: type[Record] | None) -> Iterator[pq.ParquetFile]:
                 if position < 0 or file.schema_arrow.field(position).type != field.type:
                     found = file.schema_arrow.field(position).type if position >= 0 else "absent"
                     what = f"column {field.name!r} should be {field.type} and is {found}"
-                    raise UserError(what, str(path), "give shards of the right kind")
+                    raise UserError(what, str(where), "give shards of the right kind")
             yield file
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk; Arrow's own carry none
-            raise disk_error(error, path) from error
+            raise disk_error(error, where) from error
         message = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UserError(f"corrupt or not a Parquet file: {message}", str(path), fix) from error
+        raise UserError(f"corrupt or not a Parquet file: {message}", str(where), fix) from error
 
 
 def _num_rows(path: Path, model: type[Record] | None) -> int:
-    with _open(path, model) as file:
+    with open_shard(path, path, model) as file:
         return file.metadata.num_rows
 
 
@@ -269,7 +297,7 @@ def _read_rows(path: Path, model: type[R], start: int, stop: int) -> Iterator[R]
     names = list(model.model_fields)
     json_names = _json_names(model)
     image_names = _image_names(model)
-    with _open(path, model) as file:
+    with open_shard(path, path, model) as file:
         first = 0
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows

@@ -17,9 +17,10 @@ from integration.test_bad_input import FILES, PROMPTS, SCORES, SMALL
 from PIL import Image
 from shared import HTTPRequest, serving
 
-from firm.images import decode_image, encode_image, open_image
+from firm.images import decode_image, encode_image
 from firm.records import JudgedCandidate
 from firm.shapes import generation
+from firm.storage.pictures import open_image
 from firm.storage.shards import iter_shards
 from firm.texts import MAX_BYTES, MAX_VALUES
 

@@ -164,6 +164,18 @@ def test_a_damaged_artifact_in_s3_is_named_by_the_next_stage(machine: Any, s3_se
         assert f"{ref.uri}/train/part-00000.parquet" in said and "\n  -> " in said
 
 
+def test_a_critic_is_trained_on_shards_that_stay_in_s3(machine: Any) -> None:
+    first = machine("first")
+    first.execute()
+    other = machine("other")
+    (other.folder / "curation").write_bytes((first.folder / "curation").read_bytes())
+    trained = other.start("sft", {"data": "curation"})
+    _, said = trained.communicate(timeout=300)
+    assert trained.returncode == 0, said
+    assert list(other.scratch.rglob("critic/model.safetensors"))
+    assert not list(other.scratch.rglob("*.parquet")) and not list(other.scratch.rglob("*.arrow"))
+
+
 def pair(machine: Any, name: str, delay_s: float) -> None:
     """Two machines do the same work at once, for teachers that answer in other words: there is one artifact, whole."""
     machines = [machine(f"{name}-{who}") for who in ("one", "two")]

@@ -14,8 +14,9 @@ from PIL import Image
 
 from firm.critics.encoder import Encoder
 from firm.critics.local import load_processor
-from firm.images import Limits, decode_image, encode_image, image_size, read_image
+from firm.images import Limits, decode_image, encode_image
 from firm.records import UserError
+from firm.storage.pictures import image_size, read_image
 
 LIMITS = Limits(max_pixels=5000, max_aspect=16)
 TURNED = {  # EXIF orientation -> how the stored pixels [H, W] become what is seen

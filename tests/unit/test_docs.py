@@ -30,6 +30,7 @@ ON_A_CLUSTER = (
     "firm doctor",
     "firm status",
     "firm cancel",
+    "firm put",  # tests/integration/test_given.py has a server
     "rclone ",
     "firm reap",
     "make kind-",

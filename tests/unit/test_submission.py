@@ -46,6 +46,7 @@ def test_secrets_have_the_names_that_the_environment_says(monkeypatch: pytest.Mo
         (plain("policy.model=/models/none"), "0", 1, ["policy.model", "/models/none"]),
         (plain("policy.family=dall-e"), "0", 1, ["policy.family", "dall-e"]),
         (plain("evaluate.suite=none"), "0", 1, ["evaluate.suite"]),
+        (plain("prompts.path=own.jsonl"), "0", 1, ["prompts.path", "firm put own.jsonl s3://firm/data"]),
         (plain("auditor.rubrics.quality=none"), "0", 1, ["none"]),
         (plain("curation.sources.0.function=firm.none:f"), "0", 1, ["curation.sources.0.function", "firm.none"]),
     ],
@@ -59,6 +60,14 @@ def test_a_mistake_anywhere_costs_the_first_step_alone(
     assert ended.value.code == 2 and said.startswith("error: ") and not [word for word in words if word not in said], (
         said
     )
+
+
+def test_what_is_in_s3_is_left_to_a_step_with_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    config = plain("prompts.path=s3://firm/data/x.jsonl")
+    config["curation"]["sources"][0] = {"kind": "files", "name": "rendered", "path": "s3://firm/data/x.jsonl"}
+    config["bench"]["sources"].append({"kind": "scores", "name": "people", "path": "s3://firm/data/x.jsonl"})
+    assert execute(config, "0", 1)
 
 
 CRITIC = ["curation", "sft", "bench", "gate", "report"]
