@@ -71,6 +71,7 @@ FAULTS = [
     Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
     Fault("firm/rl/auditor.py", "self.ranks.share(number)", "range(number)", DIVIDED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
+    Fault("firm/critics/local.py", "load_processor(str(folder), config.max_pixels)", "load_processor(str(folder))", CRITICS),
     Fault("firm/sft/train.py", "control.should_save |= self.checkpoints.overdue()", "pass", TIMED),
     Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', RL),
     Fault("firm/rl/rollout.py", 'policy.using("old")', 'policy.using("policy")', RL),

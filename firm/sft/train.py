@@ -188,7 +188,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     """Train, resume where a checkpoint is, and save the critic as a plain model folder."""
     critic = CriticConfig.model_validate(request["critic"])
     sft = SFTConfig.model_validate(request["sft"])
-    encoder = Encoder(load_processor(critic.model))
+    encoder = Encoder(load_processor(critic.model, critic.max_pixels))
     check_answers(encoder, critic)
     checkpoints = Checkpoints(out, sft.checkpoint_minutes)
     start = inputs.get("last_critic")
