@@ -10,6 +10,9 @@ PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one"
 DIVIDED = ("tests/training/test_rl_learns.py::test_processes_share_an_audit_and_wait_for_a_slow_judge",)
 RESUMED = ("tests/training/test_rl_learns.py::test_an_audit_that_fails_costs_nothing_but_itself",)
 TIMED = ("tests/training/test_sft_learns.py::test_a_checkpoint_is_also_taken_when_time_has_passed",)
+LOSS = ("tests/unit/sft/test_loss.py",)
+SHARDED = ("tests/training/test_sharded.py::test_two_ranks_that_share_the_parameters_train_as_one[all]",)
+PODS = ("tests/integration/test_checkpoint.py::test_each_machine_stores_its_part_and_gets_no_other",)
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
 SHARED = ("tests/unit/critics/test_prefix.py",)
@@ -71,7 +74,25 @@ FAULTS = [
     Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
     Fault("firm/rl/auditor.py", "self.ranks.share(number)", "range(number)", DIVIDED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
-    Fault("firm/critics/local.py", "load_processor(str(folder), config.max_pixels)", "load_processor(str(folder))", CRITICS),
+    # training the critic
+    Fault("firm/sft/loss.py", "labels[:, 1:]", "labels[:, :-1]", LOSS),
+    Fault(
+        "firm/sft/loss.py",
+        "zip(hidden.split(TOKENS), targets.split(TOKENS)",
+        "zip(hidden.split(10**9), targets.split(10**9)",
+        LOSS,
+    ),
+    Fault("firm/sft/train.py", "* self.accelerator.num_processes /", "/", SHARDED),
+    Fault("firm/sft/sharding.py", "fully_shard(module, mesh=mesh, mp_policy=policy)", "pass", SHARDED),
+    Fault("firm/storage/parts.py", "min(wanted.stop, stop)", "stop", SHARDED),
+    Fault("firm/storage/checkpoint.py", "self._parts(name, ranks, first_here)", "[]", PODS),
+    Fault("firm/launch/job.py", "place_of(name) is not None", "False", PODS),
+    Fault(
+        "firm/critics/local.py",
+        "load_processor(str(folder), config.max_pixels)",
+        "load_processor(str(folder))",
+        CRITICS,
+    ),
     Fault("firm/sft/train.py", "control.should_save |= self.checkpoints.overdue()", "pass", TIMED),
     Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', RL),
     Fault("firm/rl/rollout.py", 'policy.using("old")', 'policy.using("policy")', RL),
