@@ -42,10 +42,7 @@ CHECKPOINTS = ("tests/integration/test_checkpoint.py",)
 PUBLISHED = ("tests/integration/test_published.py",)
 METERED = ("tests/unit/plan/test_meter.py",)
 PLANNED = ("tests/unit/plan/test_stages.py",)
-TRAINED = (
-    "tests/unit/plan/test_critic.py::"
-    "test_data_parallel_workers_hold_buckets_and_while_a_checkpoint_is_written_the_moments_twice",
-)
+TRAINED = ("tests/unit/plan/test_critic.py::test_workers_that_share_a_critic_hold_an_eighth_each",)
 REFUSED = ("tests/unit/plan/test_critic.py::test_a_critic_that_cannot_be_gone_through_is_named",)
 UPDATED = ("tests/unit/plan/test_policy.py::test_update[tiny-LoRA, checkpointed]",)
 SAMPLED = ("tests/unit/plan/test_policy.py::test_sampling[tiny editor-3.0]",)
@@ -374,7 +371,7 @@ FAULTS = [
     Fault("firm/policies/policy.py", "parameter.data.float()", "parameter.data", RL),
     Fault("firm/policies/policy.py", ", cache_enabled=False", "", POLICIES),
     Fault("firm/sft/train.py", "check_answers(encoder, critic)\n    check", "check", ("tests/unit/sft",)),
-    Fault("firm/sft/train.py", "return model.float()", "return model", FINE),
+    Fault("firm/sft/sharding.py", "parameter.data.float()", "parameter.data", FINE),
     Fault("firm/sft/train.py", "model.to(getattr(torch, critic.dtype)).save", "model.save", FINE),
     # what others give
     Fault("firm/model_folder.py", '"/" in str(value)', "False", ("tests/integration/test_evil_models.py",)),
@@ -399,7 +396,7 @@ FAULTS = [
     # Plans
     Fault("firm/plan/meter.py", "self.live[part] -= size\n\n    def __torch", "pass\n\n    def __torch", METERED),
     Fault("firm/plan/meter.py", "return 10 * query.numel()", "return 8 * query.numel()", METERED),
-    Fault("firm/plan/critic.py", "optimizer_tensors(optimizer, [", "str([", TRAINED),
+    Fault("firm/plan/critic.py", "{**memory, **_shares(model, workers)}", "memory", TRAINED),
     Fault("firm/plan/policy.py", "enable_gradient_checkpointing()", "eval()", UPDATED),
     Fault("firm/plan/policy.py", "(1 if guidance == 1 else 2)", "1", SAMPLED),
     Fault("firm/plan/origins.py", "except Exception as error:", "except ImportError as error:", REFUSED),
