@@ -10,6 +10,9 @@ PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one"
 DIVIDED = ("tests/training/test_rl_learns.py::test_processes_share_an_audit_and_wait_for_a_slow_judge",)
 RESUMED = ("tests/training/test_rl_learns.py::test_an_audit_that_fails_costs_nothing_but_itself",)
 TIMED = ("tests/training/test_sft_learns.py::test_a_checkpoint_is_also_taken_when_time_has_passed",)
+LOSS = ("tests/unit/sft/test_loss.py",)
+SHARDED = ("tests/training/test_sharded.py::test_two_ranks_that_share_the_parameters_train_as_one[all]",)
+PODS = ("tests/integration/test_checkpoint.py::test_each_machine_stores_its_part_and_gets_no_other",)
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
 CHILD = ("tests/integration/test_critic_child.py",)
@@ -44,10 +47,7 @@ CHECKPOINTS = ("tests/integration/test_checkpoint.py",)
 PUBLISHED = ("tests/integration/test_published.py",)
 METERED = ("tests/unit/plan/test_meter.py",)
 PLANNED = ("tests/unit/plan/test_stages.py",)
-TRAINED = (
-    "tests/unit/plan/test_critic.py::"
-    "test_data_parallel_workers_hold_buckets_and_while_a_checkpoint_is_written_the_moments_twice",
-)
+TRAINED = ("tests/unit/plan/test_critic.py::test_workers_that_share_a_critic_hold_an_eighth_each",)
 REFUSED = ("tests/unit/plan/test_critic.py::test_a_critic_that_cannot_be_gone_through_is_named",)
 UPDATED = ("tests/unit/plan/test_policy.py::test_update[tiny-LoRA, checkpointed]",)
 SAMPLED = ("tests/unit/plan/test_policy.py::test_sampling[tiny editor-3.0]",)
@@ -79,6 +79,25 @@ FAULTS = [
     Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
     Fault("firm/rl/auditor.py", "self.ranks.share(len(drawn))", "range(len(drawn))", DIVIDED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
+    # training the critic
+    Fault("firm/sft/loss.py", "labels[:, 1:]", "labels[:, :-1]", LOSS),
+    Fault(
+        "firm/sft/loss.py",
+        "zip(hidden.split(TOKENS), targets.split(TOKENS)",
+        "zip(hidden.split(10**9), targets.split(10**9)",
+        LOSS,
+    ),
+    Fault("firm/sft/train.py", "* self.accelerator.num_processes /", "/", SHARDED),
+    Fault("firm/sft/sharding.py", "fully_shard(module, mesh=mesh, mp_policy=policy)", "pass", SHARDED),
+    Fault("firm/storage/parts.py", "min(wanted.stop, stop)", "stop", SHARDED),
+    Fault("firm/storage/checkpoint.py", "self._parts(name, ranks, first_here)", "[]", PODS),
+    Fault("firm/launch/job.py", "place_of(name) is not None", "False", PODS),
+    Fault(
+        "firm/critics/local.py",
+        "load_processor(str(folder), config.max_pixels)",
+        "load_processor(str(folder))",
+        CRITICS,
+    ),
     Fault("firm/sft/train.py", "control.should_save |= self.checkpoints.overdue()", "pass", TIMED),
     Fault("firm/rl/rollout.py", 'f"rollout/{epoch}"', '"rollout"', RL),
     Fault("firm/rl/rollout.py", 'policy.using("old")', 'policy.using("policy")', RL),
@@ -385,7 +404,7 @@ FAULTS = [
     Fault("firm/policies/policy.py", "parameter.data.float()", "parameter.data", RL),
     Fault("firm/policies/policy.py", ", cache_enabled=False", "", POLICIES),
     Fault("firm/sft/train.py", "check_answers(encoder, critic)\n    check", "check", ("tests/unit/sft",)),
-    Fault("firm/sft/train.py", "return model.float()", "return model", FINE),
+    Fault("firm/sft/sharding.py", "parameter.data.float()", "parameter.data", FINE),
     Fault("firm/sft/train.py", "model.to(getattr(torch, critic.dtype)).save", "model.save", FINE),
     # data of users in S3
     Fault("firm/storage/given.py", "if self._pin and sha256(data) != self._pin", "if False", CHANGED),
@@ -443,7 +462,7 @@ FAULTS = [
     # Plans
     Fault("firm/plan/meter.py", "self.live[part] -= size\n\n    def __torch", "pass\n\n    def __torch", METERED),
     Fault("firm/plan/meter.py", "return 10 * query.numel()", "return 8 * query.numel()", METERED),
-    Fault("firm/plan/critic.py", "optimizer_tensors(optimizer, [", "str([", TRAINED),
+    Fault("firm/plan/critic.py", "{**memory, **_shares(model, workers)}", "memory", TRAINED),
     Fault("firm/plan/policy.py", "enable_gradient_checkpointing()", "eval()", UPDATED),
     Fault("firm/plan/policy.py", "(1 if guidance == 1 else 2)", "1", SAMPLED),
     Fault("firm/plan/origins.py", "except Exception as error:", "except ImportError as error:", REFUSED),

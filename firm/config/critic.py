@@ -44,6 +44,7 @@ class CriticConfig(Section):
     answer_style: Literal["score_first", "reason_first"] = "reason_first"
     rubrics: dict[str, str]  # template names in firm/critics/templates
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_pixels: PositiveInt | None = None  # of an image, in training and judging: larger ones are scaled down
     max_new_tokens: PositiveInt = 1024
     batch_size: PositiveInt = 8
     num_samples: PositiveInt = 1  # answers to each question; several give a distribution by themselves

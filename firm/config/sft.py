@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from firm.config.lora import LoraConfig
 from firm.config.section import NonNegative, Positive, Section, Share
@@ -28,4 +28,11 @@ class SFTConfig(Section):
     checkpoint_steps: PositiveInt = 500
     checkpoint_minutes: Positive = 30  # at the latest
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "full"] = "none"  # full: a GPU holds its share of parameters, gradients and moments
     lora: LoraConfig | None = None
+
+    @model_validator(mode="after")
+    def _muon_has_whole_matrices(self) -> SFTConfig:
+        if self.optimizer == "muon" and self.sharding == "full":
+            raise ValueError("muon updates whole matrices, and none is whole when sharded: set optimizer to adamw")
+        return self

@@ -28,17 +28,36 @@ from firm.seeds import seed_for
 _KIND = "an image-text-to-text model"
 
 
-def load_processor(model: str) -> Any:
+def load_processor(model: str, max_pixels: int | None = None) -> Any:
     """Load the processor (tokenizer, image processor, chat template) of a critic folder or hub id.
 
+    Args:
+        model: The folder or id.
+        max_pixels: Larger images are scaled down to at most as many, if the model's own bound is not lower.
+
     Raises:
-        UserError: It cannot be loaded.
+        UserError: It cannot be loaded, or images cannot be bounded so.
     """
     path = model_path(model, "critic.model")
     try:
-        return AutoProcessor.from_pretrained(path, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises anything on a damaged folder
         raise cannot_load("a critic", model, _KIND, error) from error
+    if max_pixels is not None:
+        _bound(processor.image_processor, max_pixels)
+    return processor
+
+
+def _bound(images: Any, max_pixels: int) -> None:
+    size = dict(images.size)
+    least, most = size.get("shortest_edge"), size.get("longest_edge")  # numbers of pixels, whatever their names say
+    if least is None or most is None:
+        what, fix = "the critic's processor does not count the pixels of an image", "leave it out"
+        raise UserError(what, "critic.max_pixels", fix, usage=True)
+    if max_pixels < least:
+        what, fix = f"the critic needs {least} pixels of an image", f"set it to {least} or more"
+        raise UserError(what, f"critic.max_pixels: {max_pixels}", fix, usage=True)
+    images.size = {**size, "longest_edge": min(max_pixels, most)}
 
 
 def load_model(config: CriticConfig, model: str) -> PreTrainedModel:
@@ -72,7 +91,7 @@ class LocalCritic:
         """Load a trained critic from ``folder``."""
         self.config = config
         self.device = device
-        self.encoder = Encoder(load_processor(str(folder)))
+        self.encoder = Encoder(load_processor(str(folder), config.max_pixels))
         self.model = load_model(config, str(folder)).to(device).eval()
         self.rubrics: Mapping[str, Rubric] = {d: load_rubric(name) for d, name in config.rubrics.items()}
         self._prefix, self._scores = self.encoder.score_tokens()

@@ -113,6 +113,7 @@ def _leave(error: UserError, uri: str) -> int:
 
 def _open(uri: str) -> tuple[Output, dict[str, Any], Inputs]:
     from firm import dist
+    from firm.storage.parts import place_of
 
     first = int(os.environ.get("LOCAL_RANK", "0")) == 0
 
@@ -125,6 +126,6 @@ def _open(uri: str) -> tuple[Output, dict[str, Any], Inputs]:
             inputs[name]  # fetched and verified, of what is streamed the sizes
         return out, job["request"], inputs
 
-    opened = open_here(Output.open(uri)) if first else None
+    opened = open_here(Output.open(uri, left=lambda name: place_of(name) is not None)) if first else None
     dist.barrier()
     return opened or open_here(Output.attach(uri))

@@ -27,14 +27,17 @@ from firm.plan.assumptions import Assumptions, Cost
 from firm.plan.meter import Meter
 from firm.plan.origins import going_through
 from firm.records import Prompt, UserError
+from firm.sft.loss import only_answers
 from firm.sft.optimizer import Muon
-from firm.sft.train import prepare
-from firm.storage.checkpoint import optimizer_tensors
+from firm.sft.sharding import blocks_of
+from firm.sft.train import load, prepare
 
 CHARACTERS = 4
 """Of an English text, to a token of Qwen's."""
 CHAT, MARKS = 8, 2
 """Tokens of a chat around what the user says, and around an image."""
+FLOAT = 4
+"""Bytes of a float32, which all that trains is."""
 PREFIX = 3
 """Tokens of "Score: ", which a score-first critic's answer is made to begin with."""
 
@@ -62,7 +65,7 @@ class Questions:
         texts = {d: question(rubric, Prompt(text="")) for d, rubric in rubrics.items()}
         images = next(iter(rubrics.values())).images
         if (folder / "tokenizer.json").is_file():
-            encoder = Encoder(load_processor(str(folder)))
+            encoder = Encoder(load_processor(str(folder), critic.max_pixels))
             pictures = [[encode_image(Image.new("RGB", (side, side)))] * images] * len(texts)
             batch = encoder.questions(list(texts.values()), pictures)
             pads = int(batch["mm_token_type_ids"][0].sum())
@@ -76,7 +79,7 @@ class Questions:
             },
             together=groups({d: [text] for d, text in texts.items()}),
             images=images,
-            patches=_patches(folder, side),
+            patches=_patches(folder, side, critic.max_pixels or math.inf),
         )
 
     def batch(self, config: Any, dimension: str, size: int) -> Batch:
@@ -100,7 +103,7 @@ class Questions:
         }
 
 
-def _patches(folder: Path, side: int) -> int:
+def _patches(folder: Path, side: int, max_pixels: float) -> int:
     """Patches of a side of a square image, as the processor of Qwen's models resizes it."""
     settings = json_object(folder / "preprocessor_config.json")
     settings = settings or json_object(folder / "processor_config.json").get("image_processor", {})
@@ -109,7 +112,8 @@ def _patches(folder: Path, side: int) -> int:
         fix = "plan with a critic of Qwen-VL's kind, whose folder has preprocessor_config.json or processor_config.json"
         raise UserError(f"{folder} has no image processor like Qwen-VL's", "critic.model", fix, usage=True)
     unit = settings["patch_size"] * settings["merge_size"]
-    least, most = (math.sqrt(settings[name]) / unit for name in ("shortest_edge", "longest_edge"))
+    bounds = settings["shortest_edge"], min(settings["longest_edge"], max_pixels)
+    least, most = (math.sqrt(pixels) / unit for pixels in bounds)
     return int(max(min(round(side / unit), math.floor(most)), math.ceil(least), 1) * settings["merge_size"])
 
 
@@ -118,26 +122,25 @@ class Training:
     """Training of a critic on one GPU.
 
     Attributes:
-        memory: What is done -> bytes by part, at the moment when they are most.
+        memory: Bytes by part, at the moment when they are most.
         batch: Cost of one forward and backward pass.
         step: Cost of an optimizer's step.
         checkpoint: Bytes of a checkpoint.
     """
 
-    memory: dict[str, Counter[str]]
+    memory: Counter[str]
     batch: Cost
     step: Cost
     checkpoint: int
 
 
 def training(critic: CriticConfig, sft: SFTConfig, questions: Questions, answer_tokens: int, workers: int) -> Training:
-    """What it takes to train a critic, whose ``model`` is a folder, as `firm.sft.train` does.
-
-    A sharding of the model over the workers would change here what each of them holds.
-    """
+    """What it takes to train a critic, whose ``model`` is a folder, as `firm.sft.train` does."""
+    shared = sft.sharding == "full" and workers > 1
     meter = Meter()
     with going_through(critic.model, "critic.model"), meter:
-        model = prepare(critic, sft, seed=0)
+        model = (load if shared else prepare)(critic, sft, seed=0)
+        only_answers(model)
         meter.watch(model)
         meter.vocabulary = model.config.text_config.vocab_size
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -151,18 +154,39 @@ def training(critic: CriticConfig, sft: SFTConfig, questions: Questions, answer_
         optimizer.step()
         step = Cost(meter.flops)
         states = meter.mark((t for state in optimizer.state.values() for t in state.values()), "states")
-        saved = _bytes(trained if sft.lora else model.state_dict().values())
-        if sft.gradient_accumulation == 1:
+        if sft.gradient_accumulation == 1 and not shared:
             optimizer.zero_grad(set_to_none=True)
         meter.reset()
         _pass(model.train(), critic, _example(questions, model.config, sft.batch_size, answer_tokens))
-        batch, busiest = Cost(meter.flops), meter.peak
-        optimizer.zero_grad(set_to_none=True)
-        meter.reset()
-        optimizer_tensors(optimizer, [str(i) for i in range(len(trained))])
-    buckets = Counter(buckets=_bytes(trained) if workers > 1 else 0)  # DDP's copies of gradients
-    phases = {"training": busiest + buckets, "saving a checkpoint": meter.peak + buckets}
-    return Training(phases, batch, step, saved + states)
+        batch, memory = Cost(meter.flops), meter.peak
+    if shared:
+        memory = Counter({**memory, **_shares(model, workers)})
+        step, states = step * (1 / workers), 2 * FLOAT * _number(trained)
+    elif workers > 1:
+        memory["buckets"] = _bytes(trained)  # DDP's copies of gradients
+    return Training(memory, batch, step, FLOAT * _number(trained) + states)
+
+
+def _shares(model: Any, workers: int) -> Counter[str]:
+    """What a GPU holds of a sharded model.
+
+    Buckets are what is gathered: all outside of blocks during a step, and two blocks, one of them ahead of time; and
+    gradients of the same, again in float32 to be summed.
+    """
+    blocks = [list(block.parameters()) for block in blocks_of(model)]
+    inner = {p for block in blocks for p in block}
+    outer = [p for p in model.parameters() if p not in inner]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    largest = max(blocks, key=_bytes)
+    gradients = [p for p in (*outer, *largest) if p.requires_grad]
+    share = FLOAT * _number(trained) // workers
+    return Counter(
+        weights=share + _bytes(frozen) // workers,
+        gradients=share,
+        states=2 * share,
+        buckets=_bytes(outer) + 2 * _bytes(largest) + _bytes(gradients) + FLOAT * _number(gradients),
+    )
 
 
 def _example(questions: Questions, config: Any, size: int, answer_tokens: int) -> Batch:
@@ -276,3 +300,8 @@ def _cached(cache: Any) -> list[Tensor]:
 def _bytes(tensors: Iterable[Tensor]) -> int:
     """Of tensors, each storage once."""
     return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+def _number(tensors: Iterable[Tensor]) -> int:
+    """How many numbers there are in tensors."""
+    return sum(t.numel() for t in tensors)

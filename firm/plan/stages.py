@@ -124,11 +124,8 @@ class Planner:
             self.critic, sft, self._questions(self.curated_side), self.given.answer_tokens, self.workers
         )
         cost = (measured.batch * sft.gradient_accumulation + measured.step) * steps
-        costs = {"training": cost}
-        phases = [
-            Phase(name, memory, costs.get(name, Cost()), self.workers) for name, memory in measured.memory.items()
-        ]
-        return StagePlan("sft", self.workers, tuple(phases), checkpoint=measured.checkpoint, note=f"{steps:,} steps")
+        phases = (Phase("training", measured.memory, cost, self.workers),)
+        return StagePlan("sft", self.workers, phases, checkpoint=measured.checkpoint, note=f"{steps:,} steps")
 
     def bench(self, config: MeasuredRun) -> StagePlan:
         """The policy's images are sampled and judged by the teacher, then the critic judges all there is."""

@@ -20,14 +20,17 @@ from firm.launch.job import worker_main
 from firm.progress import Task
 from firm.records import SCORES, Example, Invalid, UserError
 from firm.seeds import seed_for
+from firm.sft.loss import only_answers
 from firm.sft.optimizer import Muon
+from firm.sft.sharding import in_float32, is_sharded, shard, unsharded
 from firm.storage.artifacts import Output
 from firm.storage.checkpoint import Checkpoints, load_optimizer, optimizer_tensors
 from firm.storage.inputs import uri_of
+from firm.storage.parts import Parts, local, part_name, write_part
 from firm.storage.table import Table, shards_in
 
-OPTIMIZER = "optimizer.safetensors"
 SCHEDULER = "scheduler.json"
+STATE = "trainer_state.json"  # the Trainer's name
 
 
 class Collator:
@@ -44,37 +47,65 @@ class Collator:
         return self.encoder.append(self.encoder.questions(texts, images), answers)
 
 
-class PlainTrainer(Trainer):
-    """Trainer whose checkpoints hold no pickle: optimizer as safetensors, schedule and state as JSON.
+def place(model: torch.nn.Module) -> tuple[int, int]:
+    """Which part of a checkpoint has what this rank holds of the model, counted from 0, and the number of parts."""
+    ranks = dist.start()
+    return (ranks.rank, ranks.size) if is_sharded(model) else (0, 1)
 
-    Random state is not saved because nothing in the step draws from it: the order of the data has its own seed.
+
+class PlainTrainer(Trainer):
+    """Trainer of a model that is sharded or not, whose checkpoints hold no pickle.
+
+    What trains and its moments are in parts (see `firm.storage.parts`), schedule and state in JSON. Random state is not
+    saved because nothing in the step draws from it: the order of the data has its own seed.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        only_answers(self.model)
+        self.model_accepts_loss_kwargs = True  # have the answers' tokens counted
+        if is_sharded(self.model):  # so that the Trainer makes no copies on the ranks of it
+            self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, *_: Any, num_items_in_batch: Any = None, **__: Any
+    ) -> torch.Tensor:
+        """Mean over the tokens of all answers of a step, whichever rank and micro-batch has them."""
+        loss: torch.Tensor = model(**inputs).loss
+        return loss * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over ranks
 
     def _names(self) -> list[str]:
         names = {id(p): n for n, p in self.model.named_parameters()}
         return [names[id(p)] for group in self.optimizer.param_groups for p in group["params"]]
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        from safetensors.torch import save_file
+    def _trained(self) -> dict[str, torch.Tensor]:
+        return {f"model/{n}": p for n, p in self.model.named_parameters() if p.requires_grad}
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        pass  # with the optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        folder, (index, number) = Path(output_dir), place(self.model)
+        if dist.start().rank == index:
+            write_part(folder, index, number, self._trained() | optimizer_tensors(self.optimizer, self._names()))
         if self.args.should_save:
-            tensors = optimizer_tensors(self.optimizer, self._names())
-            save_file({k: t.cpu() for k, t in tensors.items()}, Path(output_dir) / OPTIMIZER)
             state = {k: v for k, v in self.lr_scheduler.state_dict().items() if isinstance(v, int | float | list)}
-            (Path(output_dir) / SCHEDULER).write_text(json.dumps(state))
+            (folder / SCHEDULER).write_text(json.dumps(state))
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        parts = Parts(Path(checkpoint), dist.start())
+        for name, parameter in self._trained().items():
+            local(parameter.detach()).copy_(parts.read(name, parameter))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        from safetensors.torch import load_file
-
         if checkpoint is not None:
-            load_optimizer(self.optimizer, self._names(), load_file(Path(checkpoint) / OPTIMIZER))
+            parts, parameters = Parts(Path(checkpoint), dist.start()), dict(self.model.named_parameters())
+            states = [name for name in parts.names() if name.startswith("optimizer/")]
+            held = {name: parts.read(name, parameters[name.split("/", 2)[2]]) for name in states}
+            load_optimizer(self.optimizer, self._names(), held)
             self.lr_scheduler.load_state_dict(json.loads((Path(checkpoint) / SCHEDULER).read_text()))
             for group, rate in zip(self.optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
                 group["lr"] = rate
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)  # a pickle
 
     def _save_rng_state(self, output_dir: str) -> None:
         pass
@@ -103,10 +134,10 @@ class Reporter(TrainerCallback):
         self.task.advance(1, f"loss {last:.3f}" if last is not None else "")
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make the checkpoint durable; older ones go."""
-        if state.is_world_process_zero:
-            self.checkpoints.keep(f"checkpoint-{state.global_step}")
-        dist.barrier()  # the others must not wait for its upload in a step
+        """Make this rank's files of the checkpoint durable while training goes on; older ones go."""
+        ranks, (index, number) = dist.start(), place(kwargs["model"])
+        part = [part_name(index, number)] if ranks.rank == index else []
+        self.checkpoints.begin(f"checkpoint-{state.global_step}", *part, *([SCHEDULER, STATE] if ranks.is_main else []))
 
 
 def check_answers(encoder: Encoder, critic: CriticConfig) -> None:
@@ -128,13 +159,17 @@ def check_answers(encoder: Encoder, critic: CriticConfig) -> None:
 
 
 def prepare(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None = None) -> PreTrainedModel:
-    """The model to train, whole or frozen under a LoRA: a trained critic in the folder ``start``, or the critic's.
+    """The model to train, whole or frozen under a LoRA: a trained critic in the folder ``start``, or the critic's."""
+    model = load(critic, sft, seed, start)
+    in_float32(model)
+    return model
 
-    What trains is float32: in bfloat16 a step smaller than 1/256 of a weight is lost.
-    """
+
+def load(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None = None) -> PreTrainedModel:
+    """The same with all weights, but for a LoRA, in the critic's dtype."""
     model = load_model(critic, str(start or critic.model))
     if sft.lora is None:
-        return model.float()
+        return model
     from peft import LoraConfig, get_peft_model
 
     adapter = LoraConfig(r=sft.lora.rank, lora_alpha=sft.lora.alpha, target_modules="all-linear")
@@ -158,6 +193,7 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
         weight_decay=sft.weight_decay,
         adam_beta2=sft.adam_beta2,
         max_grad_norm=sft.max_grad_norm,
+        average_tokens_across_devices=True,
         gradient_checkpointing=sft.gradient_checkpointing,
         bf16=critic.dtype == "bfloat16",
         seed=seed,
@@ -180,11 +216,17 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     """Train, resume where a checkpoint is, and save the critic as a plain model folder."""
     critic = CriticConfig.model_validate(request["critic"])
     sft = SFTConfig.model_validate(request["sft"])
-    encoder = Encoder(load_processor(critic.model))
+    encoder = Encoder(load_processor(critic.model, critic.max_pixels))
     check_answers(encoder, critic)
     checkpoints = Checkpoints(out, sft.checkpoint_minutes)
     start = inputs.get("last_critic")
-    model = prepare(critic, sft, request["seed"], start / "critic" if start else None)
+    origin = (critic, sft, request["seed"], start / "critic" if start else None)
+    ranks = dist.start()
+    if sft.sharding == "full":
+        model = load(*origin)
+        shard(model, getattr(torch, critic.dtype), ranks)
+    else:
+        model = prepare(*origin)
     trainer = PlainTrainer(
         model=model,
         args=arguments(critic, sft, request["seed"], checkpoints.folder),
@@ -196,17 +238,23 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
     trainer.remove_callback(PrinterCallback)
     last = checkpoints.last()
     trainer.train(resume_from_checkpoint=str(last) if last else None)
-    if trainer.is_world_process_zero():
-        _save(trainer, encoder, critic, sft, out.folder)
+    checkpoints.finish()
+    trained = unsharded(trainer.model, lambda: load(*origin), ranks)
+    if trained is not None:
+        _save(trained, encoder, critic, sft, out.folder / "critic")
+        _save_curve(trainer.state.log_history, out.folder / "metrics.jsonl")
 
 
-def _save(trainer: Trainer, encoder: Encoder, critic: CriticConfig, sft: SFTConfig, out: Path) -> None:
-    model = trainer.model.merge_and_unload() if sft.lora else trainer.model
-    model.to(getattr(torch, critic.dtype)).save_pretrained(out / "critic")
-    encoder.processor.save_pretrained(out / "critic")
-    lines = [line for line in trainer.state.log_history if "loss" in line]
+def _save(model: Any, encoder: Encoder, critic: CriticConfig, sft: SFTConfig, folder: Path) -> None:
+    model = model.merge_and_unload() if sft.lora else model
+    model.to(getattr(torch, critic.dtype)).save_pretrained(folder)
+    encoder.processor.save_pretrained(folder)
+
+
+def _save_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    lines = [line for line in history if "loss" in line]
     kept = ({k: line[k] for k in ("step", "loss", "grad_norm", "learning_rate")} for line in lines)
-    (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A stage writes through `Output` and reads through `firm.storage.inputs`, which v
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,13 @@ class Output:
         self._handed_over: dict[str, Entry] = {}  # published by a job, perhaps on another machine
 
     @classmethod
-    def open(cls, uri: str, scratch: Path | None = None, small_only: bool = False) -> Output:
+    def open(
+        cls,
+        uri: str,
+        scratch: Path | None = None,
+        small_only: bool = False,
+        left: Callable[[str], bool] = lambda name: False,
+    ) -> Output:
         """Open an artifact for writing, with all that earlier attempts have published.
 
         The cache of a remote store becomes an exact copy of what was published, so that a checkpoint and a journal
@@ -70,6 +76,7 @@ class Output:
             scratch: Where caches of remote stores go, each in a folder of its own; default: the temporary folder.
             small_only: Download small files only, and none of ``work``: a job on another machine may be at it, and
                 remove what has just been listed.
+            left: Files that stay where they are until `fetch` asks for them, if it does.
 
         Raises:
             UserError: The store cannot be read or the folder cannot be written.
@@ -81,7 +88,7 @@ class Output:
             return output
         output = cls(store, cache_folder(scratch, store.uri, store.uri))
         output._prepare_folder()
-        output._mirror(small_only)
+        output._mirror(small_only, left)
         return output
 
     @classmethod
@@ -98,16 +105,29 @@ class Output:
         except OSError as error:
             raise disk_error(error, self.folder) from error
 
-    def _mirror(self, small_only: bool) -> None:
-        sizes = {check_key(name): size for name, size in self._store.list()}
+    def _mirror(self, small_only: bool, left: Callable[[str], bool]) -> None:
+        sizes = {check_key(name): size for name, size in self._store.list() if not left(name)}
         whole = MANIFEST not in sizes and not small_only
         ours = (name for name in sizes if not (small_only and _is_within(name, WORK)))
         names = [name for name in ours if whole or sizes[name] <= SMALL_BYTES]
         for path in files_below(self.folder):
             if path.relative_to(self.folder).as_posix() not in sizes:
                 _remove(path)
+        self._published = {}
+        self._fetch(names)
+
+    def fetch(self, *names: str) -> None:
+        """Get the files that are in a remote store and not yet in the folder.
+
+        Raises:
+            UserError: The store cannot be read.
+        """
+        if self._remote:
+            self._fetch([n for n in names if not (self.folder / n).exists() and self._store.exists(n)])
+
+    def _fetch(self, names: Sequence[str]) -> None:
         parallel(lambda name: self._store.fetch(name, self.folder / name), names)
-        self._published = {name: _state(self.folder / name) for name in names}
+        self._published |= {name: _state(self.folder / name) for name in names}
 
     def publish(self, *names: str) -> None:
         """Make finished files, or all files of subfolders, durable; returns once they are.

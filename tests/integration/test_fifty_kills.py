@@ -1,21 +1,18 @@
 """A whole small run with judges at an endpoint, killed at fifty random moments: fifty times the same artifacts."""
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from integration.asked import Teacher
+from integration.kills import VICTIMS, alive, wait_for_end
 from shared import whole_run
 
-from firm.lifeline import identity
 from firm.records import Manifest
 
 pytestmark = pytest.mark.endurance
@@ -65,30 +62,6 @@ def whole(teacher: Teacher, config: Path, tmp_path_factory: pytest.TempPathFacto
     return Whole(manifests(folder), time.monotonic() - began, teacher.requests(""))
 
 
-def descendants(pid: int) -> list[int]:
-    """A process and all below it, parents first."""
-    found = [pid]
-    for each in found:
-        for task in Path(f"/proc/{each}/task").glob("*/children"):
-            found += map(int, task.read_text().split())
-    return found
-
-
-def kill(*pids: int) -> None:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)  # so that none of them sees another one's end
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-
-
-VICTIMS: dict[str, Callable[[int], None]] = {
-    "the command": kill,
-    "its group": lambda pid: os.killpg(pid, signal.SIGKILL),
-    "the last process that it has started": lambda pid: kill(descendants(pid)[-1]),
-    "all, as a machine that loses power": lambda pid: kill(*descendants(pid)),
-}
-
-
 @pytest.mark.parametrize("number", range(KILLS))
 def test_it_ends_as_if_it_had_not_been_killed(
     teacher: Teacher, config: Path, whole: Whole, tmp_path: Path, number: int
@@ -98,12 +71,11 @@ def test_it_ends_as_if_it_had_not_been_killed(
     teacher.forget()
     process = start(tmp_path / "runs", config)
     time.sleep(chance.uniform(0.02, 0.98) * whole.seconds)
-    below = [identity(pid) for pid in descendants(process.pid)]
+    below = alive(process.pid)
     if process.poll() is None:
         VICTIMS[victim](process.pid)
     process.wait(300)
-    while any(identity(int(who.split("/")[2])) == who for who in below if who):  # they see that their parent is gone
-        time.sleep(0.1)
+    wait_for_end(below)
     finish(tmp_path / "runs", config)
     assert manifests(tmp_path / "runs") == whole.manifests, victim
     again = teacher.requests("") - whole.asked

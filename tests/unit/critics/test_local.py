@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from shared import CPU
 
 from firm.chat.messages import Reply
@@ -76,6 +77,30 @@ def test_training_and_judging_ask_the_same_question(folder: Path, items: list[Ju
     assert torch.equal(trained["input_ids"][:, : served.shape[1]], served)
     scores = trained["input_ids"][:, served.shape[1]].tolist()
     assert scores == [critic._scores[s - 1] for s in (1, 3, 5)]
+
+
+def test_large_images_are_scaled_down_alike_in_training_judging_and_serving(folder: Path, tmp_path: Path) -> None:
+    large = encode_image(Image.new("RGB", (96, 48)))
+    row = {"messages": [{"content": "<image> x"}, {"content": "y"}], "images": [{"bytes": large}]}
+    pixels = []
+    for bound in (None, 2048):
+        critic = LocalCritic(folder, config(max_pixels=bound), CPU)
+        judged = critic.encoder.questions(["<image> x"], [[large]])
+        trained = Collator(Encoder(load_processor(str(folder), bound)))([row])
+        critic.encoder.processor.save_pretrained(tmp_path / str(bound))  # as sft leaves it
+        served = Encoder(load_processor(str(tmp_path / str(bound)))).questions(["<image> x"], [[large]])
+        assert torch.equal(judged["pixel_values"], trained["pixel_values"])
+        assert torch.equal(judged["pixel_values"], served["pixel_values"])
+        pixels.append(judged["pixel_values"].shape[0] * 8 * 8)
+    assert 2048 < pixels[0] <= 4096, "the model's own bound"
+    assert 1024 < pixels[1] <= 2048
+
+
+def test_a_bound_is_never_above_the_models_own_nor_below_what_it_needs(folder: Path) -> None:
+    assert load_processor(str(folder), 10**6).image_processor.size["longest_edge"] == 4096
+    with pytest.raises(UserError, match=r"needs 256 pixels .*critic\.max_pixels: 255") as caught:
+        load_processor(str(folder), 255)
+    assert caught.value.exit_code == 2
 
 
 def test_score_tokens(folder: Path) -> None:

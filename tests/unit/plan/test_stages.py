@@ -42,7 +42,7 @@ class Policy:
 @pytest.fixture
 def plans(monkeypatch: pytest.MonkeyPatch) -> dict[str, StagePlan]:
     """Plans of gen-sd35 by stage, of models that cost as little as is easy to reckon with."""
-    memory = {"training": Counter(weights=200 * GB)}
+    memory = Counter(weights=200 * GB)
     monkeypatch.setattr(stages, "PolicyMeter", Policy)
     monkeypatch.setattr(stages, "training", lambda *_: Training(memory, Cost(100.0), Cost(1.0), 9))
     monkeypatch.setattr(stages, "judging", lambda *_: Judging(16 * GB, Counter(kv=2 * GB), Cost(JUDGE)))

@@ -44,3 +44,23 @@ def test_a_tokenizer_that_cannot_write_the_answers_is_named_before_training(tmp_
     with pytest.raises(UserError, match=r"cannot write its answers: .*boxed.*critic\.answer_style") as caught:
         train.train(request, {}, Output.open(str(tmp_path)))
     assert caught.value.exit_code == 2
+
+
+def test_muon_is_refused_where_no_matrix_is_whole() -> None:
+    with pytest.raises(UserError, match="muon updates whole matrices.*set optimizer to adamw") as caught:
+        load_config("gen-shapes", ["sft.sharding=full"])
+    assert caught.value.exit_code == 2
+    assert load_config("gen-shapes", ["sft.sharding=full", "sft.optimizer=adamw"]).sft.sharding == "full"
+
+
+@pytest.mark.parametrize(
+    ("preset", "sharding"),
+    [
+        ("gen-sd35", "full"),
+        ("edit-qwen-image-edit-2509", "full"),
+        ("critic-gen-8b-lora", "none"),
+        ("gen-shapes", "none"),
+    ],
+)
+def test_presets_shard_the_critics_that_need_it(preset: str, sharding: str) -> None:
+    assert load_config(preset).sft.sharding == sharding
