@@ -14,7 +14,9 @@ STAGES := curation sft bench rl
 TASK ?= gen
 ROUNDS := two three
 PARTS := critic proof served
-# With REGISTRY=host/path the compiled pipelines take the images from there; this file says which they have.
+# With REGISTRY=host/path the compiled pipelines take the images from there, with MODEL_CACHE=claim their steps mount the
+# chart's model cache; this file says which they have.
+export MODEL_CACHE
 REGISTRY_FILE := build/pipelines/.registry
 REGISTERED = $(if $(REGISTRY),sed -i 's#image: firm/#image: $(REGISTRY)/firm/#' $@)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 3 --dist loadfile --no-loadscope-reorder
@@ -113,7 +115,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 .PHONY: registry
 $(REGISTRY_FILE): registry
 	@mkdir -p $(@D)
-	@echo '$(REGISTRY)' | cmp -s - $@ || echo '$(REGISTRY)' >$@
+	@echo '$(REGISTRY) $(MODEL_CACHE)' | cmp -s - $@ || echo '$(REGISTRY) $(MODEL_CACHE)' >$@
 
 build/pipelines/full.yaml: $(PIPELINE)
 	$(BIN)/kfp dsl compile --py pipelines/full.py --output $@
