@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import yaml
 from shared import TINY, gate, rendered
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from firm.config.loading import load_config
-from firm.storage.artifacts import MANIFEST
+from firm.storage.artifacts import BOARD, MANIFEST
 
 TEACHER = {"kind": "python", "target": "firm.shapes.teacher:PixelTeacher"}
 FEW = {"num_images": 8, "num_inference_steps": 2}
@@ -52,3 +53,17 @@ def test_it_goes_through(preset: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr + (log.read_text()[-5000:] if log.exists() else "")
     made = {found.parent.name.partition("-")[0] for found in (tmp_path / "small").glob(f"*/{MANIFEST}")}
     assert {"curation", "sft", "bench", "gate", "report"} | ({"rl", "evaluate"} if has.rl else set()) == made
+    assert {"loss", "examples_a_second", "memory/process_gb"} <= watched(tmp_path, "sft")["scalars"]
+    if has.rl:
+        board = watched(tmp_path, "rl")
+        parts = {f"seconds/{part}" for part in ("sampling", "judging", "updating", "audit")}
+        assert {*parts, "images_a_second", "memory/process_gb", "reward"} <= board["scalars"]
+        assert "audit" in board["images"]
+
+
+def watched(folder: Path, stage: str) -> dict[str, set[str]]:
+    """Tags of what a person could watch of a stage, by kind."""
+    [board] = (folder / "small").glob(f"{stage}-*/{BOARD}")
+    found = EventAccumulator(str(board))
+    found.Reload()
+    return {kind: set(tags) for kind, tags in found.Tags().items() if isinstance(tags, list)}
