@@ -25,6 +25,7 @@ import tenacity
 from firm.certificates import TRUST, distrust, tls_context
 from firm.chat.completion import excerpt, max_bytes, read_reply
 from firm.chat.messages import MAX_TOP_LOGPROBS, ChatMessage, Reply, RequestFailed
+from firm.chat.traffic import counted
 from firm.config import EndpointChat, PythonChat
 from firm.records import UserError
 
@@ -141,6 +142,7 @@ class EndpointClient:
         self._failures = 0
         self._loop = _event_loop()
 
+    @counted
     def complete(
         self, messages: Sequence[ChatMessage], *, max_tokens: int, temperature: float, seed: int | None
     ) -> Reply:

@@ -14,6 +14,7 @@ from firm.critics.judge import Judge, JudgeInput, judge_inputs, soft_scores
 from firm.critics.load import open_judge
 from firm.dist import Ranks, gather
 from firm.looks import look
+from firm.metrics import SHOWN
 from firm.policies.generate import generate, to_images
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
@@ -31,7 +32,12 @@ class Auditor:
     """Audits policies on training prompts: all checks on the same prompts and noise, the last ones on fresh ones.
 
     The ranks share the images of an audit; all take part in it and get the same one.
+
+    Attributes:
+        shown: The first images of this rank's share of the last audit, for people.
     """
+
+    shown: Sequence[bytes] = ()
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class Auditor:
         drawn = [order[i // IMAGES_PER_PROMPT] for i in range(number)]
         with self.policy.using(parameters):
             items = self._sample(drawn, self.ranks.share(number), f"audit/{sample}")
+        self.shown = [item.images[-1] for item in items[:SHOWN]]
         critic, auditor = (values(self._judge(judge, items), self.config.reward) for judge in (self.critic, self.judge))
         seen = shares(gather([look(item.images) for item in items], self.ranks))
         return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=critic, auditor=auditor, seen=seen)

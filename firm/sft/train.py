@@ -22,6 +22,7 @@ from firm.progress import Task
 from firm.records import SCORES, Invalid, UserError
 from firm.seeds import seed_for
 from firm.sft.optimizer import Muon
+from firm.sft.watched import Watched
 from firm.storage.artifacts import WORK, Output
 from firm.storage.checkpoint import Checkpoints, load_optimizer, optimizer_tensors
 
@@ -173,7 +174,7 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
         save_strategy="steps",
         save_steps=sft.checkpoint_steps,
         logging_steps=1,
-        report_to=["tensorboard"],
+        report_to=[],
         remove_unused_columns=False,
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
@@ -198,7 +199,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
         args=arguments(critic, sft, request["seed"], checkpoints.folder),
         data_collator=Collator(encoder),
         train_dataset=load_examples(inputs["data"], out.folder / WORK / "cache"),
-        callbacks=[Reporter(checkpoints)],
+        callbacks=[Reporter(checkpoints), Watched(out)],
         optimizers=(Muon(model, sft) if sft.optimizer == "muon" else None, None),
     )
     trainer.remove_callback(PrinterCallback)

@@ -35,6 +35,8 @@ MANIFEST = "manifest.json"
 TIMING = "timing.json"
 WORK = "work"
 """Folder of a stage's work files (journals, checkpoints): kept until the artifact is complete, never part of it."""
+BOARD = "tensorboard"
+"""Folder of what a person watches while a job works (`firm.metrics.Board`): beside the artifact, not in it."""
 HANDED_OVER = f"{WORK}/entries.json"
 SMALL_BYTES = 2**22
 _ENTRIES = TypeAdapter(list[Entry])
@@ -101,7 +103,7 @@ class Output:
     def _mirror(self, small_only: bool) -> None:
         sizes = {check_key(name): size for name, size in self._store.list()}
         whole = MANIFEST not in sizes and not small_only
-        ours = (name for name in sizes if not (small_only and _is_within(name, WORK)))
+        ours = (name for name in sizes if whole or not (_is_within(name, WORK) or _is_within(name, BOARD)))
         names = [name for name in ours if whole or sizes[name] <= SMALL_BYTES]
         for path in files_below(self.folder):
             if path.relative_to(self.folder).as_posix() not in sizes:
@@ -212,7 +214,8 @@ class Output:
     def files(self) -> list[str]:
         """Names of the files in the folder that are to be part of the artifact, sorted."""
         names = (path.relative_to(self.folder).as_posix() for path in files_below(self.folder))
-        return sorted(name for name in names if not _is_within(name, WORK) and name not in (MANIFEST, TIMING))
+        beside = (WORK, BOARD, MANIFEST, TIMING)
+        return sorted(name for name in names if not any(_is_within(name, each) for each in beside))
 
     def discard(self, *names: str) -> None:
         """Remove work files or subfolders, in the folder and in the store; absent ones are fine.
