@@ -51,7 +51,7 @@ kind-down: ## Delete the kind cluster
 	charts/kind/down
 
 ##@ Check
-.PHONY: test test-slow test-endurance test-charts test-cluster test-kfp lint bench mutations planted
+.PHONY: test test-slow test-endurance test-charts test-cluster test-kfp lint bench gpu-check mutations planted
 test: lint ## Check and test everything that needs this machine only
 	$(PYTEST) -m "not slow and not endurance and not bench and not docker and not cluster and not kfp"
 
@@ -80,6 +80,9 @@ lint: $(INSTALLED) ## Check format, style, types, imports and YAML
 
 bench: $(INSTALLED) ## Measure: ratios against the reference on this machine
 	$(BIN)/python -m pytest tests/benchmarks -q -s -m bench
+
+gpu-check: $(INSTALLED) ## On a GPU: models of the real sizes, random weights; a rollout, an update, a step of sft; to docs/gpu
+	$(BIN)/python -m firm.gpu_check docs/gpu $(TFLOPS)
 
 mutations: $(INSTALLED) ## Plant faults in a copy, one at a time; none may go unnoticed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py

@@ -70,8 +70,8 @@ class Output:
         Args:
             uri: URI of the artifact, see `open_store`.
             scratch: Where caches of remote stores go, each in a folder of its own; default: the temporary folder.
-            small_only: Download small files only, and none of ``work``: a job on another machine may be at it, and
-                remove what has just been listed.
+            small_only: Download small files only, and none of ``work`` or the board: a job on another machine may be at
+                it, and remove what has just been listed.
 
         Raises:
             UserError: The store cannot be read or the folder cannot be written.
@@ -103,7 +103,8 @@ class Output:
     def _mirror(self, small_only: bool) -> None:
         sizes = {check_key(name): size for name, size in self._store.list()}
         whole = MANIFEST not in sizes and not small_only
-        ours = (name for name in sizes if whole or not (_is_within(name, WORK) or _is_within(name, BOARD)))
+        others = (WORK, BOARD) if small_only else ()
+        ours = (name for name in sizes if not any(_is_within(name, each) for each in others))
         names = [name for name in ours if whole or sizes[name] <= SMALL_BYTES]
         for path in files_below(self.folder):
             if path.relative_to(self.folder).as_posix() not in sizes:
