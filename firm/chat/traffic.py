@@ -5,11 +5,23 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 R = TypeVar("R")
+
+
+LATEST = 10_000
+"""Of so many requests the seconds are kept: not everybody who asks takes the numbers."""
+
+
+class _Requests:
+    """Requests to one model."""
+
+    def __init__(self) -> None:
+        self.number = self.failed = 0
+        self.seconds: deque[float] = deque(maxlen=LATEST)
 
 
 class Traffic:
@@ -17,22 +29,25 @@ class Traffic:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._requests: dict[str, list[tuple[float, bool]]] = defaultdict(list)
+        self._requests: dict[str, _Requests] = defaultdict(_Requests)
 
     def count(self, model: str, seconds: float, failed: bool) -> None:
         """Count a request, with the tries that were needed."""
         with self._lock:
-            self._requests[model].append((seconds, failed))
+            requests = self._requests[model]
+            requests.number += 1
+            requests.failed += failed
+            requests.seconds.append(seconds)
 
     def take(self) -> dict[str, float]:
         """Numbers by name, from zero again: requests of each model, failed ones, median and longest seconds."""
         with self._lock:
-            taken, self._requests = self._requests, defaultdict(list)
+            taken, self._requests = self._requests, defaultdict(_Requests)
         found = {}
         for model, requests in taken.items():
-            seconds = sorted(s for s, _ in requests)
-            found[f"requests/{model}"] = float(len(requests))
-            found[f"requests/{model}/failed"] = float(sum(failed for _, failed in requests))
+            seconds = sorted(requests.seconds)
+            found[f"requests/{model}"] = float(requests.number)
+            found[f"requests/{model}/failed"] = float(requests.failed)
             found[f"requests/{model}/seconds_median"] = seconds[len(seconds) // 2]
             found[f"requests/{model}/seconds_longest"] = seconds[-1]
         return found
