@@ -85,7 +85,7 @@ def _needs(config: RunConfig, weights: Mapping[str, Weights]) -> Iterator[Need]:
 
     cache = Path(constants.HF_HUB_CACHE)
     yield from (Need(cache, f"download of {model}", found.missing) for model, found in weights.items())
-    if not isinstance(config.launch, LocalLaunch):
+    if not isinstance(config.launch, LocalLaunch) or _has_begun(config):  # it has written some of it already
         return
     store = open_store(config.store)
     work = store.root if isinstance(store, LocalStore) else temporary_folder()

@@ -348,7 +348,8 @@ FAULTS = [
     Fault("firm/hub.py", "if not here.files:", "if False:", REACH),
     Fault("firm/reach.py", "for model, found in _models(each)}", "for model, found in ()}", REACH),
     Fault("firm/reach.py", "_ask(key, judge, message", "(key, judge, message", REACH),
-    Fault("firm/reach.py", "and _has_begun(config)", "", REACH),
+    Fault("firm/reach.py", '") for key in rubrics) and _has_begun(config)', '") for key in rubrics)', REACH),
+    Fault("firm/reach.py", "LocalLaunch) or _has_begun(config):", "LocalLaunch):", REACH),
     Fault("firm/disk.py", "if total > free:", "if False:", REACH),
     Fault("pipelines/cluster.py", "task.after(*self.reached)", "pass", COMPILED),
     # on a cluster

@@ -236,6 +236,13 @@ def test_checkpoints_are_counted_before_the_first_stage(monkeypatch: pytest.Monk
     assert needed["the critic and its checkpoints"] == critic * (3 * 3 + 1)
     assert needed["the policy and its checkpoints"] == policy * (3 * 7 + 1)
 
+    made = tmp_path / "not" / "yet" / config.name / "curation-0123456789ab"
+    made.mkdir(parents=True)
+    (made / "manifest.json").touch()
+    needed.clear()
+    reach.check(config)  # it goes on: what it has written already is not to be free as well
+    assert not any(needed.values())
+
 
 def test_a_disk_has_room_for_all_that_goes_to_it_together(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(100 * GB, 40 * GB, 60 * GB))
