@@ -14,7 +14,9 @@ STAGES := curation sft bench rl
 TASK ?= gen
 ROUNDS := two three
 PARTS := critic proof served
-# With REGISTRY=host/path the compiled pipelines take the images from there; this file says which they have.
+# With REGISTRY=host/path the compiled pipelines take the images from there, with MODEL_CACHE=claim their steps mount the
+# chart's model cache; this file says which they have.
+export MODEL_CACHE
 REGISTRY_FILE := build/pipelines/.registry
 REGISTERED = $(if $(REGISTRY),sed -i 's#image: firm/#image: $(REGISTRY)/firm/#' $@)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -q -n 3 --dist loadfile --no-loadscope-reorder
@@ -49,7 +51,7 @@ kind-down: ## Delete the kind cluster
 	charts/kind/down
 
 ##@ Check
-.PHONY: test test-slow test-endurance test-charts test-cluster test-kfp lint bench mutations planted
+.PHONY: test test-slow test-endurance test-charts test-cluster test-kfp lint bench gpu-check mutations planted
 test: lint ## Check and test everything that needs this machine only
 	$(PYTEST) -m "not slow and not endurance and not bench and not docker and not cluster and not kfp"
 
@@ -78,6 +80,9 @@ lint: $(INSTALLED) ## Check format, style, types, imports and YAML
 
 bench: $(INSTALLED) ## Measure: ratios against the reference on this machine
 	$(BIN)/python -m pytest tests/benchmarks -q -s -m bench
+
+gpu-check: $(INSTALLED) ## On a GPU: models of the real sizes, random weights; a rollout, an update, a step of sft; to docs/gpu
+	$(BIN)/python -m firm.gpu_check docs/gpu $(TFLOPS)
 
 mutations: $(INSTALLED) ## Plant faults in a copy, one at a time; none may go unnoticed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutations.py
@@ -113,7 +118,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 .PHONY: registry
 $(REGISTRY_FILE): registry
 	@mkdir -p $(@D)
-	@echo '$(REGISTRY)' | cmp -s - $@ || echo '$(REGISTRY)' >$@
+	@echo '$(REGISTRY) $(MODEL_CACHE)' | cmp -s - $@ || echo '$(REGISTRY) $(MODEL_CACHE)' >$@
 
 build/pipelines/full.yaml: $(PIPELINE)
 	$(BIN)/kfp dsl compile --py pipelines/full.py --output $@

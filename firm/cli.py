@@ -49,7 +49,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer's way of saying "none")
     """Run the stages that a configuration describes on this machine. Run it again after an interruption: it resumes."""
-    from firm import preflight
+    from firm import preflight, reach
     from firm.config import stages_of
     from firm.config.loading import load_config
     from firm.storage.put import uploaded
@@ -58,7 +58,7 @@ def run(source: Source, overrides: Overrides = []) -> None:  # noqa: B006 (typer
     config = load_config(source, overrides)
     stages_of(config)  # refuses what makes no run
     preflight.check(config)
-    preflight.ask_critic(config)
+    reach.check(config)
     with _resumable(), RunFolder.open(uploaded(config)) as run:
         from pipelines.local import run_locally
 
@@ -146,7 +146,7 @@ def rewards(
     overrides: Overrides = [],  # noqa: B006
 ) -> None:
     """Run RL with several rewards and compare what the auditor sees. Run it again after an interruption: it resumes."""
-    from firm import preflight
+    from firm import preflight, reach
     from firm.ablation.rewards import plan
     from firm.config.loading import load_config
     from firm.storage.put import uploaded
@@ -158,8 +158,9 @@ def rewards(
     result = load_config(source, [*overrides, f"name={name or f'ablate-rewards-{config.name}'}"])
     if result.name == config.name:
         raise UserError("the result needs a folder of its own", "--name", "give another name", usage=True)
-    preflight.check(plan(config, seeds, only)[0].config)
-    preflight.ask_critic(config)
+    first = plan(config, seeds, only)[0].config
+    preflight.check(first)
+    reach.check(first)
     planned = plan(uploaded(config), seeds, only)
     with _resumable(), RunFolder.open(config) as run, RunFolder.open(result) as to:
         from pipelines.ablation import compare

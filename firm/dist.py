@@ -18,10 +18,12 @@ import torch
 import torch.distributed as torch_dist
 from torch import Tensor
 
+from firm.gpus import ASKED, check_gpus
 from firm.records import UserError
 from firm.seeds import seed_for
 
 T = TypeVar("T")
+_ENVIRONMENT = (("WORLD_SIZE", "1"), ("RANK", "0"), ("LOCAL_RANK", "0"))
 STEP = timedelta(minutes=10)
 """How long processes that compute the same step wait for one another."""
 PATIENCE = timedelta(hours=2)
@@ -52,11 +54,15 @@ class Ranks:
 
 
 def start() -> Ranks:
-    """Join the process group that torchrun (or a PyTorchJob) describes in the environment; alone without one."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    rank = int(os.environ.get("RANK", "0"))
+    """Join the process group that torchrun (or a PyTorchJob) describes in the environment; alone without one.
+
+    Raises:
+        UserError: There are not the GPUs that the launcher promised, or not one for each process.
+    """
+    size, rank, here = (int(os.environ.get(name, alone)) for name, alone in _ENVIRONMENT)
     cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    check_gpus(max(int(os.environ.get(ASKED, "0")), here + 1 if cuda else 0))
+    device = torch.device("cuda", here) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if size > 1 and not torch_dist.is_initialized():

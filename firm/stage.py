@@ -27,6 +27,7 @@ from firm.config.launch import LocalLaunch, for_pod
 from firm.config.loading import check_for_cluster, data_files, of_round, parse_config
 from firm.config.section import NamedFile, Section
 from firm.critics.rubrics import check_rubrics, load_rubric
+from firm.gpus import check_gpus
 from firm.locate import model_path, source_of
 from firm.progress import ROUND, emit
 from firm.records import ArtifactRef, Stage, Summary, UserError
@@ -61,6 +62,7 @@ def execute(
     log_matrix: Callable[[list[str], list[list[int]]], None] | None = None,
     pod: Mapping[str, Any] | None = None,
     number: int = 1,
+    gpus: str = "0",
 ) -> None:
     """Run ``firm.<stage>.run`` unless its artifact exists already. Body of every pipeline component.
 
@@ -74,6 +76,7 @@ def execute(
         log_matrix: Called with the categories and counts of the stage's confusion matrix, for the KFP UI.
         pod: Resources and scheduling requested of KFP, for the pods of the stage's job (`kfp.dsl.TaskConfig`).
         number: The round, counted from 1.
+        gpus: GPUs that this step has asked for, as text.
 
     Raises:
         SystemExit: With code 1 or 2 after a message for people; nothing already written is lost.
@@ -82,6 +85,7 @@ def execute(
     os.environ[ROUND] = str(number)
     emit(stage=stage, state="started")
     with failing_with_a_message(stage, output):
+        check_gpus(int(gpus))
         run = _config(stage, config, number, pod or {})
         with noted(run.store, stage if number == 1 else f"{stage}-{number}") as note:
             folder, state, uri = _execute(_module(stage), run, inputs, Path(output), tuple(copies or ()))

@@ -8,6 +8,10 @@
 #
 # BASE may be a digest (python:3.11-slim-bookworm@sha256:...). pip's settings, such as another package index, come in a
 # file that leaves no trace in the image: --secret id=pip.conf,src=pip.conf
+#
+# For GPUs (docs/operations.md):
+# TORCH_INDEX  an index of wheels with torch for another CUDA than PyPI's, when the nodes' driver is older
+# COMPILER     gcc: a C compiler, with which Triton (torch.compile) builds its launchers; none by default
 ARG BASE=python:3.11-slim-bookworm
 
 # What slim goes without; it has all other dependencies that pyproject.toml names.
@@ -65,14 +69,20 @@ LABEL org.opencontainers.image.title="FIRM without torch" \
 
 FROM base AS whole
 # torch and CUDA have a layer of their own: five of seven gigabytes that rarely change.
+# Another CUDA's torch brings libraries of its own; of equal versions, pip takes the one whose name ends in +cuNNN.
 COPY --from=lists /lists/constraints.txt /lists/torch.txt /opt/firm/
+ARG TORCH_INDEX
+RUN [ -z "$TORCH_INDEX" ] || sed -i '/^nvidia-/d; /^triton==/d' /opt/firm/constraints.txt
 RUN --mount=from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=cache,target=/cache --mount=type=secret,id=pip.conf \
-    /opt/tools/bin/pip install -q -c /opt/firm/constraints.txt -r /opt/firm/torch.txt
+    PIP_EXTRA_INDEX_URL=$TORCH_INDEX /opt/tools/bin/pip install -q -c /opt/firm/constraints.txt -r /opt/firm/torch.txt
 COPY --from=lists /lists/all.txt /opt/firm/
 RUN --mount=from=tools,source=/opt/tools,target=/opt/tools \
     --mount=type=cache,target=/cache --mount=type=secret,id=pip.conf \
     /opt/tools/bin/pip install -q -c /opt/firm/constraints.txt -r /opt/firm/all.txt
+ARG COMPILER
+RUN [ -z "$COMPILER" ] || { apt-get update -q && apt-get install -qy --no-install-recommends "$COMPILER" libc6-dev \
+ && rm -rf /var/lib/apt/lists/*; }
 RUN --mount=from=tools,source=/opt/tools,target=/opt/tools --mount=from=wheel,source=/wheel,target=/wheel \
     /opt/tools/bin/pip install -q --no-cache-dir --no-deps --no-index /wheel/*.whl
 WORKDIR /tmp

@@ -38,17 +38,25 @@ def check(  # noqa: D103
 
 
 @runs_model
+def reach(config: dict) -> None:  # noqa: D103
+    from firm.reach import execute
+
+    execute(config)
+
+
+@runs_model
 def curation(  # noqa: D103
     config: dict,
     data: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     round: int = 1,
+    gpus: str = "0",
     last_policy: dsl.Input[dsl.Model] = None,
 ) -> None:
     from firm.stage import execute
 
     inputs = {"last_policy": last_policy and last_policy.path}
-    execute("curation", config, inputs, data.path, metrics.log_metric, number=round)
+    execute("curation", config, inputs, data.path, metrics.log_metric, number=round, gpus=gpus)
 
 
 @launches
@@ -74,6 +82,7 @@ def bench(  # noqa: D103
     metrics: dsl.Output[dsl.Metrics],
     confusion: dsl.Output[dsl.ClassificationMetrics],
     round: int = 1,
+    gpus: str = "0",
     data: dsl.Input[dsl.Dataset] = None,
     critic: dsl.Input[dsl.Model] = None,
     last_policy: dsl.Input[dsl.Model] = None,
@@ -86,7 +95,7 @@ def bench(  # noqa: D103
         "last_policy": last_policy and last_policy.path,
     }
     matrix = confusion.log_confusion_matrix
-    execute("bench", config, inputs, agreement.path, metrics.log_metric, log_matrix=matrix, number=round)
+    execute("bench", config, inputs, agreement.path, metrics.log_metric, log_matrix=matrix, number=round, gpus=gpus)
 
 
 @runs_numbers
@@ -126,12 +135,13 @@ def evaluate(  # noqa: D103
     samples: dsl.Output[dsl.Dataset],
     metrics: dsl.Output[dsl.Metrics],
     round: int = 1,
+    gpus: str = "0",
     critic: dsl.Input[dsl.Model] = None,
 ) -> None:
     from firm.stage import execute
 
     inputs = {"critic": critic and critic.path, "policy": policy.path}
-    execute("evaluate", config, inputs, samples.path, metrics.log_metric, number=round)
+    execute("evaluate", config, inputs, samples.path, metrics.log_metric, number=round, gpus=gpus)
 
 
 @runs_numbers

@@ -45,7 +45,7 @@ def one_round(config: dict, place: Place, stages: Sequence[StageName], number: i
         return {"config": config, "round": number} | {name: there[name] for name in names if name in there}
 
     if "curation" in stages:
-        curated = place.model_step(components.curation(**given("last_policy")), "curation")
+        curated = place.model_step(components.curation(**given("last_policy"), gpus=place.gpus), "curation")
         if last:
             curated.after(last["end"])  # a round ends with its measurement
         there["data"] = curated.outputs["data"]
@@ -53,7 +53,9 @@ def one_round(config: dict, place: Place, stages: Sequence[StageName], number: i
         trained = place.step(components.sft(**given("data", "last_critic")), "sft")
         there["critic"] = trained.outputs["critic"]
     if "bench" in stages:
-        measured = place.model_step(components.bench(**given("data", "critic", "last_policy")), "bench")
+        measured = place.model_step(
+            components.bench(**given("data", "critic", "last_policy"), gpus=place.gpus), "bench"
+        )
         there["agreement"] = measured.outputs["agreement"]
     if "gate" in stages:
         trusted = place.small_step(components.gate(**given("agreement")), "gate", retries=0)
@@ -62,7 +64,7 @@ def one_round(config: dict, place: Place, stages: Sequence[StageName], number: i
         steered = place.step(components.rl(**given("critic", "verdict", "last_policy")), "rl")
         there["policy"] = steered.outputs["policy"]
     if "evaluate" in stages:
-        evaluated = place.model_step(components.evaluate(**given("critic", "policy")), "evaluate")
+        evaluated = place.model_step(components.evaluate(**given("critic", "policy"), gpus=place.gpus), "evaluate")
         there["samples"] = evaluated.outputs["samples"]
     made = given("data", "critic", "agreement", "verdict", "policy", "samples", "last_report")
     end = place.small_step(components.report(**made), "report")

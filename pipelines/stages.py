@@ -13,7 +13,9 @@ from pipelines.cluster import Place
 @dsl.pipeline(name="firm-curation", description="Plan-then-score curation of scored examples")
 def curation(config: dict, gpus: str = "0", memory: str = "4Gi") -> None:
     """Make scored examples only."""
-    Place.checked(config, ["curation"], gpus, memory).model_step(components.curation(config=config), "curation")
+    Place.checked(config, ["curation"], gpus, memory).model_step(
+        components.curation(config=config, gpus=gpus), "curation"
+    )
 
 
 @dsl.pipeline(name="firm-sft", description="Fine-tune a critic on curated examples")
@@ -28,7 +30,7 @@ def bench(config: dict, data: str, critic: str, gpus: str = "0", memory: str = "
     """Measure an existing critic."""
     examples = dsl.importer(artifact_uri=data, artifact_class=dsl.Dataset)
     model = dsl.importer(artifact_uri=critic, artifact_class=dsl.Model)
-    measured = components.bench(config=config, data=examples.output, critic=model.output)
+    measured = components.bench(config=config, data=examples.output, critic=model.output, gpus=gpus)
     place = Place.checked(config, ["bench", "gate"], gpus, memory)
     place.model_step(measured, "bench")
     place.small_step(components.gate(config=config, agreement=measured.outputs["agreement"]), "gate", retries=0)
@@ -41,5 +43,5 @@ def rl(config: dict, critic: str, verdict: str, gpus: str = "0", memory: str = "
     trusted = dsl.importer(artifact_uri=verdict, artifact_class=dsl.Artifact)
     place = Place.checked(config, ["rl", "evaluate"], gpus, memory)
     steered = place.step(components.rl(config=config, critic=model.output, verdict=trusted.output), "rl")
-    evaluated = components.evaluate(config=config, critic=model.output, policy=steered.outputs["policy"])
+    evaluated = components.evaluate(config=config, critic=model.output, policy=steered.outputs["policy"], gpus=gpus)
     place.model_step(evaluated, "evaluate")

@@ -37,6 +37,9 @@ PARTS = (
 )
 PLANTED = ("tests/planted",)
 FINE = ("tests/training/test_sft_learns.py::test_steps_smaller_than_bfloat16_can_tell_are_not_lost",)
+REACH = ("tests/integration/test_reach.py",)
+WATCHED = ("tests/unit/test_metrics.py",)
+GPUS = ("tests/unit/test_gpus.py",)
 SUBMISSION = ("tests/unit/test_submission.py",)
 COMPILED = ("tests/pipelines/test_compile.py",)
 K8S = ("tests/unit/launch/k8s",)
@@ -380,6 +383,27 @@ FAULTS = [
     Fault("firm/config/reward.py", '"weights": [0.4, 0.6]', '"weights": [0.6, 0.4]', ("tests/unit/test_rewards.py",)),
     Fault("firm/stage.py", "for file in section.named_files()", "for file in ()", ("tests/unit/test_stage_key.py",)),
     Fault("firm/locate.py", "parent if spec.parent else", "parent if not spec else", ("tests/unit/test_stage_key.py",)),
+    # what a person watches
+    Fault("firm/metrics.py", "self._out.publish(BOARD)", "pass", WATCHED),
+    Fault("firm/storage/artifacts.py", "(WORK, BOARD, MANIFEST, TIMING)", "(WORK, MANIFEST, TIMING)", WATCHED),
+    Fault("firm/chat/traffic.py", "failed = False", "pass", WATCHED),
+    # what a run needs
+    Fault("firm/gpus.py", "if seen < asked:", "if False:", GPUS),
+    Fault("firm/dist.py", "check_gpus(max(", "max(max(", GPUS),
+    Fault("firm/launch/local.py", "if config.gpus else {}", "if False else {}", JOBS),
+    Fault(
+        "firm/launch/k8s/manifest.py",
+        'if config.gpus else {}\n    plain |= {"HF',
+        'if False else {}\n    plain |= {"HF',
+        K8S,
+    ),
+    Fault("firm/hub.py", "if not here.files:", "if False:", REACH),
+    Fault("firm/reach.py", "for model, found in _models(each)}", "for model, found in ()}", REACH),
+    Fault("firm/reach.py", "_ask(key, judge, message", "(key, judge, message", REACH),
+    Fault("firm/reach.py", '") for key in rubrics) and _has_begun(config)', '") for key in rubrics)', REACH),
+    Fault("firm/reach.py", "LocalLaunch) or _has_begun(config):", "LocalLaunch):", REACH),
+    Fault("firm/disk.py", "if total > free:", "if False:", REACH),
+    Fault("pipelines/cluster.py", "task.after(*self.reached)", "pass", COMPILED),
     # on a cluster
     Fault("firm/submission.py", "[GPU_TOLERATION] if int(gpus) else []", "[GPU_TOLERATION]", SUBMISSION),
     Fault("firm/submission.py", "os.environ.get(STORE_SECRET_KEY) or STORE_SECRET", "STORE_SECRET", SUBMISSION),
@@ -397,9 +421,7 @@ FAULTS = [
     # work that is claimed, resumed and trusted
     Fault("firm/launch/local.py", "pass_fds=held_locks()", "pass_fds=()", JOBS),
     Fault("firm/storage/published.py", "self._remove_unsound()", "pass", PUBLISHED),
-    Fault(
-        "firm/storage/artifacts.py", "small_only and _is_within(name, WORK)", "False", ("tests/integration/test_s3.py",)
-    ),
+    Fault("firm/storage/artifacts.py", "(WORK, BOARD) if small_only else ()", "()", ("tests/integration/test_s3.py",)),
     # what trains is float32
     Fault("firm/policies/policy.py", "parameter.data.float()", "parameter.data", RL),
     Fault("firm/policies/policy.py", ", cache_enabled=False", "", POLICIES),

@@ -27,6 +27,7 @@ from firm.certificates import TRUST, distrust, tls_context
 from firm.chat.completion import excerpt, max_bytes, read_reply
 from firm.chat.messages import MAX_TOP_LOGPROBS, ChatMessage, Reply, RequestFailed
 from firm.chat.silence import Silence
+from firm.chat.traffic import counted
 from firm.config import EndpointChat, PythonChat
 from firm.records import UserError
 
@@ -153,6 +154,7 @@ class EndpointClient:
         self._silence = Silence(config.patience_s, self.url)
         self._loop = _event_loop()
 
+    @counted
     def complete(
         self, messages: Sequence[ChatMessage], *, max_tokens: int, temperature: float, seed: int | None
     ) -> Reply:

@@ -40,6 +40,13 @@ class LocalLaunch(Section):
 
     kind: Literal["local"] = "local"
     num_workers: PositiveInt = 1  # processes
+    gpus: NonNegativeInt = 0  # that this machine must have, one a process at least; 0: those that are there, if any
+
+    @model_validator(mode="after")
+    def _a_gpu_for_each_process(self) -> LocalLaunch:
+        if 0 < self.gpus < self.num_workers:
+            raise ValueError("gpus must not be fewer than num_workers: each process has one")
+        return self
 
 
 class PyTorchJobLaunch(Section):

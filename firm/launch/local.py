@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from firm.config.launch import LocalLaunch
+from firm.gpus import ASKED
 from firm.launch.job import UNSAID, TrainingJob, cannot_write
 from firm.records import UserError
 from firm.storage.claims import held_locks
@@ -19,7 +21,8 @@ def run(job: TrainingJob, uri: str, config: LocalLaunch) -> None:
     Raises:
         UserError: It failed; says how.
     """
-    process = subprocess.Popen(_command(job.module, uri, config.num_workers), pass_fds=held_locks())
+    environment = os.environ | ({ASKED: str(config.gpus)} if config.gpus else {})
+    process = subprocess.Popen(_command(job.module, uri, config.num_workers), env=environment, pass_fds=held_locks())
     if code := _wait(process):
         if code == UNSAID:
             raise cannot_write(job.stage, uri)

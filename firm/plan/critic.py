@@ -157,7 +157,7 @@ def training(critic: CriticConfig, sft: SFTConfig, questions: Questions, answer_
         if sft.gradient_accumulation == 1 and not shared:
             optimizer.zero_grad(set_to_none=True)
         meter.reset()
-        _pass(model.train(), critic, _example(questions, model.config, sft.batch_size, answer_tokens))
+        _pass(model.train(), critic, example(questions, model.config, sft.batch_size, answer_tokens))
         batch, memory = Cost(meter.flops), meter.peak
     if shared:
         memory = Counter({**memory, **_shares(model, workers)})
@@ -189,7 +189,8 @@ def _shares(model: Any, workers: int) -> Counter[str]:
     )
 
 
-def _example(questions: Questions, config: Any, size: int, answer_tokens: int) -> Batch:
+def example(questions: Questions, config: Any, size: int, answer_tokens: int) -> Batch:
+    """A batch of the longest question with answers of so many tokens; images have no content."""
     longest = max(questions.texts, key=lambda dimension: questions.texts[dimension])
     batch = questions.batch(config, longest, size)
     labels = torch.full_like(batch["input_ids"], -100)

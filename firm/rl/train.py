@@ -19,7 +19,8 @@ from firm.critics.judge import judging
 from firm.critics.load import load_critic, trained_critic
 from firm.dist import Ranks
 from firm.launch.job import worker_main
-from firm.metrics import MetricsLog, read_metrics
+from firm.metrics import Board, MetricsLog, read_metrics
+from firm.pace import Pace
 from firm.policies.policy import Policy, save_policy
 from firm.progress import Task
 from firm.prompts import load_prompts
@@ -60,6 +61,7 @@ class RLTrainer:
         self.prompts = load_prompts(config.prompts, "train")
         self.auditor = Auditor(self.policy, self.critic, self.prompts, config, ranks, open_chat)
         self.updater = Updater(self.policy, rl, config.seed, ranks)
+        self.pace = Pace()
         self.epoch = 0
         self.history: list[Audit] = []
         if rl.gradient_checkpointing:
@@ -69,10 +71,13 @@ class RLTrainer:
         """Rollout, update, refresh of the old policy."""
         c = self.config
         with judging(self.critic) as critic:
-            groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks, critic)
-            scored = score(critic, groups, c.reward)
+            with self.pace.part("sampling"):
+                groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks, critic)
+            with self.pace.part("judging"):
+                scored = score(critic, groups, c.reward)
         rollout = with_advantages(groups, *scored, c.rl, self.ranks)
-        stats = self.updater.epoch(rollout, self.epoch)
+        with self.pace.part("updating"):
+            stats = self.updater.epoch(rollout, self.epoch)
         self.sets.update_average("old", old_decay(c.rl.decay, self.updater.steps))
         self.epoch += 1
         return {**rollout.stats, **stats}
@@ -98,7 +103,8 @@ class RLTrainer:
 
     def check(self) -> None:
         """Audit, and remember the best."""
-        self.history.append(self.auditor.check(self.epoch))
+        with self.pace.part("audit"):
+            self.history.append(self.auditor.check(self.epoch))
         if best(self.history).epoch == self.epoch:
             self.sets.copy("ema", "best")
 
@@ -152,16 +158,19 @@ def _train(trainer: RLTrainer, journals: Journals, answers: str, out: Output) ->
     saved = checkpoints.last()
     if saved is not None:
         trainer.restore(*load_state(saved))
-    board = out.folder / WORK / "tensorboard"
-    log = MetricsLog(out.folder / METRICS, board, trainer.epoch) if ranks.is_main else None
+    log = MetricsLog(out.folder / METRICS, Board(out, trainer.epoch), trainer.epoch) if ranks.is_main else None
     lines: list[Mapping[str, Any]] = [*read_metrics(out.folder / METRICS)] if log else []
     task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", trainer.epoch) if ranks.is_main else None
     while not trainer.is_done:
         if trainer.owes_check:
             trainer.check()
+            if log:
+                log.board.show(trainer.epoch, "audit", trainer.auditor.shown)
+                log.board.write(trainer.epoch, trainer.pace.take())
         else:
             stats = trainer.run_epoch()
             if log:
+                log.board.write(trainer.epoch, trainer.pace.take(config.rl.prompts_per_epoch * config.rl.group_size))
                 raised = alarms([*lines, stats], config.rl.monitors)
                 lines.append({**stats, "alarms": float(len(raised))})
                 log.write(trainer.epoch, lines[-1])

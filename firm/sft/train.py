@@ -23,6 +23,7 @@ from firm.seeds import seed_for
 from firm.sft.loss import only_answers
 from firm.sft.optimizer import Muon
 from firm.sft.sharding import in_float32, is_sharded, shard, unsharded
+from firm.sft.watched import Watched
 from firm.storage.artifacts import Output
 from firm.storage.checkpoint import Checkpoints, load_optimizer, optimizer_tensors
 from firm.storage.inputs import uri_of
@@ -201,7 +202,7 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
         save_strategy="steps",
         save_steps=sft.checkpoint_steps,
         logging_steps=1,
-        report_to=["tensorboard"],
+        report_to=[],
         remove_unused_columns=False,
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
@@ -232,7 +233,7 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
         args=arguments(critic, sft, request["seed"], checkpoints.folder),
         data_collator=Collator(encoder),
         train_dataset=Table(shards_in(uri_of(inputs, "data"), "train"), Example, ("messages", "images")),
-        callbacks=[Reporter(checkpoints)],
+        callbacks=[Reporter(checkpoints), Watched(out)],
         optimizers=(Muon(model, sft) if sft.optimizer == "muon" else None, None),
     )
     trainer.remove_callback(PrinterCallback)

@@ -35,6 +35,8 @@ MANIFEST = "manifest.json"
 TIMING = "timing.json"
 WORK = "work"
 """Folder of a stage's work files (journals, checkpoints): kept until the artifact is complete, never part of it."""
+BOARD = "tensorboard"
+"""Folder of what a person watches while a job works (`firm.metrics.Board`): beside the artifact, not in it."""
 HANDED_OVER = f"{WORK}/entries.json"
 SMALL_BYTES = 2**22
 _ENTRIES = TypeAdapter(list[Entry])
@@ -74,8 +76,8 @@ class Output:
         Args:
             uri: URI of the artifact, see `open_store`.
             scratch: Where caches of remote stores go, each in a folder of its own; default: the temporary folder.
-            small_only: Download small files only, and none of ``work``: a job on another machine may be at it, and
-                remove what has just been listed.
+            small_only: Download small files only, and none of ``work`` or the board: a job on another machine may be at
+                it, and remove what has just been listed.
             left: Files that stay where they are until `fetch` asks for them, if it does.
 
         Raises:
@@ -108,7 +110,8 @@ class Output:
     def _mirror(self, small_only: bool, left: Callable[[str], bool]) -> None:
         sizes = {check_key(name): size for name, size in self._store.list() if not left(name)}
         whole = MANIFEST not in sizes and not small_only
-        ours = (name for name in sizes if not (small_only and _is_within(name, WORK)))
+        others = (WORK, BOARD) if small_only else ()
+        ours = (name for name in sizes if not any(_is_within(name, each) for each in others))
         names = [name for name in ours if whole or sizes[name] <= SMALL_BYTES]
         for path in files_below(self.folder):
             if path.relative_to(self.folder).as_posix() not in sizes:
@@ -232,7 +235,8 @@ class Output:
     def files(self) -> list[str]:
         """Names of the files in the folder that are to be part of the artifact, sorted."""
         names = (path.relative_to(self.folder).as_posix() for path in files_below(self.folder))
-        return sorted(name for name in names if not _is_within(name, WORK) and name not in (MANIFEST, TIMING))
+        beside = (WORK, BOARD, MANIFEST, TIMING)
+        return sorted(name for name in names if not any(_is_within(name, each) for each in beside))
 
     def discard(self, *names: str) -> None:
         """Remove work files or subfolders, in the folder and in the store; absent ones are fine.

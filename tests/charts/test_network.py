@@ -148,6 +148,16 @@ def test_pods_of_others_can_be_left_open(cluster):
     assert not connects("stranger", "mysql", 3306)
 
 
+@pytest.mark.parametrize("ports", [[8000], [8000, 30000], []])
+def test_steps_and_jobs_reach_judges_in_the_namespace_on_the_ports_that_are_said(cluster, ports):
+    connects, pods = cluster(firm={"networkPolicy": {"judgePorts": ports}})
+    pods["judge"] = {"app": "vllm", "firm/judge": "teacher"}
+    reached = {(s, p) for s in pods for p in (80, 8000, 30000) if connects(s, "judge", p)}
+    assert reached == set(itertools.product(["step", "job"], ports))
+    assert not any(connects("job", "stranger", port) for port in ports)
+    assert not any(connects("step", "judge", port, ELSEWHERE) for port in ports)
+
+
 @pytest.mark.parametrize("component", ["mysql", "minio"])
 def test_stores_call_nobody(render, component):
     spec = render("platform").get(f"NetworkPolicy/{component}")["spec"]

@@ -1,6 +1,9 @@
 """The pipelines compile, always to the same text, and to the structure kept in golden/."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ from kfp.dsl.executor import Executor
 
 from firm import __version__
 from firm.config import STAGES
+from firm.launch.k8s.names import MODELS
 from firm.submission import Installation
 from pipelines import components, parts, rounds, stages
+from pipelines.cluster import MODEL_CACHE
 from pipelines.full import full
 
 PIPELINES = {
@@ -86,11 +91,46 @@ def test_what_an_installation_calls_its_secrets_is_asked_of_the_first_step(name:
             assert not used and not body.get("dependentTasks") and not body.get("retryPolicy")
             continue
         runs_model = task.rstrip("-0123456789") in ("curation", "bench", "evaluate")
-        assert used == [of_check("store_secret"), *[of_check("endpoints_secret")] * (2 if runs_model else 0)], task
+        has_keys = runs_model or task == "reach"
+        assert used == [of_check("store_secret"), *[of_check("endpoints_secret")] * (2 if has_keys else 0)], task
         tolerations = [t["tolerationJson"] for t in pod.get("tolerations", [])]
         assert tolerations == ([of_check("tolerations")] if runs_model else []), task
-        assert "check" in body["dependentTasks"], task
+        assert ({"check"} if task == "reach" else {"check", "reach"}) <= set(body["dependentTasks"]), task
     assert "object-store" not in compiled(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_step_knows_how_many_gpus_its_pod_asks_for(name: str, tmp_path: Path) -> None:
+    for task, body, _ in executors(name, tmp_path):
+        runs_model = task.rstrip("-0123456789") in ("curation", "bench", "evaluate")
+        given = body["inputs"].get("parameters", {}).get("gpus") if task != "check" else None
+        assert given == ({"componentInputParameter": "gpus"} if runs_model else None), task
+
+
+COMPILE = """
+from kfp import compiler
+from pipelines.full import full
+compiler.Compiler().compile(full, "full.yaml")
+"""
+
+
+@pytest.mark.parametrize("claim", ["", "firm-model-cache"])
+def test_steps_that_load_models_mount_the_cache_that_the_pipeline_was_compiled_with(claim: str, tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", COMPILE], cwd=tmp_path, env={**os.environ, MODEL_CACHE: claim}, check=True)
+    spec, platform = yaml.safe_load_all((tmp_path / "full.yaml").read_text())
+    mounts = {
+        name.removeprefix("exec-"): (mount["constant"], mount["mountPath"])
+        for name, pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items()
+        for mount in pod.get("pvcMount", [])
+    }
+    homes = {
+        name.removeprefix("exec-"): variable["value"]
+        for name, executor in spec["deploymentSpec"]["executors"].items()
+        for variable in executor["container"].get("env", [])
+        if variable["name"] == "HF_HOME"
+    }
+    with_models = ("check", "reach", "curation", "bench", "evaluate") if claim else ()
+    assert mounts == dict.fromkeys(with_models, (claim, MODELS)) and homes == dict.fromkeys(with_models, MODELS)
 
 
 @pytest.mark.parametrize("name", PIPELINES)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from firm import progress
-from firm.metrics import MetricsLog, read_metrics
+from firm.metrics import Board, MetricsLog, read_metrics
 from firm.progress import ROUND, Task, duration, emit, relay
+from firm.storage.artifacts import Output
 from firm.watcher import StageState, Watcher
 
 
@@ -146,13 +147,14 @@ def test_an_unknown_stage_makes_the_run_unknown(tmp_path: Path) -> None:
 
 def test_metrics_keep_what_is_not_redone(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "metrics.jsonl"
-    log = MetricsLog(path, tmp_path / "board", 0)
+    out = Output.open(str(tmp_path))
+    log = MetricsLog(path, Board(out, 0), 0)
     for step in range(1, 5):
         log.write(step, {"loss": 1 / step})
     log.close()
     with open(path, "a") as file:
         file.write('{"step": 5, "lo')  # a kill in the middle of a line
-    again = MetricsLog(path, tmp_path / "board", 2)
+    again = MetricsLog(path, Board(out, 2), 2)
     again.write(3, {"loss": 9.0})
     again.close()
     assert [(line["step"], line["loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 0.5), (3, 9.0)]

@@ -15,6 +15,7 @@ from kubernetes.utils.quantity import parse_quantity
 
 from firm.certificates import CA_BUNDLE
 from firm.config.launch import PyTorchJobLaunch
+from firm.gpus import ASKED
 from firm.launch.job import TrainingJob
 from firm.launch.k8s import names
 
@@ -119,7 +120,7 @@ def _pod(job: TrainingJob, uri: str, config: PyTorchJobLaunch, defaults: Mapping
         name=names.CONTAINER,
         image=config.image or defaults.get("FIRM_IMAGE") or names.IMAGE,
         command=_command(job, uri, config),
-        env=_environment(config, defaults, "/models" in volumes),
+        env=_environment(config, defaults, names.MODELS in volumes),
         env_from=[client.V1EnvFromSource(config_map_ref=client.V1ConfigMapEnvSource(name=config_map))],
         resources=client.V1ResourceRequirements(requests=requests, limits=limits),
         volume_mounts=[client.V1VolumeMount(name=v.name, mount_path=path) for path, v in volumes.items()],
@@ -156,7 +157,7 @@ def _volumes(config: PyTorchJobLaunch, defaults: Mapping[str, str]) -> dict[str,
     }
     if claim := defaults.get("FIRM_MODEL_CACHE"):
         cache = client.V1PersistentVolumeClaimVolumeSource(claim_name=claim)
-        volumes["/models"] = client.V1Volume(name="models", persistent_volume_claim=cache)
+        volumes[names.MODELS] = client.V1Volume(name="models", persistent_volume_claim=cache)
     if secret := defaults.get(names.CA_SECRET_KEY):
         file = PurePosixPath(defaults[CA_BUNDLE])  # nothing else of the Secret is shown to users' code
         items = [client.V1KeyToPath(key=file.name, path=file.name)]
@@ -178,7 +179,10 @@ def _tolerations(config: PyTorchJobLaunch) -> list[dict[str, Any]]:
 
 def _environment(config: PyTorchJobLaunch, defaults: Mapping[str, str], has_models: bool) -> list[client.V1EnvVar]:
     threads = str(max(math.floor(parse_quantity(config.cpu_limit or config.cpu)) // max(config.gpus, 1), 1))
-    plain = {"OMP_NUM_THREADS": threads, **({"HF_HOME": "/models"} if has_models else {}), **config.env}
+    plain = {"OMP_NUM_THREADS": threads}
+    plain |= {ASKED: str(config.gpus)} if config.gpus else {}
+    plain |= {"HF_HOME": names.MODELS} if has_models else {}
+    plain |= config.env
     store = config.secret or defaults.get(names.STORE_SECRET_KEY) or names.STORE_SECRET
     endpoints = defaults.get(names.ENDPOINTS_SECRET_KEY) or names.ENDPOINTS_SECRET
     secret = {variable: (store, key) for key, variable in names.STORE_KEYS.items()}

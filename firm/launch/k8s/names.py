@@ -21,6 +21,8 @@ ENDPOINTS_SECRET = "firm-endpoints"
 ENDPOINTS_SECRET_KEY = "FIRM_ENDPOINTS_SECRET"
 ENDPOINTS_KEYS = {"api-key": "OPENAI_API_KEY", "hf-token": "HF_TOKEN"}
 """The same; the Secret may be absent."""
+MODELS = "/models"
+"""Where the model cache is mounted."""
 CA_SECRET_KEY = "FIRM_CA_SECRET"
 """Secret with the file of trusted authorities; where its key is mounted says `firm.certificates.CA_BUNDLE`."""
 

@@ -19,7 +19,7 @@ from firm.launch.k8s.pytorchjob import phase, refused_jobs
 from firm.records import UserError
 from firm.storage.notes import Note, notes_of
 
-_STEP = re.compile(rf"(check|{'|'.join(STAGES)})(-\d+)?")
+_STEP = re.compile(rf"(check|reach|{'|'.join(STAGES)})(-\d+)?")
 _ERROR = re.compile(r"^error: (.*(?:\n  .*)*)", re.MULTILINE)
 _WORDS = {"started": "runs", "finished": "ran", "reused": "reused", "failed": "failed"}
 
@@ -91,4 +91,4 @@ def _notes(run: Mapping[str, Any], cluster: Cluster) -> dict[str, Note]:
 def _place(name: str) -> tuple[int, int]:
     """By round, then left to right."""
     stage, _, number = name.partition("-")
-    return int(number or 1), ("check", *STAGES).index(stage)
+    return int(number or 1), ("check", "reach", *STAGES).index(stage)

@@ -6,7 +6,7 @@ from importlib import resources
 import pytest
 import yaml
 
-from firm.config.loading import load_config, preset_names
+from firm.config.loading import check_for_cluster, load_config, preset_names
 
 PAPER = ("gen-sd35", "edit-qwen-image-edit-2509")
 
@@ -30,6 +30,21 @@ def test_preset_loads(name: str) -> None:
 
 def test_there_are_presets() -> None:
     assert {"gen-shapes", "edit-shapes", *PAPER} <= set(preset_names())
+
+
+@pytest.mark.parametrize(
+    "name", ["gen-sd35", "gen-sd35-8xh100", "gen-sd35-kubernetes", "critic-gen-8b", "critic-gen-8b-lora"]
+)
+def test_the_critic_of_the_paper_has_the_papers_batch_wherever_it_is_trained(name: str) -> None:
+    config = load_config(name)
+    processes = config.launch.num_workers * (config.launch.gpus if config.launch.kind == "pytorchjob" else 1)
+    assert config.sft and config.sft.batch_size * config.sft.gradient_accumulation * processes == 80
+    assert config.launch.gpus >= 1
+
+
+def test_a_preset_for_a_cluster_can_be_submitted() -> None:
+    for name in ("gen-shapes-kind", "gen-sd35-kubernetes"):
+        check_for_cluster(load_config(name))
 
 
 @pytest.mark.parametrize("name", PAPER)

@@ -14,7 +14,11 @@ WHOLE = STAGES
 CRITIC = ("curation", "sft", "bench", "gate", "report")
 PROOF = ("bench", "gate", "report")
 SERVED = ("bench", "gate", "rl", "evaluate", "report")
-OF_PRESETS = {"bench-gen": PROOF, "critic-gen-8b-lora": CRITIC, "critic-gen-shapes": CRITIC, "rl-gen-served": SERVED}
+OF_PRESETS = {
+    "bench-gen": PROOF,
+    **dict.fromkeys(("critic-gen-8b", "critic-gen-8b-lora", "critic-gen-shapes"), CRITIC),
+    "rl-gen-served": SERVED,
+}
 JUDGE = {"kind": "python", "target": "somewhere:Judge"}
 FUNCTION = {"kind": "function", "name": "mine", "function": "somewhere:candidate", "num_images": 4}
 SCORES = {"kind": "scores", "name": "people", "path": "scores.jsonl"}

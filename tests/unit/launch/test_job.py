@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from shared import python_path
 
 from firm.config.launch import LocalLaunch
@@ -184,3 +185,12 @@ def test_a_termination_is_passed_on(job: Any, tmp_path: Path) -> None:
     assert launcher.returncode != 0 and "exit code 143" in said
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_job_that_asks_for_gpus_never_falls_back_to_the_cpu(job: Any, out: Output, workers: int) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="no GPU can be used") as caught:
+        launch(job("write"), out, LocalLaunch(num_workers=workers, gpus=2))
+    assert "2 GPUs asked for" in caught.value.where and not list(out.folder.glob("out*"))

@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from firm.config.launch import LocalLaunch, PyTorchJobLaunch, for_pod
+from firm.gpus import ASKED
 from firm.launch.job import TrainingJob
 from firm.launch.k8s.manifest import job_name, manifest, merged
 from firm.launch.k8s.names import GPU_TOLERATION, SPEC
@@ -59,6 +60,13 @@ OTHER = {"key": "dedicated", "operator": "Exists"}
 )
 def test_a_job_with_gpus_and_no_other_tolerates_their_nodes(settings: dict[str, Any], tolerations: Any) -> None:
     assert pod_of(make(**settings)).get("tolerations") == tolerations
+
+
+@pytest.mark.parametrize(("gpus", "said"), [(0, None), (8, "8")])
+def test_workers_are_told_how_many_gpus_their_pod_has(gpus: int, said: str | None) -> None:
+    body = make(gpus=gpus, num_workers=2)
+    for replica in ("Master", "Worker"):
+        assert {e["name"]: e.get("value") for e in container(body, replica)["env"]}.get(ASKED) == said
 
 
 def test_an_elastic_job_has_no_master() -> None:
