@@ -68,7 +68,8 @@ class RLTrainer:
         c = self.config
         groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks)
         rollout = with_advantages(groups, *score(self.critic, groups, c.reward), c.rl, self.ranks)
-        stats = self.updater.epoch(rollout, self.epoch)
+        on_policy = old_decay(c.rl.decay, self.updater.steps) == 0  # at the last refresh, or nothing is trained yet
+        stats = self.updater.epoch(rollout, self.epoch, on_policy)
         self.sets.update_average("old", old_decay(c.rl.decay, self.updater.steps))
         self.epoch += 1
         return {**rollout.stats, **stats}
