@@ -144,6 +144,8 @@ FAULTS = [
     Fault("firm/rl/nft.py", "(1 + step) / (10 + step)", "(10 + step) / (11 + step)", RL),
     # policies
     Fault("firm/policies/parameters.py", "current, 1 - decay)", "current, decay)", (*POLICIES, *RL)),
+    Fault("firm/policies/parameters.py", "now.copy_(value)", "parameter.data = parameter.data.clone()", POLICIES),
+    Fault("firm/policies/parameters.py", "module.reshard()", "pass", POLICIES),
     Fault("firm/policies/sd3.py", "sigma * 1000", "sigma * 999", POLICIES),
     Fault("firm/policies/sd3.py", " + vae.config.shift_factor", "", POLICIES),
     Fault("firm/policies/sd3.py", "scale * (velocity - negative)", "(scale - 1) * (velocity - negative)", POLICIES),

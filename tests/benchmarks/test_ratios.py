@@ -45,7 +45,7 @@ def interleaved(ours: Callable[[], object], reference: Callable[[], object], rou
 
 
 def show(name: str, result: dict[str, float]) -> None:
-    print(f"\n{name}: " + json.dumps({k: round(v, 4) for k, v in result.items()}))
+    print(f"\n{name}: " + json.dumps({k: float(f"{v:.4g}") for k, v in result.items()}))
 
 
 def test_score_first_judges_faster_than_generating(tmp_path: Path) -> None:
@@ -131,6 +131,7 @@ def test_update_against_the_reference_order(kl_weight: float, on_policy: bool, b
 
     steps = {"ours": count(), "reference": count()}
     result = interleaved(lambda: ours(next(steps["ours"])), lambda: reference(next(steps["reference"])), rounds=9)
+    assert all(bool(p.any()) for p in loop.trainable), "a LoRA's B starts at 0"
     apart = max((a - b).abs().max().item() for a, b in zip(updater.sets.trainable, loop.trainable, strict=True))
     memory = peak_bytes(lambda: ours(10)) / peak_bytes(lambda: reference(10))
     name = f"update step, KL {kl_weight}{', on policy' if on_policy else ''}"
