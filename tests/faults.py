@@ -7,6 +7,7 @@ FRESH = "tests/training/test_rl_learns.py::test_candidates_are_audited_on_fresh_
 UNRUN = "tests/training/test_rl_learns.py::test_the_old_policy_is_not_run_where_it_is_the_policy"
 RL = ("tests/unit/rl", "tests/property/test_nft.py")
 TRAINER = (*RL, "tests/training/test_rl_learns.py::test_the_old_policy_follows_after_the_epoch", AUDITED, FRESH)
+SHARED_BASE = ("tests/training/test_sharded_base.py",)
 PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one",)
 DIVIDED = ("tests/training/test_rl_learns.py::test_processes_share_an_audit_and_wait_for_a_slow_judge",)
 RESUMED = ("tests/training/test_rl_learns.py::test_an_audit_that_fails_costs_nothing_but_itself",)
@@ -76,6 +77,12 @@ FAULTS = [
     Fault("firm/rl/update.py", 'update_average("ema", ema_decay', 'update_average("old", ema_decay', RL),
     Fault("firm/rl/update.py", "count * batch.sigmas.shape[1]", "count", RL),
     Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", PROCESSES),
+    Fault("firm/rl/update.py", "on_policy, math.inf", "on_policy, 1", SHARED_BASE),
+    Fault(
+        "firm/policies/sharding.py", "mesh=mesh, ignored_params=whole)\n    fully", "mesh=mesh)\n    fully", SHARED_BASE
+    ),
+    Fault("firm/rl/train.py", "config.auditor.num_images < ranks.size", "False", SHARED_BASE),
+    Fault("firm/config/rl.py", 'self.sharding == "base" and self.lora is None', "False", SHARED_BASE),
     Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
     Fault("firm/rl/auditor.py", "self.ranks.share(number)", "range(number)", DIVIDED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),

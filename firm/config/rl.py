@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from firm.config.lora import LoraConfig
 from firm.config.monitors import MonitorsConfig
@@ -43,6 +43,13 @@ class RLConfig(Section):
     decay: Literal["copy", "linear_to_0.5", "delayed_linear_to_0.999"] = "linear_to_0.5"
     ema_decay: Share = 0.9
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "base"] = "none"  # base: a GPU holds its share of what a LoRA leaves frozen
     checkpoint_epochs: PositiveInt = 30
     checkpoint_minutes: Positive = 30  # at the latest, after the epoch or audit that is going on then
     monitors: MonitorsConfig = MonitorsConfig()
+
+    @model_validator(mode="after")
+    def _only_a_frozen_base_is_sharded(self) -> RLConfig:
+        if self.sharding == "base" and self.lora is None:
+            raise ValueError("sharding: base needs a lora, since full fine-tuning leaves no base frozen")
+        return self

@@ -28,7 +28,7 @@ class ParameterSets:
 
     def _values(self) -> list[Tensor]:
         """The policy's values in their own storage; of a sharded parameter, this rank's."""
-        return [p.data.to_local() if isinstance(p, DTensor) else p.data for p in self.trainable]
+        return [p.to_local().detach() if isinstance(p, DTensor) else p.data for p in self.trainable]
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
@@ -50,9 +50,10 @@ class ParameterSets:
                 now.copy_(value)  # FSDP gathers from this storage, and would not see another `data`
             else:
                 parameter.data = value
-        for module in self.module.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # what is gathered still has the values from before
+        if any(isinstance(parameter, DTensor) for parameter in self.trainable):
+            for module in self.module.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()  # what is gathered still has the values from before
 
     @torch.no_grad()
     def update_average(self, name: str, decay: float) -> None:

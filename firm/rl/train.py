@@ -21,6 +21,7 @@ from firm.metrics import MetricsLog, read_metrics
 from firm.policies.policy import Policy, save_policy
 from firm.progress import Task
 from firm.prompts import load_prompts
+from firm.records import UserError
 from firm.rl.audit import Audit, best, over_optimised
 from firm.rl.auditor import Auditor
 from firm.rl.monitors import alarms
@@ -54,6 +55,11 @@ class RLTrainer:
         self.ranks = ranks
         self.policy = Policy(config.policy, ranks.device)
         self.sets = self.policy.train(rl.lora, COPIES, config.seed, start)
+        if rl.sharding == "base":
+            if config.auditor.num_images < ranks.size:
+                what = "every rank takes part in an audit where the policy's base is sharded"
+                raise UserError(what, "auditor.num_images", f"set at least {ranks.size}", usage=True)
+            self.policy.shard(ranks)
         self.critic = load_critic(critic_folder, config.critic, ranks.device, open_chat)
         self.prompts = load_prompts(config.prompts, "train")
         self.auditor = Auditor(self.policy, self.critic, self.prompts, config, ranks, open_chat)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -96,11 +97,17 @@ class Updater:
         sums = torch.zeros(len(SUMS), device=self.policy.device)
         rows = 0
         # A rank all of whose samples are masked has no batch; it takes the step of the others with a gradient of zero.
-        for samples in chosen.split(self.rl.batch_size) if len(chosen) else ():
+        batches = chosen.split(self.rl.batch_size) if len(chosen) else ()
+        idle = self.policy.passes(len(batches)) - len(batches)
+        for samples in batches:
             batch = self._batch(rollout, samples, epoch, inner)
             for j in range(batch.sigmas.shape[1]):
                 sums += self.backward(batch, j, on_policy, count * batch.sigmas.shape[1])
             rows += batch.sigmas.numel()
+        for _ in range(idle):  # others have more batches, and need this rank's share
+            batch = self._batch(rollout, torch.tensor([0]), epoch, inner)
+            for j in range(batch.sigmas.shape[1]):
+                self.backward(batch, j, on_policy, math.inf)
         sum_gradients(self.sets.trainable, self.ranks)
         norm = torch.nn.utils.clip_grad_norm_(self.sets.trainable, self.rl.max_grad_norm)
         self.optimizer.step()
@@ -146,17 +153,15 @@ class Updater:
         device = self.policy.device
         return torch.stack(sigmas).to(device), torch.stack(noise).to(device)
 
-    def backward(self, batch: Batch, j: int, on_policy: bool, denominator: int) -> Tensor:
+    def backward(self, batch: Batch, j: int, on_policy: bool, denominator: float) -> Tensor:
         """Accumulate the gradient of timestep ``j``; returns the sums of ``SUMS`` over the batch."""
         rl = self.rl
         sigma = batch.sigmas[:, j]
         x_t = add_noise(batch.x0, batch.noise[:, j], sigma)
-        rows = batch.compared[j]
         # What needs no gradient comes first, before there is a graph in memory.
         v_old = None if on_policy else self._fixed("old", x_t, sigma, batch.conditions)
-        v_ref = None
-        if len(rows):
-            v_ref = self._fixed("reference", x_t[rows], sigma[rows], batch.conditions.select(rows))
+        rows = batch.compared[j]
+        v_ref = self._reference(x_t, sigma, batch.conditions, rows) if rl.kl_weight else None
         v = self.policy.velocity(x_t, sigma, batch.conditions)
         v_old = v.detach() if v_old is None else v_old
         kl = None if v_ref is None else sampled_kl(v, v_ref, rows, rl.kl_share)
@@ -166,6 +171,14 @@ class Updater:
         )  # fmt: skip
         (loss.total.sum() / denominator).backward()
         return torch.stack([loss.policy.detach().sum(), loss.kl.detach().sum(), kl_loss(v.detach(), v_old).sum()])
+
+    def _reference(self, x_t: Tensor, sigma: Tensor, conditions: Conditions, rows: Tensor) -> Tensor | None:
+        """Velocities [b, ...] of the reference at ``rows`` [b]; None where there are none."""
+        if len(rows):
+            return self._fixed("reference", x_t[rows], sigma[rows], conditions.select(rows))
+        if self.policy.sharers:  # others may have rows, and need this rank's share
+            self._fixed("reference", x_t, sigma, conditions)
+        return None
 
     def _fixed(self, name: str, x_t: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:
         """Velocities [B, ...] under a named copy, without gradient."""
