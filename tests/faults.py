@@ -64,7 +64,7 @@ FAULTS = [
     # DiffusionNFT
     Fault("firm/rl/update.py", "sigma = batch.sigmas[:, j]", "sigma = batch.sigmas[:, 0]", RL),
     Fault("firm/rl/update.py", "batch.noise[:, j]", "batch.noise[:, 0]", RL),
-    Fault("firm/rl/update.py", 'self._fixed("reference"', 'self._fixed("old"', RL),
+    Fault("firm/rl/update.py", 'return self._fixed("reference"', 'return self._fixed("old"', RL),
     Fault("firm/rl/update.py", 'self._fixed("old"', 'self._fixed("policy"', RL),
     Fault("firm/rl/update.py", "on_policy = False", "pass", RL),
     Fault("firm/rl/train.py", ") == 0  # at the last refresh", ") >= 0  # at the last refresh", (UNRUN,)),
