@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 AUDITED = "tests/training/test_rl_learns.py::test_the_average_is_audited_and_kept"
 FRESH = "tests/training/test_rl_learns.py::test_candidates_are_audited_on_fresh_prompts_and_noise"
+UNRUN = "tests/training/test_rl_learns.py::test_the_old_policy_is_not_run_where_it_is_the_policy"
 RL = ("tests/unit/rl", "tests/property/test_nft.py")
 TRAINER = (*RL, "tests/training/test_rl_learns.py::test_the_old_policy_follows_after_the_epoch", AUDITED, FRESH)
+SHARED_BASE = ("tests/training/test_sharded_base.py",)
 PROCESSES = ("tests/training/test_rl_learns.py::test_two_processes_train_as_one",)
 DIVIDED = ("tests/training/test_rl_learns.py::test_processes_share_an_audit_and_wait_for_a_slow_judge",)
 RESUMED = ("tests/training/test_rl_learns.py::test_an_audit_that_fails_costs_nothing_but_itself",)
@@ -71,14 +73,27 @@ class Fault(NamedTuple):
 
 FAULTS = [
     # DiffusionNFT
-    Fault("firm/rl/update.py", "sigmas[:, j], noise[:, j]", "sigmas[:, 0], noise[:, 0]", RL),
-    Fault("firm/rl/update.py", 'policy.using("reference")', 'policy.using("old")', RL),
-    Fault("firm/rl/update.py", 'with policy.using("old")', 'with policy.using("policy")', RL),
+    Fault("firm/rl/update.py", "sigma = batch.sigmas[:, j]", "sigma = batch.sigmas[:, 0]", RL),
+    Fault("firm/rl/update.py", "batch.noise[:, j]", "batch.noise[:, 0]", RL),
+    Fault("firm/rl/update.py", 'return self._fixed("reference"', 'return self._fixed("old"', RL),
+    Fault("firm/rl/update.py", 'self._fixed("old"', 'self._fixed("policy"', RL),
+    Fault("firm/rl/update.py", "on_policy = False", "pass", RL),
+    Fault("firm/rl/train.py", ") == 0  # at the last refresh", ") >= 0  # at the last refresh", (UNRUN,)),
+    Fault("firm/rl/update.py", '"kl", epoch, inner, i)', '"kl", epoch, inner)', RL),
+    Fault("firm/rl/update.py", "local[worth[local]]", "local", RL),
+    Fault("firm/rl/nft.py", "kl_loss(v[rows], v_ref) / share", "kl_loss(v[rows], v_ref)", RL),
+    Fault("firm/rl/nft.py", "torch.where(mask, advantage.abs(), -1.0)", "advantage.abs()", RL),
     Fault("firm/rl/update.py", '"update", epoch, inner, index', '"update", epoch, index', RL),
     Fault("firm/rl/update.py", '"update", epoch, inner, index', '"update", inner, index', RL),
     Fault("firm/rl/update.py", 'update_average("ema", ema_decay', 'update_average("old", ema_decay', RL),
-    Fault("firm/rl/update.py", "count * sigmas.shape[1]", "count", RL),
+    Fault("firm/rl/update.py", "count * batch.sigmas.shape[1]", "count", RL),
     Fault("firm/rl/update.py", "sum_gradients(self.sets.trainable, self.ranks)", "pass", PROCESSES),
+    Fault("firm/rl/update.py", "on_policy, math.inf", "on_policy, 1", SHARED_BASE),
+    Fault(
+        "firm/policies/sharding.py", "mesh=mesh, ignored_params=whole)\n    fully", "mesh=mesh)\n    fully", SHARED_BASE
+    ),
+    Fault("firm/rl/train.py", "config.auditor.num_images < ranks.size", "False", SHARED_BASE),
+    Fault("firm/config/rl.py", 'self.sharding == "base" and self.lora is None', "False", SHARED_BASE),
     Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
     Fault("firm/rl/auditor.py", "self.ranks.share(len(drawn))", "range(len(drawn))", DIVIDED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
@@ -164,6 +179,8 @@ FAULTS = [
     Fault("firm/rl/nft.py", "(1 + step) / (10 + step)", "(10 + step) / (11 + step)", RL),
     # policies
     Fault("firm/policies/parameters.py", "current, 1 - decay)", "current, decay)", (*POLICIES, *RL)),
+    Fault("firm/policies/parameters.py", "now.copy_(value)", "parameter.data = parameter.data.clone()", POLICIES),
+    Fault("firm/policies/parameters.py", "module.reshard()", "pass", POLICIES),
     Fault("firm/policies/sd3.py", "sigma * 1000", "sigma * 999", POLICIES),
     Fault("firm/policies/sd3.py", " + vae.config.shift_factor", "", POLICIES),
     Fault("firm/policies/sd3.py", "scale * (velocity - negative)", "(scale - 1) * (velocity - negative)", POLICIES),

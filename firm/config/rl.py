@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
 from firm.config.lora import LoraConfig
 from firm.config.monitors import MonitorsConfig
@@ -36,9 +36,21 @@ class RLConfig(Section):
     adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"
     std: Literal["global", "group"] = "global"
     kl_weight: NonNegative = 1e-4
+    kl_share: float = Field(
+        1.0, gt=0, le=1
+    )  # of samples and timesteps on which the KL is taken, with 1 / share the weight
+    skip_flat_groups: bool = False  # no gradient step on groups whose rewards are equal, nor a KL
+    most_different: PositiveInt | None = None  # samples a group with a gradient step, by |advantage|; null: all
     decay: Literal["copy", "linear_to_0.5", "delayed_linear_to_0.999"] = "linear_to_0.5"
     ema_decay: Share = 0.9
     gradient_checkpointing: bool = False
+    sharding: Literal["none", "base"] = "none"  # base: a GPU holds its share of what a LoRA leaves frozen
     checkpoint_epochs: PositiveInt = 30
     checkpoint_minutes: Positive = 30  # at the latest, after the epoch or audit that is going on then
     monitors: MonitorsConfig = MonitorsConfig()
+
+    @model_validator(mode="after")
+    def _only_a_frozen_base_is_sharded(self) -> RLConfig:
+        if self.sharding == "base" and self.lora is None:
+            raise ValueError("sharding: base needs a lora, since full fine-tuning leaves no base frozen")
+        return self

@@ -15,9 +15,8 @@ from firm.plan.assumptions import Cost
 from firm.plan.meter import Meter
 from firm.plan.origins import going_through
 from firm.policies.policy import Policy
-from firm.rl.rollout import Rollout
 from firm.rl.train import COPIES
-from firm.rl.update import Updater
+from firm.rl.update import Batch, Updater
 from firm.storage.checkpoint import optimizer_tensors
 
 CPU = torch.device("cpu")
@@ -103,9 +102,16 @@ class PolicyMeter:
         policy = self._policy
         with self._measuring() as meter:
             latents = torch.empty(batch, *policy.latent_shape)
-            rows = torch.arange(batch)
+            compared = [torch.arange(batch if self._updater.rl.kl_weight else 0)]
             conditions = policy.family.blank(batch, self._tokens)
-            rollout = Rollout(latents, conditions, rows, torch.empty(batch), 0, rows >= 0, {})
+            drawn = Batch(
+                latents,
+                conditions,
+                torch.empty(batch),
+                torch.empty(batch, 1),
+                torch.empty_like(latents[:, None]),
+                compared,
+            )
             meter.reset()
-            self._updater.backward(rollout, rows, torch.empty(batch), torch.empty_like(latents), batch)
+            self._updater.backward(drawn, 0, False, batch)
             return Measured(meter.peak, Cost(meter.flops) * (1 / batch))

@@ -59,10 +59,13 @@ def generate(
     if guidance_scale != 1:
         away, away_rows = _encode(policy, [Prompt(text="", image=prompt.image) for prompt in prompts])
         negative = [away.select(r) for r in away_rows.split(batch_size)]
+    idle = policy.passes(len(negative)) - len(negative)
     parts = []
     for r, n, other in zip(rows.split(batch_size), noise.split(batch_size), negative, strict=True):
         parts.append(sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, other))
         each(parts[-1])
+    for _ in range(idle):  # others have more batches, and need this rank's share
+        sample(policy, conditions.select(rows[:1]), noise[:1], num_inference_steps, solver, guidance_scale, negative[0])
     return Generated(torch.cat(parts), conditions, rows)
 
 

@@ -18,9 +18,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from firm.config import LoraConfig, PolicyConfig
+from firm.dist import Ranks, gather
 from firm.images import Limits
 from firm.locate import load_named
 from firm.policies.parameters import ParameterSets
+from firm.policies.sharding import shard_base
 from firm.records import Prompt, UserError
 from firm.seeds import seed_for
 from firm.storage.pictures import image_size
@@ -161,6 +163,7 @@ class Policy:
         self.family.denoiser.requires_grad_(False).eval()
         self.parameters: ParameterSets | None = None
         self.lora: LoraConfig | None = None
+        self.sharers: Ranks | None = None
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -193,6 +196,20 @@ class Policy:
             self._load(start)
         self.parameters = ParameterSets(self.family.denoiser, copies)
         return self.parameters
+
+    def shard(self, ranks: Ranks) -> None:
+        """Share the frozen base among ranks, all of which train the same LoRA; nothing changes for one alone."""
+        assert self.lora is not None and self.parameters is not None
+        if ranks.size > 1:
+            shard_base(self.family.denoiser, self.parameters.trainable, ranks)
+            self.sharers = ranks
+
+    def passes(self, needed: int) -> int:
+        """How many batches all ranks go through where this one has ``needed``: with a shared base the most of any.
+
+        All ranks ask together, before the first of them.
+        """
+        return needed if self.sharers is None else max(gather([needed], self.sharers))
 
     def _make_trainable(self, lora: LoraConfig | None, seed: int) -> None:
         self.lora = lora

@@ -14,6 +14,8 @@ from torch import Tensor
 
 STD_EPS = 1e-4
 WEIGHT_CLIP = 1e-5
+FLAT = 1e-6
+"""Advantages closer to 0 are rounding: their group has no spread of reward."""
 
 
 def advantages(rewards: Tensor, mask: Tensor, std: str = "global") -> tuple[Tensor, Tensor]:
@@ -39,6 +41,27 @@ def advantages(rewards: Tensor, mask: Tensor, std: str = "global") -> tuple[Tens
         deviation = torch.where(mask, values - mean, torch.zeros_like(values))
         scale = (deviation.square().sum() / mask.sum().clamp(min=1)).sqrt()
     return (centred / (scale + STD_EPS)).to(rewards.dtype), mask
+
+
+def worth_a_step(advantage: Tensor, mask: Tensor, skip_flat: bool, most: int | None) -> Tensor:
+    """Which samples get a gradient step of those that may train; the others count as if their gradient were 0.
+
+    Args:
+        advantage: [G, K].
+        mask: [G, K] bool, True where a sample may train.
+        skip_flat: Leave out groups without any spread of reward.
+        most: Keep only so many of a group, those with the largest absolute advantages, the first of equals; None: all.
+
+    Returns:
+        [G, K] bool, False wherever ``mask`` is.
+    """
+    size = torch.where(mask, advantage.abs(), -1.0)
+    if skip_flat:
+        mask = mask & (size > FLAT).any(1, keepdim=True)
+    if most is not None:
+        order = size.sort(dim=1, descending=True, stable=True).indices
+        mask = mask & torch.zeros_like(mask).scatter(1, order[:, :most], True)
+    return mask
 
 
 def optimality(advantage: Tensor, clip: float, mode: str = "all") -> Tensor:
@@ -114,6 +137,18 @@ def kl_loss(v: Tensor, v_ref: Tensor) -> Tensor:
     return (v - v_ref.detach()).flatten(1).square().mean(1)
 
 
+def sampled_kl(v: Tensor, v_ref: Tensor, rows: Tensor, share: float) -> Tensor:
+    """Estimate [B] of :func:`kl_loss` from some rows, with the same expectation: theirs over ``share``, 0 for the rest.
+
+    Args:
+        v: Velocity of the policy [B, ...].
+        v_ref: Velocity of the reference for ``rows`` [b, ...].
+        rows: Rows of ``v`` that were drawn [b], each with probability ``share``.
+        share: In (0, 1].
+    """
+    return v.new_zeros(len(v)).index_add(0, rows, kl_loss(v[rows], v_ref) / share)
+
+
 @dataclass(frozen=True)
 class Loss:
     """The loss and its parts, each [B].
@@ -121,7 +156,7 @@ class Loss:
     Attributes:
         total: ``policy + kl_weight * kl``; what is minimised.
         policy: :func:`policy_loss`.
-        kl: :func:`kl_loss`, 0 without a reference.
+        kl: :func:`kl_loss` or its estimate, 0 without a reference.
     """
 
     total: Tensor
@@ -135,7 +170,7 @@ def nft_loss(
     sigma: Tensor,
     v: Tensor,
     v_old: Tensor,
-    v_ref: Tensor | None,
+    kl: Tensor | None,
     r: Tensor,
     *,
     beta: float,
@@ -144,12 +179,11 @@ def nft_loss(
 ) -> Loss:
     """The loss of DiffusionNFT (eq. 5 weighted by ``r`` [B]) with a KL to the reference where there is one.
 
-    Shapes are those of :func:`branch_errors`; ``v_ref`` is the reference's velocity [B, ...], None without a KL.
+    Shapes are those of :func:`branch_errors`; ``kl`` [B] carries its gradient, None without one.
     """
     policy = policy_loss(branch_errors(x0, x_t, sigma, v, v_old, beta), r, beta, adv_clip_max)
-    if v_ref is None:
+    if kl is None:
         return Loss(policy, policy, torch.zeros_like(policy))
-    kl = kl_loss(v, v_ref)
     return Loss(policy + kl_weight * kl, policy, kl)
 
 

@@ -24,6 +24,7 @@ from firm.pace import Pace
 from firm.policies.policy import Policy, save_policy
 from firm.progress import Task
 from firm.prompts import load_prompts
+from firm.records import UserError
 from firm.rl.audit import Audit, best, over_optimised
 from firm.rl.auditor import Auditor
 from firm.rl.monitors import alarms
@@ -57,6 +58,11 @@ class RLTrainer:
         self.ranks = ranks
         self.policy = Policy(config.policy, ranks.device)
         self.sets = self.policy.train(rl.lora, COPIES, config.seed, start)
+        if rl.sharding == "base":
+            if config.auditor.num_images < ranks.size:
+                what = "every rank takes part in an audit where the policy's base is sharded"
+                raise UserError(what, "auditor.num_images", f"set at least {ranks.size}", usage=True)
+            self.policy.shard(ranks)
         self.critic = load_critic(critic_folder, config.critic, ranks.device, open_chat)
         self.prompts = load_prompts(config.prompts, "train")
         self.auditor = Auditor(self.policy, self.critic, self.prompts, config, ranks, open_chat)
@@ -70,6 +76,7 @@ class RLTrainer:
     def run_epoch(self) -> dict[str, float | None]:
         """Rollout, update, refresh of the old policy."""
         c = self.config
+        on_policy = old_decay(c.rl.decay, self.updater.steps) == 0  # at the last refresh, or nothing is trained yet
         with judging(self.critic) as critic:
             with self.pace.part("sampling"):
                 groups = sample_groups(self.policy, self.prompts, c.rl, c.seed, self.epoch, self.ranks, critic)
@@ -77,7 +84,7 @@ class RLTrainer:
                 scored = score(critic, groups, c.reward)
         rollout = with_advantages(groups, *scored, c.rl, self.ranks)
         with self.pace.part("updating"):
-            stats = self.updater.epoch(rollout, self.epoch)
+            stats = self.updater.epoch(rollout, self.epoch, on_policy)
         self.sets.update_average("old", old_decay(c.rl.decay, self.updater.steps))
         self.epoch += 1
         return {**rollout.stats, **stats}

@@ -4,22 +4,24 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from copy import deepcopy
+from itertools import accumulate, count
 from pathlib import Path
 
 import pytest
 import torch
-from shared import CPU, TINY
-from torch import Tensor
+from benchmarks.reference import Reference
+from shared import ALONE, CPU, TINY
 
-from firm.config import CriticConfig, LoraConfig
+from firm.config import CriticConfig, LoraConfig, RLConfig
 from firm.config.loading import load_config
 from firm.critics.judge import JudgeInput
 from firm.critics.local import LocalCritic, load_processor
 from firm.images import encode_image
-from firm.policies.policy import Conditions, Policy
+from firm.policies.policy import Policy
+from firm.policies.sampler import noise_for
 from firm.records import Prompt
-from firm.rl.nft import branch_errors, kl_loss, policy_loss
+from firm.rl.rollout import Rollout
+from firm.rl.update import Updater
 from firm.sft.train import prepare
 from firm.shapes.editing import candidates
 from firm.shapes.generation import candidate
@@ -43,7 +45,7 @@ def interleaved(ours: Callable[[], object], reference: Callable[[], object], rou
 
 
 def show(name: str, result: dict[str, float]) -> None:
-    print(f"\n{name}: " + json.dumps({k: round(v, 4) for k, v in result.items()}))
+    print(f"\n{name}: " + json.dumps({k: float(f"{v:.4g}") for k, v in result.items()}))
 
 
 def test_score_first_judges_faster_than_generating(tmp_path: Path) -> None:
@@ -81,73 +83,58 @@ def test_two_dimensions_of_a_pair_cost_less_than_twice_one(style: str) -> None:
 
 def lora_policy() -> Policy:
     policy = Policy(TINY, CPU)
-    policy.train(LoraConfig(rank=32, alpha=64), ("old", "reference"), 0)
+    policy.train(LoraConfig(rank=32, alpha=64), ("old", "ema", "reference"), 0)
     return policy
 
 
-@pytest.mark.parametrize(("kl_weight", "bound"), [(1e-4, 1.05), (0.0, 0.8)])
-def test_update_against_the_reference_order(kl_weight: float, bound: float) -> None:
-    """Forward passes of old, policy and reference by pointer swap, against peft adapters toggled as in NVlabs' loop.
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most memory that tensors made by ``work`` take at once."""
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        work()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    return max(accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
-    The reference is a re-statement of its order of calls: it always runs the reference forward, also without a KL.
+
+@pytest.mark.parametrize(
+    ("kl_weight", "on_policy", "bound"), [(1e-4, False, 1.03), (0.0, False, 0.76), (0.0, True, 0.51)]
+)
+def test_update_against_the_reference_order(kl_weight: float, on_policy: bool, bound: float) -> None:
+    """Steps of the updater against a re-statement of NVlabs' loop, which always makes three forward passes and a
+    backward; after ten steps the weights are the same. On policy the old policy is refreshed before every step.
     """
-    policy = lora_policy()
-    number = 8
-    generator = torch.Generator().manual_seed(0)
-    x0, noise = (torch.randn(number, *policy.latent_shape, generator=generator) for _ in range(2))
-    sigma = torch.rand(number, generator=generator)
-    x_t = (1 - sigma.view(-1, 1, 1, 1)) * x0 + sigma.view(-1, 1, 1, 1) * noise
-    conditions = policy.encode([Prompt(text="a red circle")] * number)
-    r = torch.rand(number, generator=generator)
+    rl = RLConfig(
+        prompts_per_epoch=2, group_size=8, max_epochs=10, num_inference_steps=4, batch_size=16, kl_weight=kl_weight
+    )
+    updater, twin = Updater(lora_policy(), rl, 0, ALONE), lora_policy()
+    rollout = Rollout(
+        latents=noise_for(twin.latent_shape, 0, "x0", range(16)),
+        conditions=twin.encode([Prompt(text="a red circle"), Prompt(text="a blue square")]),
+        rows=torch.arange(2).repeat_interleave(8),
+        advantage=torch.linspace(-2, 2, 16),
+        first=0,
+        trained=torch.ones(16, dtype=torch.bool),
+        stats={},
+    )
+    loop = Reference(twin, rl)
+    everything = torch.arange(16)
 
-    def loss_of(v: Tensor, v_old: Tensor, v_ref: Tensor | None) -> Tensor:
-        loss = policy_loss(branch_errors(x0, x_t, sigma, v, v_old, 1.0), r, 1.0, 5.0).mean()
-        return loss + kl_weight * kl_loss(v, v_ref).mean() if v_ref is not None else loss
+    def ours(step: int) -> None:
+        if on_policy:
+            updater.sets.update_average("old", 0)
+        updater._step(rollout, everything, 16, step, 0, on_policy)
 
-    def ours() -> None:
-        with policy.using("old"):
-            v_old = policy.velocity(x_t, sigma, conditions)
-        v = policy.velocity(x_t, sigma, conditions)
-        v_ref = None
-        if kl_weight:
-            with policy.using("reference"):
-                v_ref = policy.velocity(x_t, sigma, conditions)
-        loss_of(v, v_old, v_ref).backward()
+    def reference(step: int) -> None:
+        if on_policy:
+            loop.refresh()
+        batch = updater._batch(rollout, everything, step, 0)
+        loop.step(batch.x0, batch.sigmas, batch.noise, batch.conditions, batch.r)
 
-    twin = lora_policy()
-    denoiser = twin.family.denoiser
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [m for m in denoiser.modules() if isinstance(m, BaseTunerLayer)]
-    for layer in layers:  # a second adapter in addition to "default", as the reference keeps the old policy
-        for kind in (layer.lora_A, layer.lora_B):
-            kind["old"] = deepcopy(kind["default"])
-        layer.scaling["old"] = layer.scaling["default"]
-        layer.r["old"] = 32
-        layer.lora_alpha["old"] = 64
-        layer.lora_dropout["old"] = torch.nn.Identity()
-        layer.use_dora["old"] = False
-    velocity = twin.velocity
-
-    def adapter(name: str) -> None:
-        for layer in layers:
-            layer.set_adapter(name)
-
-    def reference() -> None:
-        adapter("old")
-        with torch.no_grad():
-            v_old = velocity(x_t, sigma, conditions)
-        adapter("default")
-        v = velocity(x_t, sigma, conditions)
-        for layer in layers:
-            layer.enable_adapters(False)
-        with torch.no_grad():
-            v_ref = velocity(x_t, sigma, Conditions(conditions.tensors))
-        for layer in layers:
-            layer.enable_adapters(True)
-        adapter("default")
-        loss_of(v, v_old, v_ref).backward()
-
-    result = interleaved(ours, reference)
-    show(f"update step, KL {kl_weight}", result)
+    steps = {"ours": count(), "reference": count()}
+    result = interleaved(lambda: ours(next(steps["ours"])), lambda: reference(next(steps["reference"])), rounds=9)
+    assert all(bool(p.any()) for p in loop.trainable), "a LoRA's B starts at 0"
+    apart = max((a - b).abs().max().item() for a, b in zip(updater.sets.trainable, loop.trainable, strict=True))
+    memory = peak_bytes(lambda: ours(10)) / peak_bytes(lambda: reference(10))
+    name = f"update step, KL {kl_weight}{', on policy' if on_policy else ''}"
+    show(name, {**result, "apart": apart, "memory": memory})
+    assert apart < 1e-5
     assert result["ratio"] < bound

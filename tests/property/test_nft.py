@@ -1,5 +1,6 @@
 """The mathematics of DiffusionNFT: numerical invariants T1-T14 of the method, in float64."""
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from firm.rl.nft import (
     old_decay,
     optimality,
     policy_loss,
+    sampled_kl,
+    worth_a_step,
 )
 
 B, SHAPE, CLIP = 3, (2, 4, 4), 5.0
@@ -224,6 +227,20 @@ def test_kl_is_zero_with_zero_gradient_at_the_start_and_the_mean_square_elsewher
     close(kl_loss(d.v, d.v_old), (d.v - d.v_old).square().mean((1, 2, 3)))
 
 
+@given(SEEDS, st.floats(0.05, 1))
+def test_the_kl_of_some_samples_has_the_expectation_and_gradient_of_that_of_all(seed: int, share: float) -> None:
+    d = draw(seed)
+    leaf = d.v.clone().requires_grad_()
+    expected = torch.zeros(B, dtype=torch.float64)
+    for drawn in itertools.product([False, True], repeat=B):  # all that may be drawn, by how likely it is
+        rows = torch.tensor(drawn).nonzero().flatten()
+        chance = share ** len(rows) * (1 - share) ** (B - len(rows))
+        expected = expected + chance * sampled_kl(leaf, d.target[rows], rows, share)
+    close(expected, kl_loss(d.v, d.target))
+    everything = kl_loss(leaf, d.target).sum()
+    close(torch.autograd.grad(expected.sum(), leaf)[0], torch.autograd.grad(everything, leaf)[0])
+
+
 @given(SEEDS, PROBABILITIES, BETAS, st.sampled_from([0.0, 0.5]))
 def test_packed_latents_have_the_loss_of_the_same_numbers(seed: int, r: float, beta: float, kl_weight: float) -> None:
     d = draw(seed)
@@ -232,8 +249,8 @@ def test_packed_latents_have_the_loss_of_the_same_numbers(seed: int, r: float, b
         x0, v, v_old = pack(d.x0), pack(d.v), pack(d.v_old)
         x_t = add_noise(x0, pack(d.target + d.x0), d.sigma)
         close(x_t, pack(d.x_t))
-        v_ref = pack(d.target) if kl_weight else None
-        return nft_loss(x0, x_t, d.sigma, v, v_old, v_ref, all_r(r), beta=beta, adv_clip_max=CLIP, kl_weight=kl_weight)
+        kl = kl_loss(v, pack(d.target)) if kl_weight else None
+        return nft_loss(x0, x_t, d.sigma, v, v_old, kl, all_r(r), beta=beta, adv_clip_max=CLIP, kl_weight=kl_weight)
 
     images, packed = loss(lambda x: x), loss(lambda x: x.flatten(2).transpose(1, 2))  # [B, C, H, W], [B, H * W, C]
     for a, b in ((images.total, packed.total), (images.policy, packed.policy), (images.kl, packed.kl)):
@@ -350,3 +367,37 @@ def test_an_unknown_decay_is_refused() -> None:
 
 def test_decay_of_the_average() -> None:
     assert [ema_decay(0.9, s) for s in (0, 1, 8, 79, 80, 10**6)] == pytest.approx([0.1, 2 / 11, 0.5, 80 / 89, 0.9, 0.9])
+
+
+# ---- which samples get a gradient step
+
+
+ADVANTAGES = st.integers(2, 5).flatmap(
+    lambda k: st.lists(
+        st.lists(st.tuples(st.sampled_from([-2.0, -1, 0, 0, 1, 1.5]), st.booleans()), min_size=k, max_size=k),
+        min_size=1,
+    )
+)
+
+
+@given(ADVANTAGES, st.booleans(), st.none() | st.integers(1, 6))
+def test_the_most_different_samples_of_groups_with_a_spread_get_a_step(
+    groups: list[list[tuple[float, bool]]], skip_flat: bool, most: int | None
+) -> None:
+    advantage, mask = split(groups)
+    chosen = worth_a_step(advantage, mask, skip_flat, most)
+    assert not chosen[~mask].any()
+    for values, valid, kept in zip(advantage, mask, chosen, strict=True):
+        if skip_flat and not values[valid].any():
+            assert not kept.any()
+            continue
+        number = int(valid.sum())
+        assert kept.sum() == (number if most is None else min(most, number))
+        left = [(abs(v), -i) for i, v in enumerate(values.tolist()) if valid[i] and not kept[i]]
+        taken = [(abs(v), -i) for i, v in enumerate(values.tolist()) if kept[i]]
+        assert all(a > b for a in taken for b in left), "the first of equals"
+
+
+def test_equal_rewards_are_flat_however_they_are_rounded() -> None:
+    advantage, mask = advantages(torch.tensor([[0.1] * 7, [0.1] * 6 + [0.2]]), torch.ones(2, 7, dtype=torch.bool))
+    assert worth_a_step(advantage + 1e-9, mask, True, None).any(1).tolist() == [False, True]

@@ -139,6 +139,24 @@ def test_the_old_policy_follows_after_the_epoch() -> None:
         torch.testing.assert_close(found, 0.002 * a + 0.998 * b)  # two steps: decay 0.002
 
 
+@pytest.mark.parametrize(("decay", "passes"), [("copy", [1, 1]), ("linear_to_0.5", [1, 2])])
+def test_the_old_policy_is_not_run_where_it_is_the_policy(decay: str, passes: list[int]) -> None:
+    """It is before anything is trained, and after a refresh that copies."""
+    trainer = make(settings(decay=decay, inner_epochs=1, group_size=2))
+    with_gradients: list[bool] = []
+    found = []
+    for _ in passes:
+        handle = trainer.policy.family.denoiser.register_forward_pre_hook(
+            lambda *_: with_gradients.append(torch.is_grad_enabled())
+        )
+        trainer.run_epoch()
+        handle.remove()
+        found.append(len(with_gradients) - 4)  # 4 steps of the sampler, with all samples at once
+        assert with_gradients.count(True) == 1
+        with_gradients.clear()
+    assert found == passes
+
+
 def test_the_average_is_audited_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make(settings(group_size=3, max_epochs=1))
     trainer.run_epoch()

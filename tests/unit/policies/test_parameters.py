@@ -1,8 +1,13 @@
 """Parameter sets: swapped in and out exactly, averaged by the formula, saved and restored."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from firm.policies.parameters import ParameterSets
 
@@ -114,3 +119,38 @@ def test_a_copy_is_exact_and_does_not_follow(sets: ParameterSets) -> None:
     sets.copy("ema", "old")
     sets.update_average("ema", 0.0)
     assert same(sets.sets["old"], expected) and not same(sets.sets["ema"], expected)
+
+
+@pytest.fixture
+def sharded() -> Iterator[nn.Module]:
+    """A module sharded with FSDP2 over a group of one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    torch.manual_seed(0)
+    made = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    mesh = init_device_mesh("cpu", (1,))
+    fully_shard(made[0], mesh=mesh)
+    yield fully_shard(made, mesh=mesh)
+    torch.distributed.destroy_process_group()
+
+
+def test_sets_of_sharded_parameters_are_used_and_leave_again(sharded: nn.Module) -> None:
+    sets = ParameterSets(sharded, ("old",))
+    assert all(isinstance(p, DTensor) for p in sets.trainable)
+    for tensor in sets.sets["old"]:
+        tensor.zero_()
+    live = sharded(X).detach()
+    before = [p.full_tensor().detach().clone() for p in sets.trainable]
+    with sets.using("old"):
+        assert not sharded(X).any(), "the outputs are still those of the policy"
+    assert torch.equal(sharded(X), live) and live.any()
+    assert same([p.full_tensor().detach() for p in sets.trainable], before)
+    loss = sharded(X).sum()
+    with sets.using("old"):
+        sharded(X)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.full_tensor().any() for p in sets.trainable)
+    sets.update_average("old", 0.5)
+    assert torch.allclose(sets.sets["old"][0], sets.trainable[0].full_tensor() / 2)
+    sets.update_average("old", 0)
+    with sets.using("old"):
+        assert torch.equal(sharded(X), live)

@@ -1,6 +1,7 @@
 """The update: equivalent ways of splitting it give the same step, and nothing is computed in vain."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -13,7 +14,7 @@ from firm.config import LoraConfig, PolicyConfig, RLConfig
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.records import Prompt
-from firm.rl.nft import add_noise, nft_loss, optimality
+from firm.rl.nft import add_noise, kl_loss, nft_loss, optimality
 from firm.rl.rollout import Rollout
 from firm.rl.update import Updater
 
@@ -92,14 +93,83 @@ def test_micro_batches_give_the_step_of_the_whole_batch(make: Make, timesteps: s
         torch.testing.assert_close(a[clear], b[clear], rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize(("kl", "forwards"), [(0.0, 2), (1e-4, 3)])
-def test_the_reference_is_run_only_for_a_kl(make: Make, kl: float, forwards: int) -> None:
-    updater = make(kl_weight=kl, batch_size=4)
+@pytest.mark.parametrize(
+    ("kl", "on_policy", "forwards"), [(0.0, False, 2), (1e-4, False, 3), (0.0, True, 1), (1e-4, True, 2)]
+)
+def test_only_the_passes_that_are_needed_are_made(make: Make, kl: float, on_policy: bool, forwards: int) -> None:
+    """The reference is run for a KL, the old policy where it is not the policy; every pass has its own backward."""
+    updater = make(kl_weight=kl, batch_size=4, spread=0.0 if on_policy else 0.02)
     rollout = rolled(updater.policy)
     seen = count_forwards(updater.policy)
-    values = updater.epoch(rollout, 0)
+    values = updater.epoch(rollout, 0, on_policy)
     assert sorted(seen) == sorted([4, 2] * 3 * forwards)  # 2 batches, int(0.99 * 4) = 3 timesteps
-    assert (values["kl"] == 0) is (kl == 0)
+    assert (values["kl"] == 0) is (kl == 0 or on_policy)
+    assert (values["old_deviation"] == 0) is on_policy
+
+
+def test_on_policy_the_first_step_saves_a_pass_and_changes_no_bit(make: Make) -> None:
+    lora = LoraConfig(rank=2, alpha=4)
+    updaters = [make(lora, spread=0.0, kl_weight=0.1, optimizer_steps=2, learning_rate=1e-2) for _ in range(2)]
+    passes = []
+    for updater, on_policy in zip(updaters, (False, True), strict=True):
+        rollout = rolled(updater.policy)
+        seen = count_forwards(updater.policy)
+        assert updater.epoch(rollout, 0, on_policy)["old_deviation"], "after a step the old policy is another one"
+        passes.append(len(seen))
+    assert passes == [2 * 3 * 3, 3 * 2 + 3 * 3]
+    known, skipped = (updater.sets.tensors() for updater in updaters)
+    assert all(torch.equal(tensor, skipped[key]) for key, tensor in known.items())
+
+
+def test_flat_groups_can_leave_without_a_change_of_the_step(make: Make) -> None:
+    """On policy and without a KL their gradient is 0."""
+    flat = torch.tensor([0.0, 0, 0, 1, -2, 1])
+    found = []
+    for skip in (False, True):
+        updater = make(spread=0.0, skip_flat_groups=skip)
+        rollout = rolled(updater.policy, advantage=flat)
+        seen = count_forwards(updater.policy)
+        found.append((gradients(updater, rollout), seen))
+    close(found[0][0], found[1][0], 1e-8)
+    assert found[0][1] == [6] * 6 and found[1][1] == [3] * 6
+    nothing = make(spread=0.0, skip_flat_groups=True)
+    values = nothing.epoch(rolled(nothing.policy, advantage=torch.zeros(N)), 0)
+    assert values == {"loss": None, "kl": None, "old_deviation": None, "grad_norm": 0} and nothing.steps == 1
+
+
+def test_a_step_on_the_most_different_is_theirs_alone(make: Make) -> None:
+    advantage = torch.tensor([0.5, -1.5, 1.0, 2.0, -1.0, -1.0])
+    updater, expected = make(most_different=2, max_grad_norm=1e9), make(max_grad_norm=1e9)
+    seen = count_forwards(updater.policy)
+    found = gradients(updater, rolled(updater.policy, advantage=advantage))
+    assert seen == [4] * 6
+    few = rolled(expected.policy, [False, True, True, True, True, False], advantage)
+    theirs = [g * 4 / N for g in gradients(expected, few)]  # the others count as if their gradient were 0
+    close(found, theirs)
+
+
+def test_the_kl_of_some_samples_costs_less_and_is_drawn_for_each_alone(make: Make) -> None:
+    updater = make(kl_weight=0.1, kl_share=0.25, num_inference_steps=40)
+    rollout = rolled(updater.policy)
+    compared = updater._compared(rollout, torch.arange(N), 39, 0, 0)
+    share = compared.float().mean().item()
+    assert compared.shape == (N, 39) and 0.15 < share < 0.35
+    half = replace(
+        rollout, latents=rollout.latents[3:], rows=rollout.rows[3:], advantage=rollout.advantage[3:], first=3
+    )
+    alone = updater._compared(half, torch.tensor([1]), 39, 0, 0)  # of another rank, in another batch
+    assert torch.equal(alone[0], compared[4])
+    others = [updater._compared(rollout, torch.arange(N), 39, *when) for when in ((1, 0), (0, 1))]
+    assert not any(torch.equal(other, compared) for other in others)
+    few = make(kl_weight=0.1, kl_share=0.25)
+    seen = count_forwards(few.policy)
+    few.epoch(rollout, 0)
+    assert sum(seen) == 2 * N * 3 + few._compared(rollout, torch.arange(N), 3, 0, 0).sum()
+
+
+def test_the_kl_of_some_samples_does_not_depend_on_the_batches(make: Make) -> None:
+    whole, parts = (make(kl_weight=10, kl_share=0.5, batch_size=size) for size in (N, 4))
+    close(gradients(parts, rolled(parts.policy)), gradients(whole, rolled(whole.policy)), 1e-5)
 
 
 def test_the_kl_pulls_towards_the_reference(make: Make) -> None:
@@ -224,26 +294,31 @@ def expected_loss(updater: Updater, rollout: Rollout) -> tuple[float, float]:
     """Policy loss and KL of the first step, by hand: the mean over samples and timesteps, each with its own draw."""
     rl, policy = updater.rl, updater.policy
     sigmas, noise = updater._draw(rollout, torch.arange(N), 0, 0)
+    weights = updater._compared(rollout, torch.arange(N), sigmas.shape[1], 0, 0) / rl.kl_share
     conditions = rollout.conditions.select(rollout.rows)
     r = optimality(rollout.advantage, rl.adv_clip_max, rl.adv_mode)
     losses = []
-    for sigma, e in zip(sigmas.unbind(1), noise.unbind(1), strict=True):
+    for sigma, e, weight in zip(sigmas.unbind(1), noise.unbind(1), weights.unbind(1), strict=True):
         x_t = add_noise(rollout.latents, e, sigma)
         velocities = []
         for name in ("policy", "old", "reference"):
             with policy.using(name), torch.no_grad():
                 velocities.append(policy.velocity(x_t, sigma, conditions))
+        v, v_old, v_ref = velocities
         loss = nft_loss(
-            rollout.latents, x_t, sigma, *velocities, r, beta=rl.beta, adv_clip_max=rl.adv_clip_max, kl_weight=0.5
-        )
+            rollout.latents, x_t, sigma, v, v_old, weight * kl_loss(v, v_ref), r,
+            beta=rl.beta, adv_clip_max=rl.adv_clip_max, kl_weight=0.5,
+        )  # fmt: skip
         losses.append((loss.policy.mean().item(), loss.kl.mean().item()))
     policy_losses, kls = zip(*losses, strict=True)
     return fmean(policy_losses), fmean(kls)
 
 
-@pytest.mark.parametrize("batch_size", [N, 4])
-def test_the_loss_is_the_mean_over_samples_and_timesteps_of_their_own_draws(make: Make, batch_size: int) -> None:
-    updater = make(kl_weight=0.5, batch_size=batch_size)
+@pytest.mark.parametrize(("batch_size", "kl_share"), [(N, 1.0), (4, 0.5)])
+def test_the_loss_is_the_mean_over_samples_and_timesteps_of_their_own_draws(
+    make: Make, batch_size: int, kl_share: float
+) -> None:
+    updater = make(kl_weight=0.5, batch_size=batch_size, kl_share=kl_share)
     with torch.no_grad():  # old and reference differ from each other, too
         for tensor in updater.sets.sets["reference"]:
             tensor.mul_(1.05)
