@@ -36,6 +36,7 @@ from firm.records import UserError
 from firm.rl.rollout import Rollout
 from firm.rl.train import COPIES
 from firm.rl.update import Updater
+from firm.sft.loss import only_answers
 from firm.sft.train import prepare
 
 POLICIES = {
@@ -100,6 +101,7 @@ def check_critic(config: RunConfig, device: torch.device, given: Assumptions) ->
     planned = training(critic, sft, questions, given.answer_tokens, workers=1)
     with torch.device(device), without_weights():
         model = prepare(critic, sft, config.seed).train()
+    only_answers(model)
     if sft.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=sft.learning_rate)
@@ -114,7 +116,7 @@ def check_critic(config: RunConfig, device: torch.device, given: Assumptions) ->
         optimizer.zero_grad()
 
     flops = (planned.batch + planned.step).flops
-    return {"sft step": _measured(step, sft.batch_size, flops, planned.memory["training"], given)}
+    return {"sft step": _measured(step, sft.batch_size, flops, planned.memory, given)}
 
 
 def _filled(tensor: torch.Tensor) -> torch.Tensor:
