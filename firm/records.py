@@ -130,8 +130,7 @@ class Prompt(Record):
 
     Attributes:
         text: What is asked for.
-        image: Path of the source image, a data URL that holds it, or, of a curated candidate, its digest; None for
-            generation.
+        image: Path of the source image, its data URL, or, of a curated candidate, its digest; None for generation.
     """
 
     text: str
@@ -230,15 +229,12 @@ class Check(Record):
 
 
 class Verdict(Record):
-    """Result of the gate: trusted only if every check passed. No rule looks at the ``accepted_gaps``.
-
-    ``critic`` is the hash of the manifest of the trained critic that was measured, empty for one that was not trained.
-    """
+    """Result of the gate: trusted only if every check passed. No rule looks at the ``accepted_gaps``."""
 
     trusted: bool
     checks: list[Check]
     accepted_gaps: list[str] = []
-    critic: str = ""
+    critic: str = ""  # hash of the manifest of the trained critic that was measured; empty: of none
     gaps: list[str] = []  # what no rule looks at, and nobody has accepted: not enough for RL
 
     @property
