@@ -331,7 +331,7 @@ FAULTS = [
     Fault("firm/config/bench.py", "self.dimension not in (None, dimension)", "False", CONFIG),
     Fault("firm/config/bench.py", "if gap not in self.gate.accept_gaps", "if False", CONFIG),
     Fault("firm/config/run.py", '*trained, "bench", "auditor")', '*trained, "bench")', CONFIG),
-    Fault("firm/bench/run.py", '{"gaps": bench.open_gaps(config.dimensions)}', "{}", PARTS),
+    Fault("firm/bench/run.py", '"gaps": config.bench.open_gaps(config.dimensions), ', "", PARTS),
     Fault("firm/rl/run.py", "if gaps or not verdict.trusted", "if not verdict.trusted", RL),
     Fault("firm/rl/run.py", "if gaps or not verdict.trusted", "if gaps", RL),
     Fault("firm/config/run.py", 'policy.dtype == "float16"', "False", CONFIG),
