@@ -106,11 +106,14 @@ def gather(items: Sequence[T], ranks: Ranks) -> list[T]:
 
 
 def sum_gradients(parameters: Iterable[Tensor], ranks: Ranks) -> None:
-    """Sum gradients over the ranks, once per optimizer step. Losses carry global denominators, so a sum is exact."""
-    if ranks.size > 1:
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+    """Sum gradients over the ranks, once per optimizer step. Losses carry global denominators, so a sum is exact.
+
+    What has no gradient gets zeros, also on a rank alone, so that a step does the same whatever the number of ranks.
+    """
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if ranks.size > 1:
             torch_dist.all_reduce(parameter.grad)
 
 

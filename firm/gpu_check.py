@@ -54,7 +54,7 @@ Numbers = dict[str, float]
 
 def check_policy(config: SteeredRun, device: torch.device, given: Assumptions) -> dict[str, Numbers]:
     """A rollout of one batch, and an update with it, of a policy with random weights."""
-    rl = config.rl
+    rl = config.rl.model_copy(update={"group_size": config.rl.batch_size})  # a batch is one group
     folder = configured(config.policy.model, "policy.model")
     settings = config.policy.model_copy(update={"model": str(folder)})
     planned = PolicyMeter(settings, given.prompt_tokens)

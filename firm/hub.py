@@ -6,15 +6,20 @@ cache of this machine has is enough, if the weights are among it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from firm.model_folder import json_object
 from firm.records import UserError
 
 WEIGHTS = "*.safetensors"
 TIMEOUT_S = 20.0
 _TOKEN = "set HF_TOKEN to a token that may read it"
+
+
+class OutOfReachError(UserError):
+    """The hub does not answer, and the cache of this machine does not have the model."""
 
 
 class Weights(NamedTuple):
@@ -51,20 +56,25 @@ def weights_of_hub(model: str, file: str, where: str) -> Weights:
     """
     from huggingface_hub import HfApi, try_to_load_from_cache
 
-    folder = _configuration(model, file, f"{where}: {model}").parent
+    path = _configuration(model, file, f"{where}: {model}")
     try:
         files = HfApi().model_info(model, files_metadata=True, timeout=TIMEOUT_S).siblings or []
     except Exception as error:  # whatever keeps the hub from answering
-        here = weights_here(folder)
+        here = weights_here(path.parent)
         if not here.files:
             what = "the cache has a part of this model only, and the hub gives no more"
-            raise UserError(what, f"{where}: {model}", f"download it where there is a network, or {_TOKEN}") from error
+            fix = f"download it where there is a network, or {_TOKEN}"
+            raise OutOfReachError(what, f"{where}: {model}", fix) from error
         return here
-    depth = 1 if file == "config.json" else 2
-    names = {f.rfilename: f.size or 0 for f in files if Path(f.rfilename).match(WEIGHTS)}
-    loaded = {name: size for name, size in names.items() if len(Path(name).parts) == depth}
+    folders = {"."} if file == "config.json" else json_object(path).keys()
+    loaded = {f.rfilename: f.size or 0 for f in files if _is_loaded(Path(f.rfilename), folders)}
     missing = [size for name, size in loaded.items() if not isinstance(try_to_load_from_cache(model, name), str)]
     return Weights(loaded, sum(missing))
+
+
+def _is_loaded(file: Path, folders: Collection[str]) -> bool:
+    """Whether loaders want a file: one of weights in such a folder, and no variant, such as model.fp16.safetensors."""
+    return file.match(WEIGHTS) and str(file.parent) in folders and "." not in file.stem
 
 
 def _configuration(model: str, file: str, where: str) -> Path:
@@ -82,7 +92,7 @@ def _configuration(model: str, file: str, where: str) -> Path:
     except (errors.LocalEntryNotFoundError, errors.HFValidationError) as error:
         what = f"{constants.ENDPOINT} cannot be reached, and the cache has no such model"
         fix = "give a model folder, fill the cache (HF_HOME) where there is a network, or set HF_ENDPOINT to a mirror"
-        raise UserError(what, where, fix) from error
+        raise OutOfReachError(what, where, fix) from error
     except errors.EntryNotFoundError as error:
         fix = "give the folder or the hub id of one"
         raise UserError(f"this is not the right kind of model: it has no {file}", where, fix, usage=True) from error

@@ -71,6 +71,11 @@ def _check_round(config: RunConfig, number: int, read_remote: bool) -> None:
     _check_names(config)
 
 
+def at_once(judge: EndpointChat) -> EndpointChat:
+    """The same judge for a first question, for whose answer nobody waits long."""
+    return judge.model_copy(update={"deadline_s": min(judge.deadline_s, FIRST_ANSWER_S), "patience_s": None})
+
+
 def ask_critic(config: RunConfig) -> None:
     """Ask a served critic with logprobs for the first tokens of one answer.
 
@@ -83,7 +88,7 @@ def ask_critic(config: RunConfig) -> None:
     rubric = load_rubric(next(iter(critic.rubrics.values())))
     images = [encode_image(Image.new("RGB", (256, 256), "gray"))] * rubric.images
     message = user_message(question(rubric, Prompt(text="a gray square")), images)
-    chat = open_chat(critic.endpoint.model_copy(update={"deadline_s": min(critic.endpoint.deadline_s, FIRST_ANSWER_S)}))
+    chat = open_chat(at_once(critic.endpoint))
     try:
         reply = chat.complete([message], max_tokens=8, temperature=0.0, seed=0)
     except RequestFailed as error:

@@ -5,7 +5,7 @@ Checked before the first stage, so that what is missing costs seconds and not th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,19 @@ from PIL import Image
 
 from firm.chat.client import open_chat
 from firm.chat.messages import ChatMessage, RequestFailed
-from firm.config import CriticConfig, EndpointChat, PolicyConfig, RunConfig, stages_of
+from firm.config import CriticConfig, EndpointChat, PolicyConfig, RunConfig, StageName, stages_of
 from firm.config.launch import LocalLaunch
 from firm.config.loading import of_round, parse_config
 from firm.critics.judge import JudgeInput, message_of
 from firm.critics.rubrics import load_rubric
 from firm.disk import Need, check_disk
 from firm.gpus import check_gpus
-from firm.hub import Weights, weights_here, weights_of_hub
+from firm.hub import OutOfReachError, Weights, weights_here, weights_of_hub
 from firm.images import encode_image
+from firm.launch.k8s.names import MODELS
 from firm.locate import model_path
 from firm.model_folder import PIPELINE
-from firm.preflight import FIRST_ANSWER_S, ask_critic
+from firm.preflight import ask_critic, at_once
 from firm.prompts import load_prompts, with_source
 from firm.records import Prompt, UserError
 from firm.stage import failing_with_a_message
@@ -38,58 +39,108 @@ SFT_VALUES = 3
 """float32 values that a checkpoint of sft has for each parameter: the parameter and two moments."""
 RL_VALUES = 7
 """The same of rl: policy, old policy, average, best, reference, and two moments."""
+JOBS: set[StageName] = {"sft", "rl"}
+"""Stages that hold the GPUs of the launch."""
+TEACHERS = ("planner", "reporter", "evaluator")
+JUDGED: set[StageName] = {"bench", "rl", "evaluate"}
+"""Stages that ask critic and auditor."""
 
 
-def check(config: RunConfig) -> None:
-    """Check what the run needs of this machine, hubs and endpoints.
+def check(config: RunConfig, stages: Sequence[StageName] = ()) -> None:
+    """Check what is left of the run needs of this machine, hubs and endpoints.
+
+    Args:
+        config: The run.
+        stages: Those that there will be; by default all that the configuration describes.
 
     Raises:
         UserError: Something is missing; names it and its configuration key.
     """
-    if isinstance(config.launch, LocalLaunch):
+    left = _left(config, stages or stages_of(config))
+    if isinstance(config.launch, LocalLaunch) and left & JOBS:
         check_gpus(config.launch.gpus)
     rounds = [of_round(config, number) for number in range(1, min(config.rounds, 2) + 1)]
-    weights = {model: found for each in rounds for model, found in _models(each)}
-    check_disk(_needs(config, weights))
-    ask_critic(config)
+    weights = {model: found for each in rounds for model, found in _models(each, left)}
+    check_disk(_needs(config, weights, left))
+    if left & JUDGED:
+        ask_critic(config)
     asked: set[tuple[str, str, int]] = set()
     for each in rounds:
-        _ask_all(each, asked)
+        _ask_all(each, left, asked)
 
 
-def execute(config: Mapping[str, Any]) -> None:
+def execute(config: Mapping[str, Any], stages: Sequence[StageName]) -> None:
     """Check what a run on a cluster needs, where its steps run. Body of the component `reach`.
 
     Raises:
         SystemExit: With code 1 or 2 after a message for people.
     """
     with failing_with_a_message("reach", "config"):
-        check(parse_config(config))
+        check(parse_config(config), stages)
 
 
-def _models(config: RunConfig) -> Iterator[tuple[str, Weights]]:
-    """Each model that the run loads, with its weights."""
+def _left(config: RunConfig, stages: Sequence[StageName]) -> set[StageName]:
+    """Stages of which no run of this name has an artifact; of several rounds all, as each makes its own."""
+    store = open_store(f"{config.store.rstrip('/')}/{config.name}")
+
+    def is_done(stage: StageName) -> bool:
+        return any(name.endswith(f"/{MANIFEST}") for name, _ in store.list(f"{stage}-"))
+
+    return {stage for stage in stages if config.rounds > 1 or not is_done(stage)}
+
+
+def _users(config: RunConfig, key: str) -> set[StageName]:
+    """Stages that load or ask what the configuration has at ``key``."""
+    users: set[StageName] = set(JUDGED)
+    if key == "critic" and config.critic.kind == "trained":
+        users = {"sft"}
+    elif key.startswith("curation"):
+        users = {"curation"}
+    elif key == "policy":
+        users = {"rl", "evaluate"}
+    if config.bench and any(source.kind == "policy" for source in config.bench.sources):
+        # whose images it samples, and has labelled
+        users |= {"bench"} if key == "policy" or key.removeprefix("curation.") in TEACHERS else set()
+    return users
+
+
+def _models(config: RunConfig, left: set[StageName]) -> Iterator[tuple[str, Weights]]:
+    """Each model that is still to be loaded, with its weights."""
     for key, section in config.walk(""):
-        if not isinstance(section, PolicyConfig | CriticConfig):
+        if not isinstance(section, PolicyConfig | CriticConfig) or not _users(config, key) & left:
             continue
         for named in section.named_files():
             where = f"{key}.{named.key}"
             folder = Path(model_path(named.path, where))
             file = PIPELINE if isinstance(section, PolicyConfig) else "config.json"
-            yield named.path, weights_here(folder) if folder.is_dir() else weights_of_hub(named.path, file, where)
+            try:
+                yield named.path, weights_here(folder) if folder.is_dir() else weights_of_hub(named.path, file, where)
+            except OutOfReachError:
+                if _shares_cache(config):
+                    raise  # else it may be in a cache that the jobs have, and steps have not
 
 
-def _needs(config: RunConfig, weights: Mapping[str, Weights]) -> Iterator[Need]:
+def _shares_cache(config: RunConfig) -> bool:
+    """Whether the cache of models that is seen here is the one of the stages."""
+    from huggingface_hub import constants
+
+    return isinstance(config.launch, LocalLaunch) or Path(constants.HF_HUB_CACHE).is_relative_to(MODELS)
+
+
+def _needs(config: RunConfig, weights: Mapping[str, Weights], left: set[StageName]) -> Iterator[Need]:
     """What is sure to be written on this machine: downloads, and checkpoints of whole models with one in the making."""
     from huggingface_hub import constants
 
-    cache = Path(constants.HF_HUB_CACHE)
-    yield from (Need(cache, f"download of {model}", found.missing) for model, found in weights.items())
-    if not isinstance(config.launch, LocalLaunch) or _has_begun(config):  # it has written some of it already
+    if _shares_cache(config):
+        cache = Path(constants.HF_HUB_CACHE)
+        yield from (Need(cache, f"download of {model}", found.missing) for model, found in weights.items())
+    if not isinstance(config.launch, LocalLaunch) or left != set(
+        stages_of(config)
+    ):  # it has written some of it already
         return
     store = open_store(config.store)
     work = store.root if isinstance(store, LocalStore) else temporary_folder()
-    if "sft" in stages_of(config):
+    if "sft" in left and config.critic.kind == "trained":
         critic = weights[config.critic.model].below()
         values = 0 if config.sft.lora else SFT_VALUES * _floats(critic, config.critic.dtype)
         yield Need(work, "the critic and its checkpoints", (KEPT + 1) * values + critic)
@@ -104,16 +155,14 @@ def _floats(stored: int, dtype: str) -> int:
     return stored if dtype == "float32" else 2 * stored
 
 
-def _ask_all(config: RunConfig, asked: set[tuple[str, str, int]]) -> None:
+def _ask_all(config: RunConfig, left: set[StageName], asked: set[tuple[str, str, int]]) -> None:
     """Ask every judge behind an endpoint a question of its own, once, as if the first prompt's image were all gray.
 
-    Teachers are not asked any more when a run of this name has ended its first stage: they may be gone by then.
+    Those that only stages before have asked are left alone: they may be gone by then.
     """
     rubrics = _rubrics(config)
-    if any(key.startswith("curation.") for key in rubrics) and _has_begun(config):
-        rubrics = {key: name for key, name in rubrics.items() if not key.startswith("curation.")}
     for key, judge in config.walk(""):
-        if not isinstance(judge, EndpointChat) or key not in rubrics:
+        if not isinstance(judge, EndpointChat) or key not in rubrics or not _users(config, key) & left:
             continue
         rubric = load_rubric(rubrics[key])
         known = (judge.base_url, judge.model, rubric.images)
@@ -146,7 +195,7 @@ def _gray(config: RunConfig, num_images: int) -> JudgeInput:
 
 
 def _ask(key: str, judge: EndpointChat, message: ChatMessage) -> None:
-    chat = open_chat(judge.model_copy(update={"deadline_s": min(judge.deadline_s, FIRST_ANSWER_S)}))
+    chat = open_chat(at_once(judge))
     try:
         chat.complete([message], max_tokens=8, temperature=0.0, seed=0)
     except RequestFailed as error:
@@ -155,9 +204,3 @@ def _ask(key: str, judge: EndpointChat, message: ChatMessage) -> None:
         raise UserError(what, f"{key}: {judge.model} at {judge.base_url}", fix) from error
     finally:
         chat.close()
-
-
-def _has_begun(config: RunConfig) -> bool:
-    """Whether a run of this name has ended its first stage."""
-    names = open_store(f"{config.store.rstrip('/')}/{config.name}").list(f"{stages_of(config)[0]}-")
-    return any(name.endswith(f"/{MANIFEST}") for name, _ in names)

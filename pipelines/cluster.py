@@ -64,7 +64,9 @@ class Place:
         _with_cache(_named(task, "check", retries=0))
         kubernetes.use_config_map_as_env(task, CONFIG_MAP, {name: name for name in SECRETS}, optional=True)
         place = cls(gpus, memory, task.outputs)
-        reached = place._with_models(place.step(components.reach(config=config), "reach", retries=0))
+        reached = place._with_models(
+            place.step(components.reach(config=config, stages=list(stages)), "reach", retries=0)
+        )
         for first in (task, reached):
             first.set_cpu_request("250m").set_cpu_limit("2").set_memory_request("1Gi").set_memory_limit("2Gi")
         return replace(place, reached=(reached,))

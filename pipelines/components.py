@@ -38,10 +38,10 @@ def check(  # noqa: D103
 
 
 @runs_model
-def reach(config: dict) -> None:  # noqa: D103
+def reach(config: dict, stages: list) -> None:  # noqa: D103
     from firm.reach import execute
 
-    execute(config)
+    execute(config, stages)
 
 
 @runs_model

@@ -52,6 +52,8 @@ def _checked(path: str) -> str:
         form, like = _FORMS[scheme]
         if not form.fullmatch(split_pin(path).path):
             raise ValueError(f"{path} is not of the form {like}")
+        if scheme == "hf" and split_pin(path).sha256:
+            raise ValueError(f"{path} is pinned by its commit: leave the hash out")
     return path
 
 

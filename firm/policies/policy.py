@@ -25,6 +25,7 @@ from firm.policies.parameters import ParameterSets
 from firm.policies.sharding import shard_base
 from firm.records import Prompt, UserError
 from firm.seeds import seed_for
+from firm.storage.files import parallel
 from firm.storage.pictures import image_size
 
 CARD = "policy.json"
@@ -132,6 +133,7 @@ def check_prompts(prompts: Iterable[Prompt], family: str, key: str, limits: Limi
         UserError: One has not; the message names it, and the configuration's ``key`` of the family.
     """
     edits = find_family(family, key).edits
+    prompts = list(prompts)
     for prompt in prompts:
         where = f"{key}, prompt {prompt.text!r}"
         if edits and prompt.image is None:
@@ -140,12 +142,17 @@ def check_prompts(prompts: Iterable[Prompt], family: str, key: str, limits: Limi
         if not edits and prompt.image is not None:
             fix = "leave source_image out of the prompts, or choose a family of editors"
             raise UserError(f"the family {family} generates and does not edit", where, fix, usage=True)
-        if prompt.image is not None:
-            where = f"{prompt.image[:200]}, prompt {prompt.text!r}"  # a data URL is long
-            width, height = image_size(prompt.image, where, limits)
-            if width != height:
-                what = f"a source image must be square, and this one is {width} x {height}"
-                raise UserError(what, where, "crop it, or leave it out", usage=True)
+    if edits:
+        parallel(lambda prompt: _check_square(prompt, limits), prompts)  # images may be far away
+
+
+def _check_square(prompt: Prompt, limits: Limits | None) -> None:
+    assert prompt.image is not None
+    where = f"{prompt.image[:200]}, prompt {prompt.text!r}"  # a data URL is long
+    width, height = image_size(prompt.image, where, limits)
+    if width != height:
+        what = f"a source image must be square, and this one is {width} x {height}"
+        raise UserError(what, where, "crop it, or leave it out", usage=True)
 
 
 class Policy:

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from firm import dist
 from firm.dist import Ranks
 
 
@@ -64,6 +65,7 @@ def unsharded(model: nn.Module, make: Callable[[], nn.Module], ranks: Ranks) -> 
     if not is_sharded(model):
         return model if ranks.is_main else None
     whole = make() if ranks.is_main else None
+    dist.barrier()  # reading it may take the first rank longer than others wait in a step
     places = dict(whole.named_parameters()) if whole else {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -84,6 +84,8 @@ class Checkpoints:
         """
         ranks = dist.start()
         first_here = os.environ.get("LOCAL_RANK", "0") == "0"
+        if ranks.is_main:
+            self._discard_unfinished()
         while True:
             [name] = dist.gather([self._newest_sound()] if ranks.is_main else [], ranks)
             if not name:
@@ -95,6 +97,11 @@ class Checkpoints:
                 self._take(name, next(filter(None, faults), ""))
             if not any(faults):
                 return self.folder / name
+
+    def _discard_unfinished(self) -> None:
+        """Remove what a job that was killed has left of checkpoints that do not exist yet."""
+        left = [path.name for path in self.folder.glob("*") if not path.joinpath(CONTENTS).exists()]
+        self._out.discard(*(f"{FOLDER}/{name}" for name in left))
 
     def _newest_sound(self) -> str | None:
         for name in reversed(self._all()):
@@ -179,6 +186,7 @@ class Checkpoints:
         Raises:
             UserError: The one before cannot be stored.
         """
+        dist.barrier()  # writing its files may have taken a rank longer than others wait in a step
         self.finish()
         self.folder.joinpath(name, CONTENTS).unlink(missing_ok=True)
         entries: Future[list[Entry]] = Future()

@@ -43,6 +43,8 @@ def open_on_hub(uri: str) -> BinaryIO:
             headers = {**build_hf_headers(), "Range": f"bytes={start}-{start + length - 1}"}
             response = http_backoff("GET", url, headers=headers)
             hf_raise_for_status(response)
+            if len(response.content) != length:
+                raise OSError(f"{length} bytes were asked for and {len(response.content)} sent")
             return bytes(response.content)
 
     return open_ranges(size, fetch)
@@ -60,5 +62,6 @@ def _explained(uri: str) -> Iterator[None]:
         yield
     except Exception as error:  # of the hub, of HTTP, of the disk
         message = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        asked_wrongly = getattr(getattr(error, "response", None), "status_code", 0) in (401, 403, 404)
         fix = "check the dataset, the commit and the path; for a gated or private one set HF_TOKEN"
-        raise UserError(f"cannot read from the hub: {message}", uri, fix, usage=True) from error
+        raise UserError(f"cannot read from the hub: {message}", uri, fix, usage=asked_wrongly) from error

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 import pyarrow.parquet as pq
 
 from firm.records import Record, UserError
+from firm.storage.artifacts import MANIFEST, parse_manifest
 from firm.storage.files import parallel
 from firm.storage.open import open_store
 from firm.storage.ranges import open_ranges
@@ -57,13 +58,19 @@ def _store(uri: str, process: int) -> Store:
 
 
 def shards_in(uri: str, folder: str) -> list[Shard]:
-    """The shards in a folder of an artifact, in order.
+    """The shards in a folder of an artifact, in order, as its manifest names them, if it has one.
+
+    Their sizes and the checksums within them are compared when they are read, not their hashes.
 
     Raises:
         UserError: There are none, or the store fails.
     """
     store = open_store(uri)
-    found = [Shard(store.uri, name, size) for name, size in store.list(f"{folder}/") if name.endswith(".parquet")]
+    sizes = store.list(f"{folder}/")
+    if store.exists(MANIFEST):
+        entries = parse_manifest(store.get(MANIFEST), store.uri).entries
+        sizes = sorted((entry.path, entry.bytes) for entry in entries if entry.path.startswith(f"{folder}/"))
+    found = [Shard(store.uri, name, size) for name, size in sizes if name.endswith(".parquet")]
     if not found:
         raise UserError("no shards", f"{store.uri}/{folder}", "look at the summary of the stage that writes them")
     return found

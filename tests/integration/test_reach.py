@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,11 +26,14 @@ TEACHER = {"kind": "endpoint", "deadline_s": 1}
 
 # ---- models of a hub -------------------------------------------------------------------------------------------------
 
+INDEX = b'{"vae": ["diffusers", "AutoencoderKL"], "transformer": ["diffusers", "SD3Transformer2DModel"]}'
 FILES = {
     "org/critic": {"config.json": 9, "a.safetensors": 700, "b.safetensors": 300, "original/c.safetensors": 5},
     "org/policy": {
-        "model_index.json": 9,
+        "model_index.json": len(INDEX),
         "sd.safetensors": 8000,
+        "text_encoders/t5.safetensors": 5000,
+        "transformer/t.fp16.safetensors": 40,
         "vae/v.safetensors": 20,
         "transformer/t.safetensors": 80,
     },
@@ -65,7 +69,8 @@ def hub(request: HTTPRequest) -> None:
         return request.reply(401, b"", X_Error_Code="RepoNotFound")
     if name not in files:
         return request.reply(404, b"", X_Error_Code="EntryNotFound")
-    request.reply(200, b"x" * files[name], ETag=f'"{model}"', X_Repo_Commit="0" * 40)
+    content = INDEX if name == "model_index.json" else b"x" * files[name]
+    request.reply(200, content, ETag=f'"{model}"', X_Repo_Commit="0" * 40)
 
 
 def of_hub(tmp_path: Path, address: str, *models: tuple[str, str], **env: str) -> list[Any]:
@@ -194,21 +199,53 @@ def test_a_judge_that_is_not_there_is_missed_on_a_cluster_too(
 ) -> None:
     config = judges.run(tmp_path, "auditor.judge.base_url=http://127.0.0.1:9/v1").model_dump(mode="json")
     with pytest.raises(SystemExit):
-        reach.execute(config)
+        reach.execute(config, ["bench"])
     assert "error: the endpoint cannot be reached" in capsys.readouterr().err
 
 
-def test_teachers_may_be_gone_once_the_curation_has_ended(judges: Judges, tmp_path: Path) -> None:
+def made(tmp_path: Path, config: RunConfig, stage: str) -> Path:
+    """The folder of a stage's artifact, which has only begun."""
+    folder = tmp_path / config.name / f"{stage}-0123456789ab"
+    folder.mkdir(parents=True)
+    (folder / "examples").touch()
+    return folder
+
+
+def test_a_judge_may_be_gone_once_the_last_stage_that_asks_it_has_ended(judges: Judges, tmp_path: Path) -> None:
     config = judges.run(tmp_path)
-    made = tmp_path / config.name / "curation-0123456789ab"
-    made.mkdir(parents=True)
-    (made / "examples").touch()
-    reach.check(config)
-    assert len(judges.asked) == 3  # it has only begun
-    (made / "manifest.json").touch()
-    judges.asked.clear()
+    everybody = [("auditor", 1), ("planner", 0), ("teacher", 1)]
+    left = {"curation": everybody, "bench": [("auditor", 1)], "rl": [("auditor", 1)], "evaluate": []}
+    for stage, asked in left.items():
+        folder = made(tmp_path, config, stage)
+        judges.asked.clear()
+        reach.check(config)
+        before = sorted(judges.asked)
+        (folder / "manifest.json").touch()
+        judges.asked.clear()
+        reach.check(config)
+        assert sorted(judges.asked) == asked, stage
+        assert len(before) >= len(asked)  # it had only begun
+
+
+def test_teachers_are_gone_with_the_curation_where_the_bench_labels_nothing(judges: Judges, tmp_path: Path) -> None:
+    config = judges.run(tmp_path, "bench.sources=[]", "bench.gate.rules=[{metric: coverage, at_least: 0.9}]")
+    (made(tmp_path, config, "curation") / "manifest.json").touch()
     reach.check(config)
     assert judges.asked == [("auditor", 1)]
+
+
+def test_a_pipeline_asks_those_of_its_own_stages(judges: Judges, tmp_path: Path) -> None:
+    reach.check(judges.run(tmp_path), ["sft"])
+    assert judges.asked == []
+    reach.check(judges.run(tmp_path), ["rl"])
+    assert judges.asked == [("auditor", 1)]
+
+
+def test_a_first_answer_is_not_waited_for_as_long_as_a_judge_may_be_away(judges: Judges, tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(UserError):
+        reach.check(judges.run(tmp_path, "auditor.judge.base_url=http://127.0.0.1:9/v1", "auditor.judge.patience_s=60"))
+    assert time.monotonic() - start < 20
 
 
 # ---- this machine ----------------------------------------------------------------------------------------------------

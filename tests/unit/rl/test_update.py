@@ -137,6 +137,15 @@ def test_flat_groups_can_leave_without_a_change_of_the_step(make: Make) -> None:
     assert values == {"loss": None, "kl": None, "old_deviation": None, "grad_norm": 0} and nothing.steps == 1
 
 
+def test_a_step_without_any_gradient_has_its_momentum_all_the_same(make: Make) -> None:
+    """As it has on several ranks, where gradients are summed."""
+    moved = make(skip_flat_groups=True, learning_rate=1e-2)
+    moved.epoch(rolled(moved.policy), 0)
+    before = [tensor.clone() for tensor in moved.sets.trainable]
+    moved.epoch(rolled(moved.policy, advantage=torch.zeros(N)), 1)
+    assert not any(torch.equal(*pair) for pair in zip(before, moved.sets.trainable, strict=True))
+
+
 def test_a_step_on_the_most_different_is_theirs_alone(make: Make) -> None:
     advantage = torch.tensor([0.5, -1.5, 1.0, 2.0, -1.0, -1.0])
     updater, expected = make(most_different=2, max_grad_norm=1e9), make(max_grad_norm=1e9)
