@@ -58,6 +58,8 @@ class CriticConfig(Section):
             raise ValueError("an endpoint critic needs `endpoint`")
         if self.kind == "endpoint" and self.serve is not None:
             raise ValueError("a critic at an endpoint is served already: remove `serve`")
+        if self.kind == "existing" and self.max_pixels and self.serve and self.serve.program == "vllm":
+            raise ValueError("vLLM takes the bound of images from the model: remove `max_pixels`, or let firm serve it")
         if self.num_samples > 1 and self.answer_style == "score_first":
             raise ValueError("a score_first critic gives its whole distribution at once: set num_samples to 1")
         return self

@@ -16,12 +16,15 @@ from pathlib import Path
 from firm.config import CriticConfig
 from firm.config.critic import CriticEndpoint, CriticServer
 from firm.dist import Ranks, gather
+from firm.images import ANY
 from firm.locate import model_path
 from firm.records import UserError
 
 HOST = "127.0.0.1"
 NAME = "critic"
 """Of the model, in the API and in the journals of answers: the same whatever the port."""
+_QUESTIONS = ("--max-question-tokens", str(2**18), "--max-question-pixels", str(2 * ANY.max_pixels))
+"""Its caller is the run itself, whose images are bounded already: an edit and its source, as large as may be."""
 GRACE_S = 10.0
 _POLL_S = 0.2
 
@@ -63,8 +66,10 @@ def command(config: CriticConfig, server: CriticServer, model: str, port: int) -
     if server.program == "vllm":
         return ["vllm", "serve", model, *common, "--max-logprobs", "20", *server.arguments]
     own = ["--answer-style", config.answer_style, "--batch-size", str(config.batch_size)]
-    limit = ["--max-new-tokens", str(config.max_new_tokens)]
-    return [sys.executable, "-m", "firm.cli", "serve", model, *common, *own, *limit, *server.arguments]
+    limits = ["--max-new-tokens", str(config.max_new_tokens), *_QUESTIONS]
+    if config.max_pixels is not None:
+        limits += ["--max-pixels", str(config.max_pixels)]
+    return [sys.executable, "-m", "firm.cli", "serve", model, *common, *own, *limits, *server.arguments]
 
 
 @contextmanager
