@@ -26,7 +26,8 @@ class CriticServer(Section):
     program: Literal["firm", "vllm"] = "firm"
     arguments: list[str] = []  # further ones of the program, such as --tensor-parallel-size=2
     env: dict[str, str] = {}  # of its environment, such as CUDA_VISIBLE_DEVICES; no secrets, as reports show it
-    concurrency: PositiveInt = 64  # requests in flight, of all processes of a machine
+    concurrency: PositiveInt | None = None  # requests in flight of a machine; null: firm has two batches, vLLM 64
+    timeout_s: Positive = 600.0  # of a request, which waits for others too; a judgement has four times as long
     start_s: Positive = 900.0  # until it answers
 
 

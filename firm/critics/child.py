@@ -25,6 +25,8 @@ NAME = "critic"
 """Of the model, in the API and in the journals of answers: the same whatever the port."""
 _QUESTIONS = ("--max-question-tokens", str(2**18), "--max-question-pixels", str(2 * ANY.max_pixels))
 """Its caller is the run itself, whose images are bounded already: an edit and its source, as large as may be."""
+TRIES = 4
+"""As many time-outs as a judgement may take."""
 GRACE_S = 10.0
 _POLL_S = 0.2
 
@@ -55,8 +57,15 @@ def served(config: CriticConfig, folder: Path | None, work: Path, ranks: Ranks |
 
 
 def _at(url: str, config: CriticConfig, server: CriticServer) -> CriticConfig:
-    concurrency = max(1, server.concurrency // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    endpoint = CriticEndpoint(base_url=url, model=NAME, max_tokens=config.max_new_tokens, concurrency=concurrency)
+    in_flight = server.concurrency or (2 * config.batch_size if server.program == "firm" else 64)
+    endpoint = CriticEndpoint(
+        base_url=url,
+        model=NAME,
+        max_tokens=config.max_new_tokens,
+        timeout_s=server.timeout_s,
+        deadline_s=TRIES * server.timeout_s,
+        concurrency=max(1, in_flight // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+    )
     return config.model_copy(update={"kind": "endpoint", "endpoint": endpoint, "serve": None})
 
 

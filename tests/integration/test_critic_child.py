@@ -169,7 +169,10 @@ def test_processes_of_a_machine_share_a_server(tmp_path: Path, monkeypatch: pyte
     others = ["http://first/v1", "", "http://second/v1"]
     monkeypatch.setattr(child, "gather", lambda mine, _: [*others, *mine])
     with served(config(), FOLDER, tmp_path, replace(ALONE, rank=3, size=4)) as asked:
-        assert asked.endpoint and (asked.endpoint.base_url, asked.endpoint.concurrency) == ("http://second/v1", 32)
+        assert asked.endpoint and (asked.endpoint.base_url, asked.endpoint.concurrency) == ("http://second/v1", 4)
+    assert (asked.endpoint.timeout_s, asked.endpoint.deadline_s) == (600, 2400)
+    with served(config(program="vllm", timeout_s=9), FOLDER, tmp_path, replace(ALONE, rank=3, size=4)) as asked:
+        assert asked.endpoint and (asked.endpoint.timeout_s, asked.endpoint.concurrency) == (9, 32)
 
 
 @pytest.mark.slow
