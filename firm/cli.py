@@ -179,6 +179,7 @@ def serve(
     dtype: str = "bfloat16",
     batch_size: int = 8,
     max_new_tokens: int = 1024,
+    max_pixels: Annotated[int | None, typer.Option(help="Of an image: larger ones are scaled down.")] = None,
     no_key: Annotated[bool, typer.Option("--no-key", help="Other machines may ask, even if there is no key.")] = False,
     max_question_tokens: Annotated[int, typer.Option(help="Of text and images; the model may allow fewer.")] = 8192,
     max_question_pixels: Annotated[int, typer.Option(help="Of all images of a question.")] = 2**22,
@@ -199,6 +200,7 @@ def serve(
         dtype=cast(Any, dtype),
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
+        max_pixels=max_pixels,
         no_key=no_key,
         limits={
             "max_question_tokens": max_question_tokens,

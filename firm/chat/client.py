@@ -34,6 +34,9 @@ from firm.records import UserError
 AWAY = (502, 503, 504)
 """What a proxy, or a server that stops or starts, says in the place of an answer."""
 
+_NO_PROXY = dict.fromkeys(("all://127.0.0.1", "all://[::1]", "all://localhost"))
+"""This machine, which a proxy would take for itself: httpx asks it directly, whatever the environment says."""
+
 
 def open_chat(config: PythonChat | EndpointChat) -> PythonClient | EndpointClient:
     """Open the judge that a configuration names.
@@ -143,7 +146,9 @@ class EndpointClient:
         headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
         headers |= {"Authorization": f"Bearer {key}"} if key else {}
         try:
-            self._client = httpx.AsyncClient(headers=headers, limits=limits, timeout=None, verify=tls_context())
+            self._client = httpx.AsyncClient(
+                headers=headers, limits=limits, timeout=None, verify=tls_context(), mounts=_NO_PROXY
+            )
             httpx.URL(self.url)
         except (httpx.InvalidURL, ValueError) as error:
             raise UserError(f"the endpoint's URL or proxy is wrong: {error}", config.base_url, "", True) from error

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Self
 from pydantic import TypeAdapter
 
 from firm.chat.client import open_chat
-from firm.chat.messages import Chat, ChatMessage, Reply, Token
+from firm.chat.messages import Chat, ChatMessage, Reply, RequestFailed, Token
 from firm.config import ChatConfig
 from firm.records import UserError
 from firm.storage.files import disk_error
@@ -46,9 +46,12 @@ class Journals:
     def __call__(self, role: str, config: ChatConfig) -> Chat:
         """The chat of a role."""
         chat = open_chat(config)
-        self._closing.callback(chat.close)
-        journal = Journal(chat, self._folder / f"{role}.jsonl")
+        with ExitStack() as closing:
+            closing.callback(chat.close)
+            journal = Journal(chat, self._folder / f"{role}.jsonl")
+            closing.pop_all()
         self._closing.callback(journal.close)
+        self._closing.callback(chat.close)  # before its journal, which keeps what is still answered
         self._open.append(journal)
         return journal
 
@@ -130,8 +133,13 @@ class Journal:
             self._end = 0
 
     def close(self) -> None:
-        """Close the file and release its lock."""
-        self._file.close()
+        """Close the file and release its lock; what is asked or answered from then on is a `RequestFailed`."""
+        with self._lock:
+            self._file.close()
+
+    def _check_open(self) -> None:
+        if self._file.closed:
+            raise RequestFailed("the journal of answers is closed, as its stage has ended")
 
     def _load(self, path: str | Path) -> int:
         """Index the lines; returns the offset of the next one."""
@@ -150,10 +158,11 @@ class Journal:
         return offset
 
     def _recorded(self, key: bytes) -> Reply | None:
-        offset = self._offsets.get(key)
-        if offset is None:
-            return None
         with self._lock:
+            self._check_open()
+            offset = self._offsets.get(key)
+            if offset is None:
+                return None
             self._file.seek(offset)
             entry = _parse(self._file.readline())
             if entry is None or entry[0] != key:  # damaged since it was read first
@@ -167,6 +176,7 @@ class Journal:
             entry["tokens"] = [t if any(map(str.isdigit, t.text)) else (t.text, t.logprob) for t in reply.tokens]
         line = seal(json.dumps(entry).encode())
         with self._lock:
+            self._check_open()
             written = 0
             try:
                 while written < len(line):  # a raw write may be short; append mode writes at the end

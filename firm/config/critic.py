@@ -26,7 +26,8 @@ class CriticServer(Section):
     program: Literal["firm", "vllm"] = "firm"
     arguments: list[str] = []  # further ones of the program, such as --tensor-parallel-size=2
     env: dict[str, str] = {}  # of its environment, such as CUDA_VISIBLE_DEVICES; no secrets, as reports show it
-    concurrency: PositiveInt = 64  # requests in flight, of all processes of a machine
+    concurrency: PositiveInt | None = None  # requests in flight of a machine; null: firm has two batches, vLLM 64
+    timeout_s: Positive = 600.0  # of a request, which waits for others too; a judgement has four times as long
     start_s: Positive = 900.0  # until it answers
 
 
@@ -58,6 +59,8 @@ class CriticConfig(Section):
             raise ValueError("an endpoint critic needs `endpoint`")
         if self.kind == "endpoint" and self.serve is not None:
             raise ValueError("a critic at an endpoint is served already: remove `serve`")
+        if self.kind == "existing" and self.max_pixels and self.serve and self.serve.program == "vllm":
+            raise ValueError("vLLM takes the bound of images from the model: remove `max_pixels`, or let firm serve it")
         if self.num_samples > 1 and self.answer_style == "score_first":
             raise ValueError("a score_first critic gives its whole distribution at once: set num_samples to 1")
         return self

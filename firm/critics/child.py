@@ -16,12 +16,17 @@ from pathlib import Path
 from firm.config import CriticConfig
 from firm.config.critic import CriticEndpoint, CriticServer
 from firm.dist import Ranks, gather
+from firm.images import ANY
 from firm.locate import model_path
 from firm.records import UserError
 
 HOST = "127.0.0.1"
 NAME = "critic"
 """Of the model, in the API and in the journals of answers: the same whatever the port."""
+_QUESTIONS = ("--max-question-tokens", str(2**18), "--max-question-pixels", str(2 * ANY.max_pixels))
+"""Its caller is the run itself, whose images are bounded already: an edit and its source, as large as may be."""
+TRIES = 4
+"""As many time-outs as a judgement may take."""
 GRACE_S = 10.0
 _POLL_S = 0.2
 
@@ -52,8 +57,15 @@ def served(config: CriticConfig, folder: Path | None, work: Path, ranks: Ranks |
 
 
 def _at(url: str, config: CriticConfig, server: CriticServer) -> CriticConfig:
-    concurrency = max(1, server.concurrency // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    endpoint = CriticEndpoint(base_url=url, model=NAME, max_tokens=config.max_new_tokens, concurrency=concurrency)
+    in_flight = server.concurrency or (2 * config.batch_size if server.program == "firm" else 64)
+    endpoint = CriticEndpoint(
+        base_url=url,
+        model=NAME,
+        max_tokens=config.max_new_tokens,
+        timeout_s=server.timeout_s,
+        deadline_s=TRIES * server.timeout_s,
+        concurrency=max(1, in_flight // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+    )
     return config.model_copy(update={"kind": "endpoint", "endpoint": endpoint, "serve": None})
 
 
@@ -63,8 +75,10 @@ def command(config: CriticConfig, server: CriticServer, model: str, port: int) -
     if server.program == "vllm":
         return ["vllm", "serve", model, *common, "--max-logprobs", "20", *server.arguments]
     own = ["--answer-style", config.answer_style, "--batch-size", str(config.batch_size)]
-    limit = ["--max-new-tokens", str(config.max_new_tokens)]
-    return [sys.executable, "-m", "firm.cli", "serve", model, *common, *own, *limit, *server.arguments]
+    limits = ["--max-new-tokens", str(config.max_new_tokens), *_QUESTIONS]
+    if config.max_pixels is not None:
+        limits += ["--max-pixels", str(config.max_pixels)]
+    return [sys.executable, "-m", "firm.cli", "serve", model, *common, *own, *limits, *server.arguments]
 
 
 @contextmanager

@@ -57,6 +57,7 @@ def serve(
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
     batch_size: int = 8,
     max_new_tokens: int = 1024,
+    max_pixels: int | None = None,
     no_key: bool = False,
     limits: Mapping[str, int] | None = None,
     grace_s: float = 30.0,
@@ -72,6 +73,7 @@ def serve(
         dtype: Type of the weights.
         batch_size: Largest number of questions answered together.
         max_new_tokens: Limit of an answer, whatever the request says.
+        max_pixels: Larger images are scaled down to as many pixels.
         no_key: Whether OPENAI_API_KEY, which requests must carry, may be empty though others reach the address.
         limits: What to set of `ServerLimits` and `QuestionLimits`.
         grace_s: How long a stop waits for answers.
@@ -82,7 +84,7 @@ def serve(
     key = read_key(host, TOKEN, optional=no_key)
     config = _checked(CriticConfig, {
         "model": model, "rubrics": {}, "answer_style": answer_style, "dtype": dtype, "batch_size": batch_size,
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": max_new_tokens, "max_pixels": max_pixels,
     })  # fmt: skip
     callers = _checked(ServerLimits, limits or {})
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -37,8 +37,7 @@ def run(config: SteeredRun, inputs: Inputs, out: Output) -> Summary:
     """
     verdict = Verdict.model_validate_json((inputs["verdict"] / VERDICT).read_text())
     _check_verdict(config, verdict)
-    if config.critic.kind == "trained":
-        _check_critic(verdict, inputs.refs["critic"].sha256)
+    _check_critic(verdict, inputs.refs["critic"].sha256 if config.critic.kind == "trained" else "")
     request = {"config": config.model_dump(mode="json")}
     launch(TrainingJob(config.name, "rl", WORKER, request, inputs.refs), out, config.launch)
     lines = read_metrics(out.folder / "metrics.jsonl")
@@ -59,10 +58,10 @@ def _check_verdict(config: SteeredRun, verdict: Verdict) -> None:
 
 
 def _check_critic(verdict: Verdict, critic: str) -> None:
-    """The critic that steers RL is the one that was measured; ``critic`` is the hash of its manifest."""
+    """The critic that steers RL is the one that was measured; ``critic`` is the hash of its manifest, if trained."""
     if verdict.critic != critic:
-        measured = verdict.critic[:12] or "none that was trained"
-        what = f"the verdict is on another critic ({measured}) than the one that is to steer RL ({critic[:12]})"
+        measured, mine = (found[:12] or "none that was trained" for found in (verdict.critic, critic))
+        what = f"the verdict is on another critic ({measured}) than the one that is to steer RL ({mine})"
         raise UserError(what, "verdict", "measure this critic: give RL the verdict of its own bench", usage=True)
 
 

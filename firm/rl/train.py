@@ -165,7 +165,7 @@ def _train(trainer: RLTrainer, journals: Journals, answers: str, out: Output) ->
     saved = checkpoints.last()
     if saved is not None:
         trainer.restore(*load_state(saved))
-    log = MetricsLog(out.folder / METRICS, Board(out, trainer.epoch), trainer.epoch) if ranks.is_main else None
+    log = MetricsLog(out.folder / METRICS, Board(out, trainer.epoch + 1), trainer.epoch) if ranks.is_main else None
     lines: list[Mapping[str, Any]] = [*read_metrics(out.folder / METRICS)] if log else []
     task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", trainer.epoch) if ranks.is_main else None
     while not trainer.is_done:

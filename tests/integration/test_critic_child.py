@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from in_process import run_stages, stay_here
+from PIL import Image
 from shared import ALONE, CPU, whole_run
 
 from firm import preflight
@@ -46,11 +47,11 @@ with served(CriticConfig.model_validate_json(sys.argv[1]), Path(sys.argv[2]), Pa
 """
 
 
-def config(**serve: object) -> CriticConfig:
+def config(kind: str = "trained", max_pixels: int | None = None, **serve: object) -> CriticConfig:
     rubrics = {"instruction_following": "short_instruction_following", "quality": "short_quality"}
     plain = {
-        "model": str(FOLDER), "answer_style": "score_first", "rubrics": rubrics, "dtype": "float32", "batch_size": 4,
-        "max_new_tokens": 8, "serve": serve,
+        "kind": kind, "max_pixels": max_pixels, "model": str(FOLDER), "answer_style": "score_first", "rubrics": rubrics,
+        "dtype": "float32", "batch_size": 4, "max_new_tokens": 8, "serve": serve,
     }  # fmt: skip
     return CriticConfig.model_validate(plain)
 
@@ -70,9 +71,11 @@ def within(seconds: float, done: Callable[[], bool]) -> bool:
 
 def test_a_server_judges_as_the_critic_in_this_process_and_is_gone_afterwards(tmp_path: Path) -> None:
     pairs = [candidate(i, 0, "train") for i in range(5)]
+    pairs.append(("a red cube", Image.new("RGB", (2100, 2100), "red")))  # more than a server takes of strangers
     items = [JudgeInput(Prompt(text=prompt), [encode_image(image)]) for prompt, image in pairs]
-    here = load_critic(FOLDER, config().model_copy(update={"serve": None}), CPU).judge(items)
-    with served(config(concurrency=4), FOLDER, tmp_path / "work") as asked:
+    bounded = config("existing", max_pixels=256, concurrency=4)
+    here = load_critic(None, bounded.model_copy(update={"serve": None}), CPU).judge(items)
+    with served(bounded, None, tmp_path / "work") as asked:
         assert (asked.kind, asked.endpoint and asked.endpoint.concurrency) == ("endpoint", 4)
         there = load_critic(None, asked, CPU).judge(items)
         assert asked.endpoint and listens(asked.endpoint.base_url)
@@ -142,6 +145,12 @@ def test_the_command_line_of_vllm() -> None:
     ]  # fmt: skip
 
 
+def test_vllm_is_not_asked_to_bound_the_images_of_a_model_as_it_is() -> None:
+    with pytest.raises(ValueError, match="remove `max_pixels`"):
+        config("existing", max_pixels=256, program="vllm")
+    config(max_pixels=256, program="vllm")  # sft has written the bound beside the model
+
+
 def test_a_program_that_is_not_there_is_missed_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vllm = load_config("critic-gen-shapes", ["critic.serve.program=vllm"])
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -160,7 +169,10 @@ def test_processes_of_a_machine_share_a_server(tmp_path: Path, monkeypatch: pyte
     others = ["http://first/v1", "", "http://second/v1"]
     monkeypatch.setattr(child, "gather", lambda mine, _: [*others, *mine])
     with served(config(), FOLDER, tmp_path, replace(ALONE, rank=3, size=4)) as asked:
-        assert asked.endpoint and (asked.endpoint.base_url, asked.endpoint.concurrency) == ("http://second/v1", 32)
+        assert asked.endpoint and (asked.endpoint.base_url, asked.endpoint.concurrency) == ("http://second/v1", 4)
+    assert (asked.endpoint.timeout_s, asked.endpoint.deadline_s) == (600, 2400)
+    with served(config(program="vllm", timeout_s=9), FOLDER, tmp_path, replace(ALONE, rank=3, size=4)) as asked:
+        assert asked.endpoint and (asked.endpoint.timeout_s, asked.endpoint.concurrency) == (9, 32)
 
 
 @pytest.mark.slow

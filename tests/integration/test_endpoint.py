@@ -78,6 +78,20 @@ def raw(body: bytes) -> Step:
     return lambda request: request.reply(200, body)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "critic.invalid"])
+def test_this_machine_is_asked_past_a_proxy_and_others_are_not(
+    server: Server, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.delenv("NO_PROXY")
+    with serving(lambda request: request.reply(200, completion(f"by proxy: {request.path}"))) as proxy:
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, proxy)
+        client = server.client(ok("here"), base_url=server.url.replace("127.0.0.1", host))
+        said = ask(client).text
+        client.close()
+    assert said == (f"by proxy: {client.url}" if host == "critic.invalid" else "here")
+
+
 def hang(_: HTTPRequest) -> None:
     time.sleep(1.2)
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from shared import ALONE, CPU, Redness, python_path
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from firm import dist
+from firm import dist, metrics
 from firm.config import Gate, RewardConfig, RLConfig, Rule, RunConfig
 from firm.config.launch import LocalLaunch
 from firm.config.loading import load_config
@@ -29,7 +30,7 @@ from firm.records import Assessment, Invalid, UserError
 from firm.rl import auditor as rl_auditor
 from firm.rl import train as rl_train
 from firm.rl.train import RLTrainer
-from firm.storage.artifacts import Output
+from firm.storage.artifacts import BOARD, Output
 from firm.storage.checkpoint import load_state, save_state
 
 EPOCHS = 14
@@ -241,6 +242,7 @@ def test_an_audit_that_fails_costs_nothing_but_itself(
             raise UserError("the auditor is gone", "there")
         return check(self, epoch, *which)
 
+    monkeypatch.setattr(metrics, "PUBLISH_EVERY_S", 0)
     monkeypatch.setattr(rl_train, "load_critic", lambda *_: Redness())
     monkeypatch.setattr(RLTrainer, "run_epoch", lambda self: trained.append(self.epoch) or run_epoch(self))
     rl_train.train(request, {"critic": Path()}, Output.open(str(tmp_path / "whole")))
@@ -254,6 +256,8 @@ def test_an_audit_that_fails_costs_nothing_but_itself(
         assert (out.folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     weights = "policy/transformer/diffusion_pytorch_model.safetensors"
     assert (out.folder / weights).read_bytes() == (tmp_path / "whole" / weights).read_bytes()
+    board = EventAccumulator(str(out.folder / BOARD)).Reload()
+    assert [event.step for event in board.Scalars("reward")] == [1, 2, 3]  # of each epoch one point, and none is lost
 
 
 def test_a_further_round_starts_from_the_kept_policy(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from firm.chat.journal import Journal
+from firm.chat import journal as journals
+from firm.chat.journal import Journal, Journals
 from firm.chat.messages import ChatMessage, Reply, RequestFailed, Token, user_message
+from firm.config import PythonChat
 from firm.records import UserError
 
 
@@ -201,6 +204,49 @@ def test_another_way_of_asking_is_another_question(tmp_path: Path, change: dict[
         journal.complete([user_message("a")], **asked)  # type: ignore[arg-type]
     assert chat.calls == 2
     journal.close()
+
+
+def test_what_is_answered_while_a_chat_closes_is_kept_and_later_nothing_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Counting):
+        """Its answers come when it closes."""
+
+        asked, closing = threading.Event(), threading.Event()
+
+        def complete(self, *arguments: Any, **options: Any) -> Reply:
+            self.asked.set()
+            assert self.closing.wait(10)
+            return super().complete(*arguments, **options)
+
+        def close(self) -> None:
+            self.closing.set()
+            assert replies[0].result(10).text == "a 0 \u00e9\n"
+
+    chat = Slow()
+    monkeypatch.setattr(journals, "open_chat", lambda _: chat)
+    with ThreadPoolExecutor(1) as threads, Journals(tmp_path) as open_chat:
+        journal: Any = open_chat("teacher", PythonChat(target="x:X"))
+        replies = [threads.submit(ask, journal, "a")]
+        assert chat.asked.wait(10)
+    for text in ("a", "b"):
+        with pytest.raises(RequestFailed, match="closed"):
+            ask(journal, text)
+    assert chat.calls == 1
+    again = Journal(Counting(), tmp_path / "teacher.jsonl")
+    assert len(again) == 1
+    again.close()
+
+
+def test_an_answer_that_comes_after_the_end_is_refused(tmp_path: Path) -> None:
+    class Late(Counting):
+        def complete(self, *arguments: Any, **options: Any) -> Reply:
+            journal.close()
+            return super().complete(*arguments, **options)
+
+    journal = Journal(Late(), tmp_path / "j")
+    with pytest.raises(RequestFailed, match="closed"):
+        ask(journal, "a")
 
 
 def test_threads(tmp_path: Path) -> None:
