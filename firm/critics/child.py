@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 
 from firm.config import CriticConfig
@@ -25,6 +27,10 @@ NAME = "critic"
 """Of the model, in the API and in the journals of answers: the same whatever the port."""
 _QUESTIONS = ("--max-question-tokens", str(2**18), "--max-question-pixels", str(2 * ANY.max_pixels))
 """Its caller is the run itself, whose images are bounded already: an edit and its source, as large as may be."""
+KEY = "FIRM_CRITIC_KEY"
+"""Environment variable in which a stage keeps the key of its server: a new one each time, so that no other is asked."""
+_READ = {"firm": "OPENAI_API_KEY", "vllm": "VLLM_API_KEY"}
+"""Where each program looks for the key that requests must carry."""
 TRIES = 4
 """As many time-outs as a judgement may take."""
 GRACE_S = 10.0
@@ -50,9 +56,13 @@ def served(config: CriticConfig, folder: Path | None, work: Path, ranks: Ranks |
     local = int(os.environ.get("LOCAL_RANK", "0"))
     model = str(folder) if config.kind == "trained" else str(model_path(config.model, "critic.model"))
     with ExitStack() as stack:
-        url = "" if local else stack.enter_context(_running(config, config.serve, model, work / "critic-server.log"))
+        key = secrets.token_urlsafe()
+        log = work / "critic-server.log"
+        url = "" if local else stack.enter_context(_running(config, config.serve, model, log, key))
         if ranks is not None:
-            url = gather([url], ranks)[ranks.rank - local]
+            url, key = gather([[url, key]], ranks)[ranks.rank - local]
+        os.environ[KEY] = key
+        stack.callback(os.environ.pop, KEY, None)
         yield _at(url, config, config.serve)
 
 
@@ -61,6 +71,7 @@ def _at(url: str, config: CriticConfig, server: CriticServer) -> CriticConfig:
     endpoint = CriticEndpoint(
         base_url=url,
         model=NAME,
+        api_key_env=KEY,
         max_tokens=config.max_new_tokens,
         timeout_s=server.timeout_s,
         deadline_s=TRIES * server.timeout_s,
@@ -82,27 +93,25 @@ def command(config: CriticConfig, server: CriticServer, model: str, port: int) -
 
 
 @contextmanager
-def _running(config: CriticConfig, server: CriticServer, model: str, log: Path) -> Iterator[str]:
-    """A server, which ends with this process however that ends; yields its URL when it answers."""
+def _running(config: CriticConfig, server: CriticServer, model: str, log: Path, key: str) -> Iterator[str]:
+    """A server that demands a key and ends with this process however that ends; yields its URL when it answers."""
     with socket.create_server((HOST, 0)) as probe:
         port = probe.getsockname()[1]
     log.parent.mkdir(parents=True, exist_ok=True)
     keeper = [sys.executable, "-m", "firm.lifeline", str(os.getpid()), *command(config, server, model, port)]
+    env = {**os.environ, **server.env, _READ[server.program]: key}
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            keeper, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **server.env}, start_new_session=True
-        )
+        process = subprocess.Popen(keeper, stdout=output, stderr=subprocess.STDOUT, env=env, start_new_session=True)
     try:
-        _wait(process, port, server, log)
+        _wait(process, port, key, server, log)
         yield f"http://{HOST}:{port}/v1"
     finally:
         _end(process)
 
 
-def _wait(process: subprocess.Popen[bytes], port: int, server: CriticServer, log: Path) -> None:
+def _wait(process: subprocess.Popen[bytes], port: int, key: str, server: CriticServer, log: Path) -> None:
     end = time.monotonic() + server.start_s
-    while not _answers(port):
-        code = process.poll()
+    while (code := process.poll()) is not None or not _answers(port, key):
         if code is None and time.monotonic() < end:
             time.sleep(_POLL_S)
             continue
@@ -111,13 +120,20 @@ def _wait(process: subprocess.Popen[bytes], port: int, server: CriticServer, log
         raise UserError(f"the critic's server {how}: {said or 'it has said nothing'}", "critic.serve", f"see {log}")
 
 
-def _answers(port: int) -> bool:
+def _answers(port: int, key: str) -> bool:
+    """Whether what listens there is ready and was given this key: it answers with it, and refuses without it."""
+    known, unknown = HTTPStatus.OK, HTTPStatus.UNAUTHORIZED
+    return _status(port, {"Authorization": f"Bearer {key}"}) == known and _status(port, {}) == unknown
+
+
+def _status(port: int, headers: dict[str, str]) -> int:
+    """Of an answer; 0 without one."""
     connection = http.client.HTTPConnection(HOST, port, timeout=5)
     try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
+        connection.request("GET", "/v1/models", headers=headers)
+        return connection.getresponse().status
     except (OSError, http.client.HTTPException):
-        return False
+        return 0
     finally:
         connection.close()
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,7 @@ import pytest
 import yaml
 from in_process import run_stages, stay_here
 from PIL import Image
-from shared import ALONE, CPU, whole_run
+from shared import ALONE, CPU, serving, whole_run
 
 from firm import preflight
 from firm.config import CriticConfig
@@ -69,7 +70,10 @@ def within(seconds: float, done: Callable[[], bool]) -> bool:
     return done()
 
 
-def test_a_server_judges_as_the_critic_in_this_process_and_is_gone_afterwards(tmp_path: Path) -> None:
+def test_a_server_judges_as_the_critic_in_this_process_and_is_gone_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "the teacher's")
     pairs = [candidate(i, 0, "train") for i in range(5)]
     pairs.append(("a red cube", Image.new("RGB", (2100, 2100), "red")))  # more than a server takes of strangers
     items = [JudgeInput(Prompt(text=prompt), [encode_image(image)]) for prompt, image in pairs]
@@ -79,6 +83,9 @@ def test_a_server_judges_as_the_critic_in_this_process_and_is_gone_afterwards(tm
         assert (asked.kind, asked.endpoint and asked.endpoint.concurrency) == ("endpoint", 4)
         there = load_critic(None, asked, CPU).judge(items)
         assert asked.endpoint and listens(asked.endpoint.base_url)
+        monkeypatch.setenv(asked.endpoint.api_key_env, "of another server")
+        with pytest.raises(UserError, match="refuses the key"):
+            load_critic(None, asked, CPU).judge(items)
     assert not listens(asked.endpoint.base_url)
     for mine, theirs in zip(here, there, strict=True):
         for dimension in mine:
@@ -115,8 +122,17 @@ def test_a_server_that_does_not_start_is_explained(tmp_path: Path, monkeypatch: 
     sleeps = [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(600)"]
     log = tmp_path / "critic-server.log"
     monkeypatch.setattr(child, "command", lambda *_: sleeps)
-    monkeypatch.setattr(child, "_answers", lambda _: within(60, lambda: "loading" in log.read_text()) and False)
+    monkeypatch.setattr(child, "_answers", lambda *_: within(60, lambda: "loading" in log.read_text()) and False)
     assert "does not answer within 1 s: loading" in refused(start_s=1)
+
+
+@pytest.mark.parametrize("status", [HTTPStatus.OK, HTTPStatus.UNAUTHORIZED])
+def test_another_server_at_its_port_is_not_taken_for_it(status: HTTPStatus) -> None:
+    """One without a key, and one with a key of its own."""
+    with serving(lambda request: request.reply(status, b"{}")) as url:
+        assert not child._answers(int(url.rpartition(":")[2]), "key")
+    with serving(lambda request: request.reply(200 if "Authorization" in request.headers else 401, b"{}")) as url:
+        assert child._answers(int(url.rpartition(":")[2]), "key")
 
 
 def test_what_a_program_has_started_ends_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +145,7 @@ def test_what_a_program_has_started_ends_too(tmp_path: Path, monkeypatch: pytest
     pid = tmp_path / "pid"
     monkeypatch.setattr(child, "command", lambda *_: [sys.executable, "-c", code, str(pid)])
     monkeypatch.setattr(child, "GRACE_S", 0.5)
-    monkeypatch.setattr(child, "_answers", lambda _: pid.exists() and pid.read_text() != "")
+    monkeypatch.setattr(child, "_answers", lambda *_: pid.exists() and pid.read_text() != "")
     with served(config(), FOLDER, tmp_path):
         worker = int(pid.read_text())
         assert identity(worker)
@@ -166,10 +182,12 @@ def test_processes_of_a_machine_share_a_server(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setattr(child, "_running", None)
-    others = ["http://first/v1", "", "http://second/v1"]
+    others = [["http://first/v1", "a"], ["", "b"], ["http://second/v1", "c"]]
     monkeypatch.setattr(child, "gather", lambda mine, _: [*others, *mine])
     with served(config(), FOLDER, tmp_path, replace(ALONE, rank=3, size=4)) as asked:
         assert asked.endpoint and (asked.endpoint.base_url, asked.endpoint.concurrency) == ("http://second/v1", 4)
+        assert os.environ[asked.endpoint.api_key_env] == "c"
+    assert asked.endpoint.api_key_env not in os.environ
     assert (asked.endpoint.timeout_s, asked.endpoint.deadline_s) == (600, 2400)
     with served(config(program="vllm", timeout_s=9), FOLDER, tmp_path, replace(ALONE, rank=3, size=4)) as asked:
         assert asked.endpoint and (asked.endpoint.timeout_s, asked.endpoint.concurrency) == (9, 32)

@@ -110,5 +110,5 @@ def test_a_critic_that_was_not_the_measured_one_is_refused(
     untrained = [f"critic={json.dumps(critic)}"]
     with pytest.raises(Launched):
         start(tmp_path, monkeypatch, {"trusted": True, "critic": ""}, *untrained)
-    with pytest.raises(UserError, match=rf"{MEASURED[:12]}.* none that was trained") as refused:
+    with pytest.raises(UserError, match=rf"{MEASURED[:12]}.*none that was trained") as refused:
         start(tmp_path, monkeypatch, {"trusted": True}, *untrained)
