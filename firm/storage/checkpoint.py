@@ -84,8 +84,6 @@ class Checkpoints:
         """
         ranks = dist.start()
         first_here = os.environ.get("LOCAL_RANK", "0") == "0"
-        if ranks.is_main:
-            self._discard_unfinished()
         while True:
             [name] = dist.gather([self._newest_sound()] if ranks.is_main else [], ranks)
             if not name:
@@ -97,11 +95,6 @@ class Checkpoints:
                 self._take(name, next(filter(None, faults), ""))
             if not any(faults):
                 return self.folder / name
-
-    def _discard_unfinished(self) -> None:
-        """Remove what a job that was killed has left of checkpoints that do not exist yet."""
-        left = [path.name for path in self.folder.glob("*") if not path.joinpath(CONTENTS).exists()]
-        self._out.discard(*(f"{FOLDER}/{name}" for name in left))
 
     def _newest_sound(self) -> str | None:
         for name in reversed(self._all()):
@@ -188,11 +181,18 @@ class Checkpoints:
         """
         dist.barrier()  # writing its files may have taken a rank longer than others wait in a step
         self.finish()
+        if dist.start().is_main:
+            self._discard_unfinished(name)
         self.folder.joinpath(name, CONTENTS).unlink(missing_ok=True)
         entries: Future[list[Entry]] = Future()
         Thread(target=_resolve, args=(entries, partial(self._store, name, files)), daemon=True).start()
         self._begun = name, entries
         self._saved = time.monotonic()
+
+    def _discard_unfinished(self, but: str) -> None:
+        """Remove what a job that was killed has left of checkpoints that never came to their end."""
+        left = [path.name for path in self.folder.glob("*") if not path.joinpath(CONTENTS).exists()]
+        self._out.discard(*(f"{FOLDER}/{name}" for name in left if name != but))
 
     def finish(self) -> None:
         """Wait for the checkpoint that was begun, if any, and bring it to its end. All ranks call it.

@@ -242,8 +242,15 @@ def test_a_store_that_cannot_be_written_is_named(
     complains(here(*run("small.yaml", "store=/proc/firm")), 1, "/proc/firm")
     (folder / "file").write_text("")
     complains(here(*run("small.yaml", "store=file")), 1, f"{folder}/file")
-    read_only = disk("ro,size=1m")
+    read_only = disk("ro,size=1g")
     complains(here(*run("small.yaml", f"store={read_only}")), 1, "read-only", str(read_only))
+
+
+def begun(store: Path) -> Path:
+    """A store with a stage of the run in it, so that it is not asked for room for all of them."""
+    store.joinpath("small", "evaluate-0123456789ab").mkdir(parents=True)
+    store.joinpath("small", "evaluate-0123456789ab", "manifest.json").touch()
+    return store
 
 
 def shards(store: Path) -> dict[str, int]:
@@ -253,7 +260,7 @@ def shards(store: Path) -> dict[str, int]:
 
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing(folder: Path, disk: Callable[[str], Path]) -> None:
-    store = disk("size=160k")
+    store = begun(disk("size=160k"))
     complains(firm(folder, f"store={store}"), 1, "disk full", f"{store}/small/curation-")
     before = shards(store)
     assert 1 <= len(before) < 6
@@ -264,7 +271,7 @@ def test_a_full_disk_loses_nothing(folder: Path, disk: Callable[[str], Path]) ->
 
 
 def test_a_disk_full_to_the_last_byte_is_named(folder: Path, disk: Callable[[str], Path]) -> None:
-    store = disk("size=60k")  # the log and the progress file are on it, too
+    store = begun(disk("size=60k"))  # the log and the progress file are on it, too
     (store / "filler").write_bytes(b"0" * 44000)
     result = firm(folder, f"store={store}")
     complains(result, 1, f"{store}/small")

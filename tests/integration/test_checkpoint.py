@@ -354,7 +354,10 @@ worker_main(train)
 def run_pods(uri: str, folder: Path) -> list[dict[str, Any]]:
     """Run the worker above on two machines that share the store alone; what each has seen."""
     folder.mkdir()
-    open_store(uri).put("work/job.json", json.dumps({"request": {"seen": str(folder)}, "inputs": {}}).encode())
+    open_store(uri).put(
+        "work/job.json",
+        json.dumps({"request": {"seen": str(folder)}, "inputs": {}, "reads": {}, "streams": []}).encode(),
+    )
     (folder / "pod.py").write_text(POD)
     shared = {
         "PYTHONPATH": python_path(folder), "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
@@ -408,6 +411,17 @@ def test_a_checkpoint_does_not_exist_before_it_is_stored(tmp_path: Path, monkeyp
     while (last := Checkpoints(out).last()) and last.name == "step-1" and time.monotonic() < deadline:
         checkpoints.overdue()
     assert last and last.name == "step-2"
+
+
+def test_what_a_kill_has_left_of_a_checkpoint_goes_with_the_next(tmp_path: Path) -> None:
+    out = Output.open(str(tmp_path))
+    save(out, 1)
+    checkpoints = Checkpoints(out)
+    for number in (2, 3):
+        write_part(checkpoints.folder / f"step-{number}", 0, 1, {"x": torch.zeros(3)})
+    checkpoints.begin("step-3", part_name(0, 1))
+    checkpoints.finish()
+    assert sorted(path.name for path in checkpoints.folder.iterdir()) == ["step-1", "step-3"]
 
 
 def test_a_checkpoint_that_cannot_be_stored_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

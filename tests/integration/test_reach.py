@@ -227,8 +227,12 @@ def test_a_judge_may_be_gone_once_the_last_stage_that_asks_it_has_ended(judges: 
         assert len(before) >= len(asked)  # it had only begun
 
 
+GAPS = [f"{d}.{metric}" for d in ("instruction_following", "quality") for metric in ("skill_low", "pairwise")]
+UNLABELLED = json.dumps({"rules": [{"metric": "coverage", "at_least": 0.9}], "accept_gaps": GAPS})
+
+
 def test_teachers_are_gone_with_the_curation_where_the_bench_labels_nothing(judges: Judges, tmp_path: Path) -> None:
-    config = judges.run(tmp_path, "bench.sources=[]", "bench.gate.rules=[{metric: coverage, at_least: 0.9}]")
+    config = judges.run(tmp_path, "bench.sources=[]", f"bench.gate={UNLABELLED}")
     (made(tmp_path, config, "curation") / "manifest.json").touch()
     reach.check(config)
     assert judges.asked == [("auditor", 1)]

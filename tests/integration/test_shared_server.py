@@ -353,7 +353,7 @@ def test_limits_are_options_and_a_wrong_one_is_named() -> None:
     assert error.value.exit_code == 2
     options = {option.name for option in get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
     limits = {*ServerLimits.model_fields, *QuestionLimits.model_fields}
-    assert {name for name in options if name.startswith("max_")} - {"max_new_tokens"} == limits & options
+    assert {name for name in options if name.startswith("max_")} - {"max_new_tokens", "max_pixels"} == limits & options
     defaults = {**ServerLimits().model_dump(), **QuestionLimits().model_dump()}
     assert all(p.default == defaults.get(p.name, p.default) for p in get_command(app).commands["serve"].params)  # type: ignore[attr-defined]
 
