@@ -36,7 +36,7 @@ TOGGLES = {
         {"Ingress/critic"},
     ),
     "monitoring.enabled": (CRITIC, {"PodMonitor/critic"}),
-    "networkPolicy.enabled": (CRITIC, {f"NetworkPolicy/{name}" for name in ("firm-training", "firm-steps", "critic")}),
+    "networkPolicy.enabled": (CRITIC, {f"NetworkPolicy/{name}" for name in ("firm-training", "firm-steps", "firm-judges", "critic")}),
     "quota.enabled": ({}, {"ResourceQuota/firm"}),
     "limitRange.enabled": ({}, {"LimitRange/firm"}),
     "priorityClass.create": ({}, {"PriorityClass/team-a-training"}),

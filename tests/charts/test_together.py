@@ -129,7 +129,7 @@ def test_steps_jobs_and_charts_agree_on_the_names_of_secrets(render, scenario_fi
     doctor = secrets_of_environment(result.get("Pod/firm-test-doctor")["spec"]["containers"][0])
     data = result.get("ConfigMap/firm")["data"]
 
-    monkeypatch.setattr(submission.preflight, "check", lambda config: None)  # models and prompts are not the subject
+    monkeypatch.setattr(submission.preflight, "check", lambda *_, **__: None)  # models and prompts are not the subject
     for name in (names.STORE_SECRET_KEY, names.ENDPOINTS_SECRET_KEY):
         monkeypatch.setenv(name, data[name])
     config = load_config("gen-shapes-kind")
