@@ -12,6 +12,7 @@ FIRM = Path(__file__).parents[2] / "charts" / "firm"
 CRITIC = {"critic": {"enabled": True, "model": "s3://firm/runs/first/critic"}}
 REAPER = {f"{kind}/firm-reaper" for kind in ("ServiceAccount", "CronJob", "Role", "RoleBinding")}
 # key -> values that it needs, and the objects that come and go with it
+POLICIES = ("firm-training", "firm-steps", "firm-judges", "critic")
 TOGGLES = {
     "kfp.enabled": ({}, {
         "ConfigMap/kfp-launcher", "ConfigMap/firm-test", "Pod/firm-test-pipeline", "NetworkPolicy/firm-steps",
@@ -36,7 +37,7 @@ TOGGLES = {
         {"Ingress/critic"},
     ),
     "monitoring.enabled": (CRITIC, {"PodMonitor/critic"}),
-    "networkPolicy.enabled": (CRITIC, {f"NetworkPolicy/{name}" for name in ("firm-training", "firm-steps", "firm-judges", "critic")}),
+    "networkPolicy.enabled": (CRITIC, {f"NetworkPolicy/{name}" for name in POLICIES}),
     "quota.enabled": ({}, {"ResourceQuota/firm"}),
     "limitRange.enabled": ({}, {"LimitRange/firm"}),
     "priorityClass.create": ({}, {"PriorityClass/team-a-training"}),
