@@ -134,9 +134,8 @@ def _needs(config: RunConfig, weights: Mapping[str, Weights], left: set[StageNam
     if _shares_cache(config):
         cache = Path(constants.HF_HUB_CACHE)
         yield from (Need(cache, f"download of {model}", found.missing) for model, found in weights.items())
-    if not isinstance(config.launch, LocalLaunch) or left != set(
-        stages_of(config)
-    ):  # it has written some of it already
+    has_begun = left != set(stages_of(config))  # and has written some of it already
+    if not isinstance(config.launch, LocalLaunch) or has_begun:
         return
     store = open_store(config.store)
     work = store.root if isinstance(store, LocalStore) else temporary_folder()

@@ -419,7 +419,7 @@ FAULTS = [
     Fault("firm/reach.py", "_ask(key, judge, message", "(key, judge, message", REACH),
     Fault("firm/reach.py", "not in rubrics or not _users(config, key) & left", "not in rubrics", REACH),
     Fault("firm/reach.py", " or not is_done(stage)}", " or True}", REACH),
-    Fault("firm/reach.py", "or left != set(stages_of(config)):", "or False:", REACH),
+    Fault("firm/reach.py", "or has_begun:", "or False:", REACH),
     Fault("firm/hub.py", "in folders and ", "and ", REACH),
     Fault("firm/preflight.py", ', "patience_s": None})', "})", REACH),
     Fault("firm/disk.py", "if total > free:", "if False:", REACH),

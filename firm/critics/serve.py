@@ -87,8 +87,7 @@ def serve(
         "max_new_tokens": max_new_tokens, "max_pixels": max_pixels,
     })  # fmt: skip
     callers = _checked(ServerLimits, limits or {})
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chat = _open(served_model_name or model, config, _checked(QuestionLimits, limits or {}), device)
+    chat = _open(served_model_name or model, config, _checked(QuestionLimits, limits or {}))
     server = ChatServer(
         chat, host, port, token=key,
         at_once=8 * batch_size,  # of them the critic takes those whose turn it is
@@ -96,13 +95,17 @@ def serve(
     )  # fmt: skip
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, server.stop)
-    sys.stderr.write(f"serving {chat.name} on {host}:{server.port} ({device})\n")
+    sys.stderr.write(f"serving {chat.name} on {host}:{server.port} ({_device()})\n")
     server.serve(grace_s)
 
 
-def _open(name: str, config: CriticConfig, limits: QuestionLimits, device: torch.device) -> BatchingChat:
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _open(name: str, config: CriticConfig, limits: QuestionLimits) -> BatchingChat:
     """A critic that is ready to be asked."""
-    chat = BatchingChat(name, LocalCritic(Path(model_folder(config.model)), config, device), limits)
+    chat = BatchingChat(name, LocalCritic(Path(model_folder(config.model)), config, _device()), limits)
     try:
         chat.warm_up()
     except Exception as error:
