@@ -67,8 +67,8 @@ def near(what: str, planned: float, measured: float) -> None:
 
 
 def slowly(cases: Iterable[tuple[object, ...]]) -> list[Any]:
-    """Cases that are part of `make test-slow` only."""
-    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+    """Cases that are part of `make test-endurance` only."""
+    return [pytest.param(*case, marks=pytest.mark.endurance) for case in cases]
 
 
 def medium_critic(folder: Path) -> Path:
