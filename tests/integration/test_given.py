@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from integration.conftest import S3Server
-from integration.slips import call, complains
+from integration.slips import Result, call, complains
 from PIL import Image
 from shared import HTTPRequest, python_path, serving
 from typer.testing import CliRunner
@@ -339,6 +339,7 @@ def test_data_is_put_into_s3_only(folder: Path, target: str) -> None:
         ("hf://datasets/org/data/edits.jsonl", "digits of a commit"),
         ("hf://datasets/org/data@main/edits.jsonl", "digits of a commit"),
         (f"hf://datasets/org/data@{COMMIT}/edits.jsonl", None),
+        (f"hf://datasets/org/data@{COMMIT}/edits.jsonl#sha256={'0' * 64}", "pinned by its commit"),
     ],
 )
 def test_impossible_paths_are_refused_when_they_are_read(path: str, word: str | None) -> None:
@@ -402,19 +403,18 @@ except UserError as error:
 """
 
 
-def hub(folder: Path, asked: list[str]) -> Callable[[HTTPRequest], None]:
-    """Answers as a hub does that has one dataset, org/data, at one commit."""
+def hub(folder: Path, in_ranges: bool = True) -> Callable[[HTTPRequest], None]:
+    """Answers as a hub does that has one dataset, org/data, at one commit; not every mirror knows ranges."""
 
     def answer(request: HTTPRequest) -> None:
         path = request.path.partition("?")[0]
-        asked.append(f"{request.command} {path}")
         file = folder / path.removeprefix(f"/datasets/org/data/resolve/{COMMIT}/")
         if not path.startswith(f"/datasets/org/data/resolve/{COMMIT}/") or not file.is_file():
             request.reply(404, b"", X_Error_Code="EntryNotFound")
             return
         content = file.read_bytes()
         about = {"ETag": f'"{len(content)}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
-        if part := request.headers.get("Range"):
+        if in_ranges and (part := request.headers.get("Range")):
             first, last = map(int, part.removeprefix("bytes=").split("-"))
             about["Content_Range"] = f"bytes {first}-{last}/{len(content)}"
             request.reply(206, content[first : last + 1], **about)
@@ -424,19 +424,27 @@ def hub(folder: Path, asked: list[str]) -> Callable[[HTTPRequest], None]:
     return answer
 
 
+def reads(tmp_path: Path, url: str, name: str = "edits.jsonl") -> Result:
+    """A process that reads a file of the hub's dataset and its images."""
+    env = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    env["PYTHONPATH"] = python_path(Path(__file__).parents[2])
+    return call(tmp_path, "-c", READ, f"hf://datasets/org/data@{COMMIT}/{name}", env=env, timeout=300)
+
+
 def test_a_dataset_of_the_hub_is_read_at_its_commit(folder: Path, tmp_path: Path) -> None:
-    asked: list[str] = []
-    with serving(hub(folder, asked)) as url:
-        env = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-        env["PYTHONPATH"] = python_path(Path(__file__).parents[2])
-        uri = f"hf://datasets/org/data@{COMMIT}/edits.jsonl"
-        result = call(tmp_path, "-c", READ, uri, env=env, timeout=300)
+    with serving(hub(folder)) as url:
+        result = reads(tmp_path, url)
         assert result.returncode == 0, result.stderr
         lines = [f"make it red, {i} (8, 8) ({20 * i}, 0, 0)" for i in range(ROWS)]
         assert result.stdout.splitlines() == lines
         assert not list((tmp_path / "cache").rglob("*.png"))
         (folder / "images" / "source-1.png").unlink()
-        result = call(tmp_path, "-c", READ, uri, env=env, timeout=300)
-        assert result.returncode == 1 and "cannot read from the hub" in result.stderr and "source-1" in result.stderr
-        result = call(tmp_path, "-c", READ, uri.replace("edits", "absent"), env=env, timeout=300)
-        assert result.returncode == 1 and "cannot read from the hub" in result.stderr and "absent" in result.stderr
+        for name, absent in (("edits.jsonl", "source-1"), ("absent.jsonl", "absent")):
+            result = reads(tmp_path, url, name)
+            assert result.returncode == 1 and "cannot read from the hub" in result.stderr and absent in result.stderr
+
+
+def test_a_mirror_that_knows_no_ranges_is_said(folder: Path, tmp_path: Path) -> None:
+    with serving(hub(folder, in_ranges=False)) as url:
+        result = reads(tmp_path, url)
+    assert result.returncode == 1 and "bytes were asked for and" in result.stderr

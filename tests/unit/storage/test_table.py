@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from firm.records import Candidate, Example, Message, Record, UserError
 from firm.storage import shards
+from firm.storage.artifacts import Output
 from firm.storage.shards import ShardWriter, write_shard
 from firm.storage.table import Table, shards_in
 
@@ -69,6 +70,14 @@ def test_large_images_share_a_row_group_with_few(tmp_path: Path, monkeypatch: py
     assert [row["images"][0]["bytes"] for row in table(tmp_path).__getitems__(range(77))] == [
         bytes([i]) * s for i, s in enumerate(sizes)
     ]
+
+
+def test_only_shards_that_the_manifest_names_are_read(folder: Path) -> None:
+    Output.open(str(folder)).commit("curation", "key", {}, {}, ["train"])
+    with ShardWriter(folder / "stray", Example, 100) as writer:
+        writer.write([example(0)])
+    next((folder / "stray").glob("*.parquet")).rename(folder / "train" / "part-00099.parquet")
+    assert len(table(folder)) == 330
 
 
 def test_other_records_and_no_shards_are_refused(folder: Path) -> None:
