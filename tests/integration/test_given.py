@@ -445,6 +445,8 @@ def test_a_dataset_of_the_hub_is_read_at_its_commit(folder: Path, tmp_path: Path
 
 
 def test_a_mirror_that_knows_no_ranges_is_said(folder: Path, tmp_path: Path) -> None:
+    with (folder / "images" / "source-0.png").open("ab") as file:
+        file.write(bytes(2**17))  # more than is fetched at once
     with serving(hub(folder, in_ranges=False)) as url:
         result = reads(tmp_path, url)
     assert result.returncode == 1 and "bytes were asked for and" in result.stderr
