@@ -36,9 +36,8 @@ class RLConfig(Section):
     adv_mode: Literal["all", "positive_only", "negative_only", "one_only", "binary"] = "all"
     std: Literal["global", "group"] = "global"
     kl_weight: NonNegative = 1e-4
-    kl_share: float = Field(
-        1.0, gt=0, le=1
-    )  # of samples and timesteps on which the KL is taken, with 1 / share the weight
+    # Of samples and timesteps on which the KL is taken, with 1 / share the weight.
+    kl_share: float = Field(1.0, gt=0, le=1)
     skip_flat_groups: bool = False  # no gradient step on groups whose rewards are equal, nor a KL
     most_different: PositiveInt | None = None  # samples a group with a gradient step, by |advantage|; null: all
     decay: Literal["copy", "linear_to_0.5", "delayed_linear_to_0.999"] = "linear_to_0.5"
