@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol
 
 from firm import __version__, lifeline
 from firm.config import RunConfig, StageName, fingerprint, for_stage
-from firm.config.data_path import is_remote, split_pin
+from firm.config.data_path import is_remote
 from firm.config.launch import LocalLaunch, for_pod
 from firm.config.loading import check_for_cluster, data_files, of_round, parse_config
 from firm.config.section import NamedFile, Section
@@ -163,9 +163,7 @@ def _execute(
 def _find_data(config: RunConfig) -> None:
     """Look for all data that a run names in S3 or on the hub, so that what is missing ends it in its first stage."""
     for _, file in data_files(config):
-        if split_pin(file.path).sha256:
-            given(file.path).content_hash(file.follow)  # which its list has of every file beside it, too
-        elif is_remote(file.path):
+        if is_remote(file.path):
             given(file.path).fetch()
 
 
