@@ -10,29 +10,43 @@ from typing import Any
 
 import pytest
 import yaml
-from kfp import compiler
 from kfp.dsl.executor import Executor
 
 from firm import __version__
 from firm.config import STAGES
 from firm.launch.k8s.names import MODELS
 from firm.submission import Installation
-from pipelines import components, parts, rounds, stages
+from pipelines import components
 from pipelines.cluster import MODEL_CACHE
-from pipelines.full import full
 
-PIPELINES = {
-    "full": full,
-    "two": rounds.two,
-    **{name: getattr(parts, name) for name in ("critic", "proof", "served")},
-    **{name: getattr(stages, name) for name in ("curation", "sft", "bench", "rl")},
+MODULES = {
+    "full": ("full",),
+    "rounds": ("two",),
+    "parts": ("critic", "proof", "served"),
+    "stages": ("curation", "sft", "bench", "rl"),
 }
+PIPELINES = [name for names in MODULES.values() for name in names]
+COMPILE = """
+import sys
+from importlib import import_module
+from kfp import compiler
+for path in sys.argv[1:]:
+    module, name = path.split(".")
+    compiler.Compiler().compile(getattr(import_module(f"pipelines.{module}"), name), f"{name}.yaml")
+"""
 
 
-def compiled(name: str, folder: Path) -> str:
-    path = folder / f"{name}.yaml"
-    compiler.Compiler().compile(PIPELINES[name], str(path))
-    return path.read_text()
+def compiled(folder: Path, *paths: str, **environment: str) -> dict[str, str]:
+    """Pipelines by name, in a process without torch: kfp looks through all modules at each call of a task."""
+    command = [sys.executable, "-c", COMPILE, *paths]
+    subprocess.run(command, cwd=folder, env={**os.environ, **environment}, check=True)
+    return {file.stem: file.read_text() for file in folder.glob("*.yaml")}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    paths = [f"{module}.{name}" for module, names in MODULES.items() for name in names]
+    return compiled(tmp_path_factory.mktemp("pipelines"), *paths)
 
 
 def structure(text: str) -> dict[str, Any]:
@@ -64,14 +78,13 @@ def structure(text: str) -> dict[str, Any]:
     return {"inputs": sorted(spec["root"]["inputDefinitions"]["parameters"]), "tasks": tasks}
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_compiles_to_the_same_text_every_time(name: str, tmp_path: Path) -> None:
-    assert compiled(name, tmp_path) == compiled(name, tmp_path)
+def test_compiles_to_the_same_text_every_time(texts: dict[str, str], tmp_path: Path) -> None:
+    assert compiled(tmp_path, "full.full", "rounds.two") == {name: texts[name] for name in ("full", "two")}
 
 
-def executors(name: str, folder: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def executors(text: str) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Each task with a container: its name, what the SDK's own part says of it, and what Kubernetes' says."""
-    spec, platform = yaml.safe_load_all(compiled(name, folder))
+    spec, platform = yaml.safe_load_all(text)
     pods = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     for task, body in spec["root"]["dag"]["tasks"].items():
         label = spec["components"][body["componentRef"]["name"]]["executorLabel"]
@@ -84,8 +97,8 @@ def of_check(output: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_what_an_installation_calls_its_secrets_is_asked_of_the_first_step(name: str, tmp_path: Path) -> None:
-    for task, body, pod in executors(name, tmp_path):
+def test_what_an_installation_calls_its_secrets_is_asked_of_the_first_step(name: str, texts: dict[str, str]) -> None:
+    for task, body, pod in executors(texts[name]):
         used = [source["secretNameParameter"] for source in pod.get("secretAsEnv", [])]
         if task == "check":
             assert not used and not body.get("dependentTasks") and not body.get("retryPolicy")
@@ -96,28 +109,21 @@ def test_what_an_installation_calls_its_secrets_is_asked_of_the_first_step(name:
         tolerations = [t["tolerationJson"] for t in pod.get("tolerations", [])]
         assert tolerations == ([of_check("tolerations")] if runs_model else []), task
         assert ({"check"} if task == "reach" else {"check", "reach"}) <= set(body["dependentTasks"]), task
-    assert "object-store" not in compiled(name, tmp_path)
+    assert "object-store" not in texts[name]
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_a_step_knows_how_many_gpus_its_pod_asks_for(name: str, tmp_path: Path) -> None:
-    for task, body, _ in executors(name, tmp_path):
+def test_a_step_knows_how_many_gpus_its_pod_asks_for(name: str, texts: dict[str, str]) -> None:
+    for task, body, _ in executors(texts[name]):
         runs_model = task.rstrip("-0123456789") in ("curation", "bench", "evaluate")
         given = body["inputs"].get("parameters", {}).get("gpus") if task != "check" else None
         assert given == ({"componentInputParameter": "gpus"} if runs_model else None), task
 
 
-COMPILE = """
-from kfp import compiler
-from pipelines.full import full
-compiler.Compiler().compile(full, "full.yaml")
-"""
-
-
 @pytest.mark.parametrize("claim", ["", "firm-model-cache"])
 def test_steps_that_load_models_mount_the_cache_that_the_pipeline_was_compiled_with(claim: str, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-c", COMPILE], cwd=tmp_path, env={**os.environ, MODEL_CACHE: claim}, check=True)
-    spec, platform = yaml.safe_load_all((tmp_path / "full.yaml").read_text())
+    text = compiled(tmp_path, "full.full", **{MODEL_CACHE: claim})["full"]
+    spec, platform = yaml.safe_load_all(text)
     mounts = {
         name.removeprefix("exec-"): (mount["constant"], mount["mountPath"])
         for name, pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items()
@@ -134,8 +140,8 @@ def test_steps_that_load_models_mount_the_cache_that_the_pipeline_was_compiled_w
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_only_stages_themselves_find_what_is_there(name: str, tmp_path: Path) -> None:
-    assert not any(body.get("cachingOptions", {}).get("enableCache") for _, body, _ in executors(name, tmp_path))
+def test_only_stages_themselves_find_what_is_there(name: str, texts: dict[str, str]) -> None:
+    assert not any(body.get("cachingOptions", {}).get("enableCache") for _, body, _ in executors(texts[name]))
 
 
 def test_the_first_step_gives_what_the_others_ask_for() -> None:
@@ -143,14 +149,14 @@ def test_the_first_step_gives_what_the_others_ask_for() -> None:
 
 
 @pytest.mark.golden
-def test_structure(tmp_path: Path, golden: Callable[[str, str], None]) -> None:
-    found = {name: structure(compiled(name, tmp_path)) for name in PIPELINES}
+def test_structure(texts: dict[str, str], golden: Callable[[str, str], None]) -> None:
+    found = {name: structure(texts[name]) for name in PIPELINES}
     golden("structure.json", json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_component_bodies_are_an_import_and_one_call(name: str, tmp_path: Path) -> None:
-    spec = next(yaml.safe_load_all(compiled(name, tmp_path)))
+def test_component_bodies_are_an_import_and_one_call(name: str, texts: dict[str, str]) -> None:
+    spec = next(yaml.safe_load_all(texts[name]))
     for executor in spec["deploymentSpec"]["executors"].values():
         if "container" not in executor:
             continue
