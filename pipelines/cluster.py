@@ -91,22 +91,23 @@ class Place:
     def model_step(self, task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
         """A task that runs a model or asks an endpoint: memory as given, GPUs where there are any, and keys."""
         self.step(task, name)
+        if not self.found:
+            return task
         task.set_cpu_request("250m").set_cpu_limit("8").set_memory_request(self.memory).set_memory_limit(self.memory)
         task.set_accelerator_type(GPU).set_accelerator_limit(self.gpus)
-        if self.found:
-            kubernetes.add_toleration_json(task, self.found["tolerations"])
+        kubernetes.add_toleration_json(task, self.found["tolerations"])
         return self._with_models(task)
 
     def _with_models(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
         """Give a task the keys to judges and models, and the volume where models are kept that were downloaded."""
-        if self.found:
-            for key, variable in ENDPOINTS_KEYS.items():
-                kubernetes.use_secret_as_env(task, self.found["endpoints_secret"], {key: variable}, optional=True)
+        for key, variable in ENDPOINTS_KEYS.items():
+            kubernetes.use_secret_as_env(task, self.found["endpoints_secret"], {key: variable}, optional=True)
         return _with_cache(task)
 
     def small_step(self, task: dsl.PipelineTask, name: str, retries: int = 2) -> dsl.PipelineTask:
         """A task that reads numbers and writes a page, without torch."""
-        task.set_cpu_request("100m").set_cpu_limit("1").set_memory_request("256Mi").set_memory_limit("1Gi")
+        if self.found:
+            task.set_cpu_request("100m").set_cpu_limit("1").set_memory_request("256Mi").set_memory_limit("1Gi")
         return self.step(task, name, retries)
 
 

@@ -35,21 +35,21 @@ def scans(times: int) -> bytes:
 
 PIXEL = encoded(Image.new("RGB", (1, 1)), "PNG")
 BOMBS = {
-    "a PNG of 169 megapixels": [encoded(Image.new("1", (13_000, 13_000)), "PNG")],
-    "one beyond Pillow's own limit": [encoded(Image.new("1", (20_000, 20_000)), "PNG")],
-    "a WebP of 36 bytes": [encoded(Image.new("RGB", (12_000, 12_000)), "WEBP", lossless=True, method=0)],
-    "a line of pixels": [encoded(Image.new("1", (5_000_000, 1)), "PNG")],
-    "two that are small enough alone": [encoded(Image.new("1", (2048, 1025)), "PNG")] * 2,
-    "a JPEG of a thousand scans": [scans(1000)],
-    "nine": [PIXEL] * 9,
-    "a hundred thousand": [PIXEL] * 100_000,
+    "a PNG of 169 megapixels": lambda: [encoded(Image.new("1", (13_000, 13_000)), "PNG")],
+    "one beyond Pillow's own limit": lambda: [encoded(Image.new("1", (20_000, 20_000)), "PNG")],
+    "a WebP of 36 bytes": lambda: [encoded(Image.new("RGB", (12_000, 12_000)), "WEBP", lossless=True, method=0)],
+    "a line of pixels": lambda: [encoded(Image.new("1", (5_000_000, 1)), "PNG")],
+    "two that are small enough alone": lambda: [encoded(Image.new("1", (2048, 1025)), "PNG")] * 2,
+    "a JPEG of a thousand scans": lambda: [scans(1000)],
+    "nine": lambda: [PIXEL] * 9,
+    "a hundred thousand": lambda: [PIXEL] * 100_000,
 }
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", BOMBS)
 def test_an_image_that_would_cost_much_is_refused_unread(name: str) -> None:
-    messages = [{"role": "user", "content": [part(data) for data in BOMBS[name]]}]
+    messages = [{"role": "user", "content": [part(data) for data in BOMBS[name]()]}]
     start = time.process_time()
     with pytest.raises(RequestFailed, match="pixels|scans|more than 8 images"):
         read_question(messages, LIMITS)
