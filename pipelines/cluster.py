@@ -100,8 +100,9 @@ class Place:
 
     def _with_models(self, task: dsl.PipelineTask) -> dsl.PipelineTask:
         """Give a task the keys to judges and models, and the volume where models are kept that were downloaded."""
-        for key, variable in ENDPOINTS_KEYS.items():
-            kubernetes.use_secret_as_env(task, self.found["endpoints_secret"], {key: variable}, optional=True)
+        if self.found:
+            for key, variable in ENDPOINTS_KEYS.items():
+                kubernetes.use_secret_as_env(task, self.found["endpoints_secret"], {key: variable}, optional=True)
         return _with_cache(task)
 
     def small_step(self, task: dsl.PipelineTask, name: str, retries: int = 2) -> dsl.PipelineTask:
