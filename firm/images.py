@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import struct
 import warnings
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from firm.records import UserError
 
+PIXELATED_BELOW = 128  # pixels; smaller images are shown as the pixels they are
 FORMATS = ("PNG", "JPEG", "WEBP")  # PNG in our own shards, the others in users' files
 _MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "La", "PA", "RGBA", "RGBa")
 # all that Pillow's decoders were seen to raise on damaged data
@@ -35,6 +37,13 @@ class Limits(NamedTuple):
     def max_bytes(self) -> int:
         """Most of its file: what 16 bits a channel need uncompressed, and metadata."""
         return 8 * self.max_pixels + 2**24
+
+
+class Picture(NamedTuple):
+    """An image as a page carries it: a data URL, and whether its pixels are to be seen as such."""
+
+    uri: str
+    pixelated: bool
 
 
 ANY = Limits(2**26, 200)  # the most that a configuration may allow
@@ -91,6 +100,21 @@ def head_size(file: BinaryIO, where: str, limits: Limits | None) -> tuple[int, i
             return head.size
     except _FAULTS as error:
         raise _damaged(error, where, usage=True) from error
+
+
+def picture(data: bytes, where: str, max_side: int) -> Picture:
+    """An image for a page: as it is, or shrunk where its longer side has more than ``max_side`` pixels."""
+    image = decode_image(data, where)
+    buffer = io.BytesIO()
+    if max(image.size) <= max_side:
+        image.save(buffer, format="PNG")
+        kind = "png"
+    else:
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        image.save(buffer, format="JPEG", quality=88)
+        kind = "jpeg"
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return Picture(f"data:image/{kind};base64,{text}", max(image.size) < PIXELATED_BELOW)
 
 
 def _damaged(error: Exception, where: str, usage: bool = False) -> UserError:

@@ -252,14 +252,14 @@ class Stage(Record):
     Attributes:
         name: Name of its package.
         sections: Keys of the configuration, also of a part of a section, or of what follows from it.
-        reads: Input -> start of the paths that it reads, where that is not all of them.
+        reads: Input -> start of the paths that it reads, or several, where that is not all of them.
         worker: Module that torchrun starts, of a stage that launches a job.
         compares: Whether it is the same in all rounds, seeds included.
     """
 
     name: str
     sections: tuple[str, ...]
-    reads: dict[str, str] = {}
+    reads: dict[str, str | tuple[str, ...]] = {}
     worker: str | None = None
     compares: bool = False
 

@@ -50,7 +50,7 @@ class TrainingJob:
         module: The worker, run with ``python -m``.
         request: The worker's argument, plain JSON.
         inputs: Name -> artifact, fetched where the job runs.
-        reads: Input -> start of the paths that are fetched of it, where that is not all.
+        reads: Input -> start of the paths that are fetched of it, or several, where that is not all.
         streams: Inputs that are read where they are: of one in a remote store nothing is fetched.
     """
 
@@ -59,7 +59,7 @@ class TrainingJob:
     module: str
     request: dict[str, Any]
     inputs: Mapping[str, ArtifactRef]
-    reads: Mapping[str, str] = field(default_factory=dict)
+    reads: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
     streams: Sequence[str] = ()
 
 
@@ -121,7 +121,8 @@ def _open(uri: str) -> tuple[Output, dict[str, Any], Inputs]:
         job = json.loads((out.folder / JOB).read_text())
         refs = {name: ArtifactRef(**ref) for name, ref in job["inputs"].items()}
         nothing = {name: () for name in job["streams"] if is_remote(refs[name].uri)}
-        inputs = Inputs(refs, {**job["reads"], **nothing})
+        reads = {name: start if isinstance(start, str) else tuple(start) for name, start in job["reads"].items()}
+        inputs = Inputs(refs, {**reads, **nothing})
         for name in inputs:
             inputs[name]  # fetched and verified, of what is streamed the sizes
         return out, job["request"], inputs

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeVar
 
-from PIL import Image
 from pydantic import TypeAdapter
 
-from firm.images import decode_image
+from firm.images import Picture, picture
 from firm.records import Assessment, Judgement, Prompt, Record, Sample, SampledPolicy
 from firm.storage.shards import iter_shards
 
 MAX_SIDE = 384  # pixels; larger images are shrunk, as the page carries them
-PIXELATED_BELOW = 128  # pixels; smaller images are shown as the pixels they are
 Which = Literal["base", "final"]
 _WHICH: tuple[Which, ...] = ("base", "final")
+T = TypeVar("T")
 _ASSESSMENT: TypeAdapter[Assessment] = TypeAdapter(Assessment)
 
 
@@ -34,13 +31,6 @@ class Scored(Record):
     def outcomes(self, judge: str) -> Assessment:
         """A judge's outcomes in the suite of held-out prompts; empty for other suites."""
         return _ASSESSMENT.validate_python(self.scores.get(judge, {}))
-
-
-class Picture(NamedTuple):
-    """An image as the page carries it."""
-
-    uri: str
-    pixelated: bool
 
 
 def choose(folder: Path, dimension: str, number: int) -> dict[str, Any]:
@@ -66,7 +56,7 @@ def choose(folder: Path, dimension: str, number: int) -> dict[str, Any]:
     rated.sort(key=lambda item: (-item["gain"], item["index"]))
     signs = Counter((item["gain"] > 0) - (item["gain"] < 0) for item in rated)
     return {
-        "items": _spread(rated or items, number),
+        "items": spread(rated or items, number),
         "edits": any(base.prompt.image is not None for base, _ in pairs),
         "total": len(items),
         "unrated": len(items) - len(rated),
@@ -76,7 +66,7 @@ def choose(folder: Path, dimension: str, number: int) -> dict[str, Any]:
     }
 
 
-def _spread(items: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+def spread(items: Sequence[T], number: int) -> list[T]:
     """The first, the last and equal steps between."""
     if len(items) <= number:
         return list(items)
@@ -105,21 +95,8 @@ def pictures(folder: Path, indices: Iterable[int]) -> dict[int, dict[str, Pictur
     for sample in iter_shards(folder, Sample):
         if sample.index in wanted and sample.policy in _WHICH:
             mine = found.setdefault(sample.index, {})
-            mine[sample.policy] = _picture(sample.images[-1], f"{folder} sample {sample.index}")
+            where = f"{folder} sample {sample.index}"
+            mine[sample.policy] = picture(sample.images[-1], where, MAX_SIDE)
             if len(sample.images) > 1:
-                mine["source"] = _picture(sample.images[0], f"{folder} sample {sample.index}")
+                mine["source"] = picture(sample.images[0], where, MAX_SIDE)
     return found
-
-
-def _picture(data: bytes, where: str) -> Picture:
-    image = decode_image(data, where)
-    buffer = io.BytesIO()
-    if max(image.size) <= MAX_SIDE:
-        image.save(buffer, format="PNG")
-        kind = "png"
-    else:
-        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
-        image.save(buffer, format="JPEG", quality=88)
-        kind = "jpeg"
-    text = base64.b64encode(buffer.getvalue()).decode()
-    return Picture(f"data:image/{kind};base64,{text}", max(image.size) < PIXELATED_BELOW)

@@ -17,11 +17,12 @@ from firm.config.bench import SCORES_OF
 from firm.config.loading import of_round
 from firm.config.reward import REWARD
 from firm.critics.rubrics import load_rubric
+from firm.film import FILM, Frame, read_film
 from firm.records import Stage, Summary, UserError
 from firm.report import figures
 from firm.report.headlines import headlines, number, share, signed, trust_rows, words
 from firm.report.lineage import trace
-from firm.report.pairs import choose, pictures
+from firm.report.pairs import choose, pictures, spread
 from firm.report.rounds import DATA, earlier_rounds, this_round
 from firm.report.terms import EDITING, GENERATION, SEEN
 from firm.storage.artifacts import Output
@@ -33,10 +34,15 @@ ARTIFACTS = ("data", "critic", "bench", "verdict", "policy", "samples")
 STAGE = Stage(
     name="report",
     sections=tuple(name for name in RunConfig.model_fields if name != "store"),
-    reads={name: SUMMARY for name in ARTIFACTS if name != "samples"} | {"last_report": DATA},
+    reads={
+        **{name: SUMMARY for name in ARTIFACTS if name != "samples"},
+        "policy": (SUMMARY, FILM),
+        "last_report": DATA,
+    },
     compares=True,
 )
 NUM_PAIRS = 12
+NUM_FRAMES = 8
 Rows = list[dict[str, Any]]
 
 
@@ -76,6 +82,7 @@ def run(config: RunConfig, inputs: Mapping[str, Path], out: Output) -> Summary:
             data=data,
             terms=terms,
             figures=_figures(data),
+            film=_film(inputs["policy"] / FILM) if "policy" in summaries else [],
             pictures=pictures(samples, (item["index"] for item in pairs["items"])) if samples and pairs else {},
             config=yaml.safe_dump(data["config"], sort_keys=False, allow_unicode=True),
         )
@@ -92,6 +99,11 @@ def _summary(folder: Path) -> Summary:
     except (FileNotFoundError, ValidationError) as error:
         fix = "delete the artifact and run its stage again"
         raise UserError("the stage left no summary that can be read", str(path), fix) from error
+
+
+def _film(path: Path) -> list[Frame]:
+    """Frames at equal distances, the first and the last among them."""
+    return spread(read_film(path), NUM_FRAMES) if path.exists() else []
 
 
 def _round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Rows) -> Rows:

@@ -14,7 +14,6 @@ from firm.critics.judge import Judge, JudgeInput, Judging, judging, soft_scores
 from firm.critics.load import open_judge
 from firm.dist import Ranks, gather
 from firm.looks import look
-from firm.metrics import SHOWN
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.records import Assessment, Invalid, Prompt, UserError
@@ -33,10 +32,10 @@ class Auditor:
     The ranks share the images of an audit; all take part in it and get the same one.
 
     Attributes:
-        shown: The first images of this rank's share of the last audit, for people.
+        shown: This rank's share of the last audit, for people.
     """
 
-    shown: Sequence[bytes] = ()
+    shown: Sequence[JudgeInput] = ()
 
     def __init__(
         self,
@@ -64,7 +63,7 @@ class Auditor:
             with self.policy.using(parameters):
                 items = self._sample(drawn, f"audit/{sample}", critic, auditor)
             found = [values(self._everywhere(judge.assessments()), self.config.reward) for judge in (critic, auditor)]
-        self.shown = [item.images[-1] for item in items[:SHOWN]]
+        self.shown = items
         seen = shares(gather([look(item.images) for item in items], self.ranks))
         return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=found[0], auditor=found[1], seen=seen)
 

@@ -18,6 +18,7 @@ from firm.critics.child import served
 from firm.critics.judge import judging
 from firm.critics.load import load_critic, trained_critic
 from firm.dist import Ranks
+from firm.film import FILM, Film
 from firm.launch.job import worker_main
 from firm.metrics import Board, MetricsLog, read_metrics
 from firm.pace import Pace
@@ -165,14 +166,17 @@ def _train(trainer: RLTrainer, journals: Journals, answers: str, out: Output) ->
     saved = checkpoints.last()
     if saved is not None:
         trainer.restore(*load_state(saved))
+    film = Film(out.folder / FILM, len(trainer.history)) if ranks.is_main else None
     log = MetricsLog(out.folder / METRICS, Board(out, trainer.epoch + 1), trainer.epoch) if ranks.is_main else None
     lines: list[Mapping[str, Any]] = [*read_metrics(out.folder / METRICS)] if log else []
     task = Task("rl", "DiffusionNFT", config.rl.max_epochs, "epochs", trainer.epoch) if ranks.is_main else None
     while not trainer.is_done:
         if trainer.owes_check:
             trainer.check()
-            if log:
-                log.board.show(trainer.epoch, "audit", trainer.auditor.shown)
+            if log and film:
+                shown = trainer.auditor.shown
+                film.add(trainer.epoch, ((item.prompt, item.images) for item in shown))
+                log.board.show(trainer.epoch, "audit", [item.images[-1] for item in shown])
                 log.board.write(trainer.epoch, trainer.pace.take())
         else:
             stats = trainer.run_epoch()
@@ -204,7 +208,7 @@ def _save(trainer: RLTrainer, checkpoints: Checkpoints) -> None:
         audited = "-audited" if trainer.is_audited else ""
         name = f"epoch-{trainer.epoch}{audited}"
         save_state(checkpoints.folder / name, trainer.tensors(), trainer.state())
-        checkpoints.keep(name, METRICS)
+        checkpoints.keep(name, METRICS, FILM)
     dist.barrier()  # no rank forgets its judges' answers before the checkpoint is there
 
 

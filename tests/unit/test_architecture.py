@@ -17,7 +17,7 @@ from firm.config import STAGES
 ROOT = Path(__file__).parents[2]
 MAX_FILE = 330
 MAX_FUNCTION = 50
-MAX_IMPORT_CPU_S = 0.3
+MAX_IMPORT = 4  # times what pydantic and YAML, without which there is no configuration, take in the same process
 SOURCES = sorted([*(ROOT / "firm").rglob("*.py"), *(ROOT / "pipelines").rglob("*.py")])
 FIRM = [path for path in SOURCES if path.is_relative_to(ROOT / "firm")]
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -130,18 +130,19 @@ def _imports_of(node: ast.AST) -> set[str]:
 def test_import_is_fast_and_light(module: str) -> None:
     code = (
         "import sys, time; start = time.process_time()\n"
+        "import pydantic.main, pydantic.type_adapter, yaml; needed = time.process_time()\n"
         f"import {module}\n"
-        "print(time.process_time() - start)\n"
+        "print((time.process_time() - needed) / (needed - start))\n"
         "heavy = {'torch', 'kfp', 'diffusers', 'transformers', 'numpy', 'pyarrow', 'uvicorn'}\n"
         "print(*sorted(heavy & set(sys.modules)))"
     )
-    seconds = []
+    times = []
     for _ in range(5):  # the fastest of five: a busy machine is not a slow import
         result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         first, heavy = result.stdout.split("\n")[:2]
         assert not heavy, f"import {module} loads {heavy}"
-        seconds.append(float(first))
-    assert min(seconds) < MAX_IMPORT_CPU_S
+        times.append(float(first))
+    assert min(times) < MAX_IMPORT
 
 
 # ---- sizes and shapes

@@ -10,6 +10,7 @@ from PIL import Image
 from firm.bench.gate import judge_gate
 from firm.config import RunConfig
 from firm.critics.agreement import Expected, Prediction, agreement
+from firm.film import FILM, Film
 from firm.images import encode_image
 from firm.records import Assessment, Curve, Invalid, Judgement, Prompt, Sample, Summary
 from firm.report.run import run
@@ -200,6 +201,12 @@ def make(
         out = Output.open(str(root / name))
         (out.folder / "summary.json").write_text(summary.model_dump_json())
         files = ["summary.json"]
+        if name == "policy":
+            source = [encode_image(Image.new("RGB", (4, 4), "green"))] if edits else []
+            film = Film(out.folder / FILM, 0)
+            for epoch in range(0, 55, 5):
+                film.add(epoch, [(Prompt(text=EVIL), [*source, encode_image(Image.new("RGB", (4, 4), (epoch, 0, 0)))])])
+            files.append(FILM)
         if name == "samples":
             write_samples(out.folder, GAINS, edits=edits)
             files.append("samples")

@@ -57,6 +57,26 @@ def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
         assert f'id="{part}' in page
 
 
+@pytest.mark.parametrize("edits", [False, True])
+def test_a_film_shows_audits_at_equal_distances(tmp_path: Path, config: RunConfig, edits: bool) -> None:
+    page, _, _ = report(tmp_path / "report", config, make(tmp_path, config, edits=edits))
+    film = page.split('<table class="film">')[1].split("</table>")[0]
+    assert re.findall(r"<th>([^<]+)", film) == [
+        *(["source"] if edits else []),
+        "base",
+        *(f"epoch {epoch}" for epoch in (5, 15, 20, 30, 35, 45, 50)),
+    ]
+    pictures = re.findall(r'src="(data:[^"]+)"', film)
+    assert len(pictures) == len(set(pictures)) == 8 + edits
+    assert "<script>" not in film
+
+
+def test_the_page_of_a_policy_without_a_film_has_none(tmp_path: Path, config: RunConfig) -> None:
+    inputs = make(tmp_path, config)
+    (inputs["policy"] / "film.jsonl").unlink()
+    assert 'class="film"' not in report(tmp_path / "report", config, inputs)[0]
+
+
 def test_the_page_says_what_was_rewritten(whole: tuple[str, str, Summary]) -> None:
     page, _, _ = whole
     assert "the prompts of 40 images were rewritten" in page and "5 → –" in page and "&lt;i&gt;no circle" in page
