@@ -32,6 +32,13 @@ def check_gpus(asked: int) -> None:
         raise UserError(f"only {seen} GPU{'s' if seen != 1 else ''} can be seen", where, fix)
 
 
+def gpu_memory() -> int:
+    """Bytes of memory of the first GPU."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory)
+
+
 def _unusable(said: str, where: str) -> UserError:
     import torch
 

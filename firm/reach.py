@@ -14,17 +14,19 @@ from PIL import Image
 from firm.chat.client import open_chat
 from firm.chat.messages import ChatMessage, RequestFailed
 from firm.config import CriticConfig, EndpointChat, PolicyConfig, RunConfig, StageName, stages_of
-from firm.config.launch import LocalLaunch
+from firm.config.launch import LaunchConfig, LocalLaunch
 from firm.config.loading import of_round, parse_config
 from firm.critics.judge import JudgeInput, message_of
 from firm.critics.rubrics import load_rubric
 from firm.disk import Need, check_disk
-from firm.gpus import check_gpus
+from firm.gpus import check_gpus, gpu_memory
 from firm.hub import OutOfReachError, Weights, weights_here, weights_of_hub
 from firm.images import encode_image
 from firm.launch.k8s.names import MODELS
 from firm.locate import model_path
 from firm.model_folder import PIPELINE
+from firm.plan.assumptions import GB
+from firm.plan.fits import check_fits
 from firm.preflight import ask_critic, at_once
 from firm.prompts import load_prompts, with_source
 from firm.records import Prompt, UserError
@@ -59,6 +61,8 @@ def check(config: RunConfig, stages: Sequence[StageName] = ()) -> None:
     left = _left(config, stages or stages_of(config))
     if isinstance(config.launch, LocalLaunch) and left & JOBS:
         check_gpus(config.launch.gpus)
+    if config.launch.gpus and (card := _card(config.launch)):
+        check_fits(config, left, card)
     rounds = [of_round(config, number) for number in range(1, min(config.rounds, 2) + 1)]
     weights = {model: found for each in rounds for model, found in _models(each, left)}
     check_disk(_needs(config, weights, left))
@@ -77,6 +81,13 @@ def execute(config: Mapping[str, Any], stages: Sequence[StageName]) -> None:
     """
     with failing_with_a_message("reach", "config"):
         check(parse_config(config), stages)
+
+
+def _card(launch: LaunchConfig) -> float | None:
+    """Bytes of memory of a GPU of the run; None where nobody has said it."""
+    if launch.gpu_memory_gb:
+        return launch.gpu_memory_gb * GB
+    return gpu_memory() if isinstance(launch, LocalLaunch) else None
 
 
 def _left(config: RunConfig, stages: Sequence[StageName]) -> set[StageName]:

@@ -11,6 +11,7 @@ from pydantic import (
     Discriminator,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     Tag,
     model_validator,
@@ -41,6 +42,9 @@ class LocalLaunch(Section):
     kind: Literal["local"] = "local"
     num_workers: PositiveInt = 1  # processes
     gpus: NonNegativeInt = 0  # that this machine must have, one a process at least; 0: those that are there, if any
+    gpu_memory_gb: PositiveFloat | None = (
+        None  # 10^9 bytes of each, if a plan must fit; default: what the first one has
+    )
 
     @model_validator(mode="after")
     def _a_gpu_for_each_process(self) -> LocalLaunch:
@@ -56,6 +60,7 @@ class PyTorchJobLaunch(Section):
     num_workers: PositiveInt = 1  # pods
     min_workers: PositiveInt | None = None  # elastic: continues with as few pods as this
     gpus: NonNegativeInt = 0  # per pod; also its number of processes (one without GPUs)
+    gpu_memory_gb: PositiveFloat | None = None  # 10^9 bytes of each; a run whose plan does not fit is refused
     cpu: Quantity = "4"  # per pod, request
     cpu_limit: Quantity | None = None  # default: as many as requested
     memory: Quantity = "16Gi"  # per pod, request and limit, /dev/shm included

@@ -20,6 +20,7 @@ from firm.config.loading import load_config
 from firm.disk import GB, Need, check_disk
 from firm.records import UserError
 from firm.shapes.teacher import PixelTeacher
+from firm.storage.store import LocalStore
 
 Answer = Callable[[dict[str, Any]], tuple[int, str]]
 TEACHER = {"kind": "endpoint", "deadline_s": 1}
@@ -260,6 +261,19 @@ def test_a_machine_without_the_gpus_of_the_launch_is_refused() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="no GPU can be used"):
         reach.check(load_config("gen-shapes", ["launch.gpus=1"]))
+
+
+def test_what_a_gpu_holds_is_asked_of_it_or_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(reach, "check_gpus", lambda _: None)
+    monkeypatch.setattr(reach, "gpu_memory", lambda: 24 * GB)
+    monkeypatch.setattr(reach, "check_fits", lambda config, stages, card: seen.append(card))
+    on_cluster = ["launch.kind=pytorchjob", "launch.gpus=8", "store=s3://firm/runs"]
+    monkeypatch.setattr(reach, "open_store", lambda _: LocalStore(Path("nowhere")))
+    for settings in ([], ["launch.gpus=1"], ["launch.gpus=1", "launch.gpu_memory_gb=80"], on_cluster):
+        reach.check(load_config("gen-shapes", settings))
+    reach.check(load_config("gen-shapes", [*on_cluster, "launch.gpu_memory_gb=141"]))
+    assert seen == [24 * GB, 80 * GB, 141 * GB]
 
 
 Usage = namedtuple("Usage", "total used free")
