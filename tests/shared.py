@@ -20,6 +20,7 @@ import yaml
 
 from firm.chat.messages import ChatMessage, Reply
 from firm.config import PolicyConfig
+from firm.config.loading import load_config
 from firm.critics.judge import JudgeInput
 from firm.dist import Ranks
 from firm.images import decode_image
@@ -73,6 +74,38 @@ def gate(*rules: Mapping[str, Any], task: str = GENERATION) -> str:
     """A gate of these rules and no others, for a shapes run; what they leave out is accepted. Written as JSON."""
     gaps = [f"{d}.{what}" for d in DIMENSIONS[task] for what in ("skill_low", "pairwise")]
     return json.dumps({"rules": rules, "accept_gaps": gaps})
+
+
+def paper_run(preset: str, **launch: Any) -> str:
+    """The file of a run named small: a preset of the paper with tiny models in the place of the big ones.
+
+    It changes what two cores and models of a million parameters cannot do as the paper does; all other keys are the
+    preset's.
+
+    Args:
+        preset: Its name.
+        launch: Keys of its section, beside two workers without GPUs.
+    """
+    has = load_config(preset)
+    teacher = {"kind": "python", "target": "firm.shapes.teacher:PixelTeacher"}
+    few = {"num_images": 8, "num_inference_steps": 2}
+    rules = json.loads(gate({"metric": "coverage", "at_least": 0}))
+    sources = [{"kind": "policy", "name": "policy", **few}] if has.policy else []
+    sections: dict[str, dict[str, Any]] = {
+        "policy": {"model": TINY.model, "resolution": 32, "max_sequence_length": 1},
+        "curation": {"planner": teacher, "evaluator": teacher, "sources": [rendered(96)], "shard_size": 32},
+        # It has not learned to reason: what it says first is read as its score.
+        "critic": {"model": "pkg://firm.shapes/weights/critic", "answer_style": "score_first"},
+        "sft": {"max_steps": 2},
+        "bench": {"num_bootstrap": 20, "sources": sources, "gate": rules if has.policy else {"rules": rules["rules"]}},
+        "rl": {"prompts_per_epoch": 2, "group_size": 4, "max_epochs": 2, "num_inference_steps": 3},
+        "auditor": {"judge": teacher, "num_images": 8, "every": 1},
+        "evaluate": {**few, "num_bootstrap": 20},
+    }
+    small = {key: section for key, section in sections.items() if getattr(has, key) is not None}
+    small["prompts"] = {"function": "firm.shapes.generation:prompts"}
+    small["launch"] = {"num_workers": 2, "gpus": 0, **launch}
+    return yaml.safe_dump({"base": preset, "name": "small", **small})
 
 
 def whole_run(judge: Mapping[str, Any]) -> str:

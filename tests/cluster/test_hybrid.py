@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import paper_run
 
 from firm.config import STAGES
 
@@ -56,6 +57,18 @@ def test_jobs_were_of_two_pods(kind: Any, whole: str) -> None:
         [job] = kind.get("pytorchjobs", "-l", f"firm/run={whole},firm/stage={stage}")
         specs = job["spec"]["pytorchReplicaSpecs"]
         assert specs["Master"]["replicas"] == specs["Worker"]["replicas"] == 1
+
+
+def test_the_paper_at_scale_goes_through_on_two_pods(kind: Any, tmp_path: Path) -> None:
+    """A critic in equal shares and a policy that trains a LoRA, from the preset for eight GPUs."""
+    path, name = tmp_path / "small.yaml", f"paper-{TOKEN}"
+    path.write_text(paper_run("gen-sd35-kubernetes", cpu="250m", cpu_limit="1", memory="2Gi", shm="256Mi"))
+    finish(kind, start(kind, path, tmp_path, name))
+    assert {n.split("/")[2].rpartition("-")[0] for n in kind.objects(f"runs/{name}/")} == set(STAGES)
+    assert steps(kind, name, "sft") == [1, 2] and steps(kind, name, "rl") == [1, 2]
+    for stage in ("sft", "rl"):
+        [job] = kind.get("pytorchjobs", "-l", f"firm/run={name},firm/stage={stage}")
+        assert job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 1
 
 
 def in_the_middle(kind: Any, process: Any, run: str, stage: str) -> None:
