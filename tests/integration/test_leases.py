@@ -25,14 +25,15 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whether a process has ended cannot be told from here, as of one on another machine. Patience is short."""
     monkeypatch.setattr(lifeline, "has_ended", lambda process: None)
     monkeypatch.setattr(leases, "LEASE_S", 3.0)
-    monkeypatch.setattr(leases, "BEAT_S", 0.5)
+    monkeypatch.setattr(leases, "BEAT_S", 1.0)
+    monkeypatch.setattr(leases, "POLL_S", 0.2)
 
 
 def is_waited_for(s3: str, folder: Path) -> None:
     """A second process gets what the first has made, though that took far longer than a silent one is waited for."""
     with ThreadPoolExecutor(1) as pool, claim(s3) as place:
         second = pool.submit(work, s3, folder / "second")
-        time.sleep(6)
+        time.sleep(7)
         assert not second.done()
         out = Output.open(place.uri, folder / "first")
         (out.folder / "data").write_text("mine")
@@ -62,7 +63,7 @@ def test_one_that_is_silent_is_taken_for_dead(s3: str, tmp_path: Path, monkeypat
 def test_one_that_lives_is_waited_for_when_the_server_was_away(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, back = leases.Leased._write, time.monotonic() + 4.6  # when it has been silent for long enough
+    write, back = leases.Leased._write, time.monotonic() + 4  # between the two looks at one that is silent
 
     def write_when_it_is_back(self: leases.Leased, **changes: object) -> None:
         if time.monotonic() < back:
