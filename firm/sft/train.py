@@ -105,7 +105,7 @@ class PlainTrainer(Trainer):
         with self.accelerator.autocast():
             numbers: dict[str, float] = self.eval_dataset.judge(self.model)
         self.log(dict(numbers))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, numbers)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, numbers)
         return numbers
 
     def _names(self) -> list[str]:
