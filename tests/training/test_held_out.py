@@ -1,5 +1,6 @@
 """Held-out examples are judged while a critic trains: by the bench's numbers, and training is as without."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_they_are_whole_prompts_of_the_test_split(data: Path) -> None:
 
 def test_without_test_examples_it_is_said_before_training(data: Path, tmp_path: Path) -> None:
     ShardWriter(tmp_path / "data" / "test", Example, 10).close()
-    (tmp_path / "data" / "train").symlink_to(data / "train")
+    shutil.copytree(data / "train", tmp_path / "data" / "train")
     with pytest.raises(UserError, match=r"no test examples.*sft\.eval_steps") as caught:
         train(tmp_path / "data", tmp_path / "out", **EVALUATED)
     assert caught.value.exit_code == 2

@@ -28,7 +28,7 @@ from firm.storage.parts import Parts, local, write_part
 disable_progress_bars()
 STEPS = 12  # of 20 that an epoch has
 KILLED = 8
-EVALUATED = {"eval_steps": 3, "eval_examples": 20}
+EVALUATED = {"eval_steps": 5, "eval_examples": 20}  # also where a checkpoint is taken
 WHOLE, STOPPED, RESUMED = "whole", "stopped", "resumed"
 
 
