@@ -14,6 +14,7 @@ RESUMED = ("tests/training/test_rl_learns.py::test_an_audit_that_fails_costs_not
 TIMED = ("tests/training/test_sft_learns.py::test_a_checkpoint_is_also_taken_when_time_has_passed",)
 LOSS = ("tests/unit/sft/test_loss.py",)
 SHARDED = ("tests/training/test_sharded.py::test_two_ranks_that_share_the_parameters_train_as_one[all]",)
+HELD_OUT = ("tests/training/test_held_out.py::test_they_are_whole_prompts_of_the_test_split",)
 PODS = ("tests/integration/test_checkpoint_parts.py::test_each_machine_stores_its_part_and_gets_no_other",)
 POLICIES = ("tests/unit/policies",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
@@ -107,6 +108,17 @@ FAULTS = [
     ),
     Fault("firm/sft/train.py", "* self.accelerator.num_processes /", "/", SHARDED),
     Fault("firm/sft/sharding.py", "fully_shard(module, mesh=mesh, mp_policy=policy)", "pass", SHARDED),
+    Fault("firm/sft/held_out.py", "reshard(model)", "pass", SHARDED),
+    Fault("firm/sft/held_out.py", 'shards_in(data, "test")', 'shards_in(data, "train")', HELD_OUT),
+    Fault("firm/sft/held_out.py", 'listed[i]["prompt"]), i)', "i), i)", HELD_OUT),
+    Fault("firm/sft/ahead.py", "self._waiting.popleft()", "self._waiting.pop()", ("tests/unit/sft/test_ahead.py",)),
+    Fault("firm/launch/job.py", "os._exit(code)", "sys.exit(code)", JOBS),
+    Fault(
+        "firm/storage/given.py",
+        "_size(store, key),",
+        "store.size(key),",
+        (f"{GIVEN}test_the_size_of_an_image_is_asked_for_once",),
+    ),
     Fault("firm/storage/parts.py", "min(wanted.stop, stop)", "stop", SHARDED),
     Fault("firm/storage/checkpoint.py", "self._parts(name, ranks, first_here)", "[]", PODS),
     Fault("firm/launch/job.py", "place_of(name) is not None", "False", PODS),

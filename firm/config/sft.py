@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from firm.config.lora import LoraConfig
 from firm.config.section import NonNegative, Positive, Section, Share
@@ -27,6 +27,8 @@ class SFTConfig(Section):
     max_steps: PositiveInt | None = None
     checkpoint_steps: PositiveInt = 500
     checkpoint_minutes: Positive = 30  # at the latest
+    eval_steps: NonNegativeInt = 0  # how often test examples are judged; 0: never
+    eval_examples: PositiveInt = 256  # at most
     gradient_checkpointing: bool = False
     sharding: Literal["none", "full"] = "none"  # full: a GPU holds its share of parameters, gradients and moments
     lora: LoraConfig | None = None

@@ -87,12 +87,28 @@ def load_model(config: CriticConfig, model: str) -> PreTrainedModel:
 class LocalCritic:
     """A critic in this process; implements :class:`firm.critics.judge.Judge`."""
 
-    def __init__(self, folder: Path, config: CriticConfig, device: torch.device) -> None:
-        """Load a trained critic from ``folder``."""
+    def __init__(
+        self,
+        folder: Path | str,
+        config: CriticConfig,
+        device: torch.device,
+        model: PreTrainedModel | None = None,
+        together: bool = False,
+    ) -> None:
+        """Load a trained critic.
+
+        Args:
+            folder: Of the critic.
+            config: Its configuration.
+            device: Where it judges.
+            model: A model to use, as it is, instead of the folder's.
+            together: Whether the model is shared by ranks that judge at the same time, as many batches each.
+        """
         self.config = config
         self.device = device
         self.encoder = Encoder(load_processor(str(folder), config.max_pixels))
-        self.model = load_model(config, str(folder)).to(device).eval()
+        self.model = load_model(config, str(folder)).to(device).eval() if model is None else model
+        self._together = together
         self.rubrics: Mapping[str, Rubric] = {d: load_rubric(name) for d, name in config.rubrics.items()}
         self._prefix, self._scores = self.encoder.score_tokens()
 
@@ -205,6 +221,7 @@ class LocalCritic:
         output = self.model.generate(
             **self._arguments(inputs, past), do_sample=False, max_new_tokens=max(m.limit for m in manners),
             pad_token_id=self.encoder.pad, logits_processor=[pen], stopping_criteria=[End(manners, start, stop)],
+            synced_gpus=self._together,
         )  # fmt: skip
         rows: list[list[int]] = output[:, start:].tolist()
         return [self._reply(row[: m.limit], steps) for row, m, steps in zip(rows, manners, pen.steps(), strict=True)]

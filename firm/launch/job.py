@@ -73,7 +73,7 @@ def worker_main(train: Train) -> None:
     """Main function of a worker: runs ``train(request, inputs, out)`` and hands a UserError to the launcher.
 
     One process per machine opens the output and fetches the inputs; the others use the same folders. Only the first
-    failing rank is reported, unless rank 0 fails too.
+    failing rank is reported, unless rank 0 fails too. It ends at once, though threads may store what is then of no use.
     """
     from firm import dist, lifeline  # torch: only workers pay for it
 
@@ -86,16 +86,26 @@ def worker_main(train: Train) -> None:
         train(request, inputs, out)
         if ranks.is_main:
             out.hand_over()
-    except Exception as problem:
-        fault = os_error(problem)
-        if isinstance(problem, UserError):
-            raise SystemExit(_leave(problem, uri)) from problem
-        if fault is None or fault.errno not in DISK_FAULTS:
-            raise
-        traceback.print_exception(problem)
-        raise SystemExit(_leave(disk_error(fault, fault.filename or uri), uri)) from problem
+    except (Exception, SystemExit) as problem:
+        code = _explain(problem, uri)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # Python itself would wait for a checkpoint's upload
     finally:
         dist.stop()
+
+
+def _explain(problem: Exception | SystemExit, uri: str) -> int:
+    """Say why a worker ends, to the launcher or in the log; returns the exit code."""
+    if isinstance(problem, SystemExit):
+        return problem.code if isinstance(problem.code, int) else 1
+    if isinstance(problem, UserError):
+        return _leave(problem, uri)
+    traceback.print_exception(problem)
+    fault = os_error(problem)
+    if fault is None or fault.errno not in DISK_FAULTS:
+        return 1
+    return _leave(disk_error(fault, fault.filename or uri), uri)
 
 
 def _leave(error: UserError, uri: str) -> int:

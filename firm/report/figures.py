@@ -226,16 +226,33 @@ def _whisker(axes: Axes, low: float, high: float, y: float, colour: str) -> None
     axes.plot([low, high], [y, y], color=colour, marker="|", markersize=8, markeredgewidth=1.6, linewidth=1.6)
 
 
-def loss(steps: Sequence[float], losses: Sequence[float]) -> str:
-    """The critic's training loss over its steps."""
+def loss(losses: Mapping[str, Any], errors: Mapping[str, Any] | None) -> str:
+    """The critic's training loss over its steps.
+
+    Args:
+        losses: A curve.
+        errors: A curve of the mean absolute error on held-out examples, if it was measured.
+    """
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
-        axes.plot(steps, losses, color=CRITIC, marker="o" if len(steps) < 3 else "")
-        axes.set(xlabel="training step", ylabel="loss", ylim=(0, max(losses) * 1.05 or 1))
+        _from_zero(axes, losses, "loss", CRITIC)
+        axes.set_xlabel("training step")
         axes.grid(axis="y")
+        if errors:
+            right = axes.twinx()
+            _from_zero(right, errors, "error on held-out examples", KEPT)
+            right.spines["right"].set_visible(True)
+            axes.yaxis.label.set_color(CRITIC)
+            right.yaxis.label.set_color(KEPT)
 
     return draw("loss", (5.0, 2.9), paint)
+
+
+def _from_zero(axes: Axes, curve: Mapping[str, Any], label: str, colour: str) -> None:
+    axes.plot(curve["x"], curve["y"], color=colour, marker="o" if len(curve["x"]) < 3 else "")
+    axes.set_ylim(0, max(curve["y"]) * 1.05 or 1)
+    axes.set_ylabel(label)
 
 
 def before_after(rows: Rows) -> str:

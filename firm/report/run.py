@@ -123,7 +123,7 @@ def _data(
     curation, sft, bench, rl, evaluation = (summaries[n] for n in ("data", "critic", "bench", "policy", "samples"))
     measured, auditor, reward = config.bench, config.auditor, config.reward
     teacher = config.curation.evaluator if config.curation else None
-    loss = next((c for c in sft.curves if c.name == "loss" and c.x), None)
+    curves = {curve.name: curve.model_dump(mode="json") for curve in sft.curves if curve.x}
     agreement = _ordered(bench, "agreement", config)
     critic = [row for row in agreement if row["judge"] == "critic"]
     return {
@@ -150,7 +150,8 @@ def _data(
         "histogram": _ordered(curation, "histogram", config),
         "rewritten": _ordered(curation, "rewritten", config),
         "rewritings": curation.tables.get("rewritings", []),
-        "loss": loss.model_dump(mode="json") if loss else None,
+        "loss": curves.get("loss"),
+        "held_out": curves.get("eval/mae"),
         "invalid": _invalid(summaries),
         "notes": {s.stage: s.notes for s in summaries.values() if s.notes},
         "lineage": lineage,
@@ -207,14 +208,14 @@ def _figures(data: Mapping[str, Any]) -> dict[str, Any]:
         rows = [row for row in data[table] if row["dimension"] == dimension]
         return [row for row in rows if row["by"] in by] if by else rows
 
-    loss = data["loss"]
+    loss, held_out = data["loss"], data["held_out"]
     rl = data["rl"]
     checks = [row for row in data["audits"] if row["sample"] == "check"]
     judged = dict.fromkeys(str(row["dimension"]) for row in data["histogram"])
     return {
         "before_after": figures.before_after(data["scores"]) if data["scores"] else "",
         "audits": figures.audits(checks, rl["kept_epoch"], bool(rl["stopped_by_auditor"])) if checks else "",
-        "loss": figures.loss(loss["x"], loss["y"]) if loss else "",
+        "loss": figures.loss(loss, held_out) if loss else "",
         "histogram": {d: figures.histogram(d, of("histogram", d)) for d in judged},
         "errors": {d: figures.errors(d, of("agreement", d, ("all", "source"))) for d in data["dimensions"]},
         "confusion": {d: figures.confusion(d, of("confusion", d)) for d in data["dimensions"]},

@@ -6,6 +6,8 @@ their gradient; answers are a hundredth of the tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +25,17 @@ def only_answers(model: Any) -> None:
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of a LoRA
     inner.loss_function = loss = AnswerLoss(head)
     head.forward = loss.take
+
+
+@contextmanager
+def with_logits(model: Any) -> Iterator[None]:
+    """Let a model that `only_answers` has changed return logits meanwhile."""
+    head = model.get_output_embeddings()
+    take = head.__dict__.pop("forward")
+    try:
+        yield
+    finally:
+        head.forward = take
 
 
 class AnswerLoss:

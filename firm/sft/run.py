@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from firm.config import RunConfig
 from firm.launch.job import TrainingJob
 from firm.launch.launcher import launch
@@ -14,6 +16,8 @@ WORKER = "firm.sft.train"
 STAGE = Stage(name="sft", sections=("seed", "critic", "sft"), reads={"data": "train/"}, worker=WORKER)
 CRITIC = "critic"
 METRICS = "metrics.jsonl"
+EVAL = "eval/"
+"""Start of the names of what held-out examples show."""
 
 
 def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
@@ -32,6 +36,11 @@ def run(config: RunConfig, inputs: Inputs, out: Output) -> Summary:
     job = TrainingJob(config.name, "sft", WORKER, request, inputs.refs, STAGE.reads, streams=("data",))
     launch(job, out, config.launch)
     lines = read_metrics(out.folder / METRICS)
-    losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
-    curve = Curve(name="loss", x=[s for s, _ in losses], y=[loss for _, loss in losses])
-    return Summary(stage="sft", metrics={"loss": losses[-1][1], "steps": float(losses[-1][0])}, curves=[curve])
+    names = dict.fromkeys(name for line in lines for name in line if name == "loss" or name.startswith(EVAL))
+    curves = [_curve(name, [line for line in lines if name in line]) for name in names]
+    last = lines[-1]
+    return Summary(stage="sft", metrics={"loss": last["loss"], "steps": float(last["step"])}, curves=curves)
+
+
+def _curve(name: str, lines: Sequence[Mapping[str, float]]) -> Curve:
+    return Curve(name=name, x=[line["step"] for line in lines], y=[line[name] for line in lines])

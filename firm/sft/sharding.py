@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from firm import dist
@@ -41,6 +41,7 @@ def shard(model: nn.Module, dtype: torch.dtype, ranks: Ranks) -> None:
     for module in (*blocks_of(model), model):
         in_float32(module)  # one after the other, so that the host never holds all of them in float32
         fully_shard(module, mesh=mesh, mp_policy=policy)
+    register_fsdp_forward_method(model, "generate")  # of a LoRA, it goes past its own forward pass
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
@@ -52,6 +53,12 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 def is_sharded(model: nn.Module) -> bool:
     """Whether this rank holds some rows only."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def reshard(model: nn.Module) -> None:
+    """Give up what a forward pass without a backward pass has left whole: the parameters outside of blocks."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
 
 
 def unsharded(model: nn.Module, make: Callable[[], nn.Module], ranks: Ranks) -> nn.Module | None:

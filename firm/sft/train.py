@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,11 @@ from firm.launch.job import worker_main
 from firm.progress import Task
 from firm.records import SCORES, Example, Invalid, UserError
 from firm.seeds import seed_for
+from firm.sft.ahead import Ahead, one_thread
+from firm.sft.held_out import HeldOut
 from firm.sft.loss import only_answers
 from firm.sft.optimizer import Muon
+from firm.sft.run import EVAL
 from firm.sft.sharding import in_float32, is_sharded, shard, unsharded
 from firm.sft.watched import Watched
 from firm.storage.artifacts import Output
@@ -63,10 +66,32 @@ class PlainTrainer(Trainer):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
+        self._epoch: Iterator[Batch] | None = None
         only_answers(self.model)
         self.model_accepts_loss_kwargs = True  # have the answers' tokens counted
         if is_sharded(self.model):  # so that the Trainer makes no copies on the ranks of it
             self.accelerator.prepare_model(self.model, device_placement=False, evaluation_mode=True)
+
+    def train(self, *arguments: Any, **options: Any) -> Any:
+        """Train; nothing is prepared any more when it ends, however it does."""
+        self._thread = one_thread()
+        try:
+            return super().train(*arguments, **options)
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+
+    def get_train_dataloader(self) -> Any:
+        """Batches wait on the host for their turn: the Trainer moves them when they are computed."""
+        loader = super().get_train_dataloader()
+        loader.device = None
+        return loader
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device) -> Any:
+        """The batches of a step, prepared by a thread while the one before was computed."""
+        if epoch_iterator is not self._epoch:
+            self._epoch = epoch_iterator
+            self._ahead = Ahead(epoch_iterator, self.args.gradient_accumulation_steps, self._thread)
+        return super().get_batch_samples(self._ahead, num_batches, device)
 
     def compute_loss(
         self, model: Any, inputs: Batch, *_: Any, num_items_in_batch: Any = None, **__: Any
@@ -74,6 +99,14 @@ class PlainTrainer(Trainer):
         """Mean over the tokens of all answers of a step, whichever rank and micro-batch has them."""
         loss: torch.Tensor = model(**inputs).loss
         return loss * self.accelerator.num_processes / num_items_in_batch  # gradients are averaged over ranks
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Judge the `HeldOut` examples; the numbers go where the loss goes."""
+        with self.accelerator.autocast():
+            numbers: dict[str, float] = self.eval_dataset.judge(self.model)
+        self.log(dict(numbers))
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, numbers)
+        return numbers
 
     def _names(self) -> list[str]:
         names = {id(p): n for n, p in self.model.named_parameters()}
@@ -202,6 +235,8 @@ def arguments(critic: CriticConfig, sft: SFTConfig, seed: int, folder: Path) -> 
         save_strategy="steps",
         save_steps=sft.checkpoint_steps,
         logging_steps=1,
+        eval_strategy="steps" if sft.eval_steps else "no",
+        eval_steps=sft.eval_steps or None,
         report_to=[],
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -228,11 +263,13 @@ def train(request: dict[str, Any], inputs: Mapping[str, Path], out: Output) -> N
         shard(model, getattr(torch, critic.dtype), ranks)
     else:
         model = prepare(*origin)
+    data = uri_of(inputs, "data")
     trainer = PlainTrainer(
         model=model,
         args=arguments(critic, sft, request["seed"], checkpoints.folder),
         data_collator=Collator(encoder),
-        train_dataset=Table(shards_in(uri_of(inputs, "data"), "train"), Example, ("messages", "images")),
+        train_dataset=Table(shards_in(data, "train"), Example, ("messages", "images")),
+        eval_dataset=HeldOut(data, critic, sft.eval_examples, request["seed"]) if sft.eval_steps else None,
         callbacks=[Reporter(checkpoints), Watched(out)],
         optimizers=(Muon(model, sft) if sft.optimizer == "muon" else None, None),
     )
@@ -253,9 +290,13 @@ def _save(model: Any, encoder: Encoder, critic: CriticConfig, sft: SFTConfig, fo
 
 
 def _save_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    lines = [line for line in history if "loss" in line]
-    kept = ({k: line[k] for k in ("step", "loss", "grad_norm", "learning_rate")} for line in lines)
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    lines: dict[int, dict[str, Any]] = {}
+    for line in history:
+        kept = {k: line[k] for k in sorted(line) if k.startswith(EVAL)}
+        if "loss" in line:
+            kept = {k: line[k] for k in ("step", "loss", "grad_norm", "learning_rate")}
+        lines.setdefault(line["step"], {}).update(kept)
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines.values() if "loss" in line))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ from firm.storage.artifacts import Output
 
 
 class Watched(TrainerCallback):
-    """The first rank's board: loss, gradient norm and learning rate of each step, examples a second and memory."""
+    """The first rank's board: loss, gradient norm and learning rate of each step, examples a second and memory.
+
+    Where held-out examples are judged, their numbers as well.
+    """
 
     def __init__(self, out: Output) -> None:
         """The board is beside the artifact ``out``."""
@@ -33,7 +36,8 @@ class Watched(TrainerCallback):
             return
         step, now = state.global_step, time.monotonic()
         batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        speed = {"examples_a_second": (step - self._last[0]) * batch / max(now - self._last[1], 1e-9)}
+        steps = step - self._last[0]  # none, where what held-out examples have shown follows the loss
+        speed = {"examples_a_second": steps * batch / max(now - self._last[1], 1e-9)} if steps else {}
         self._last = (step, now)
         plain = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
         self._board.write(step, {**plain, **speed, **memory()})

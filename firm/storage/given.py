@@ -19,7 +19,7 @@ from firm.config.data_path import is_remote, split_pin, with_pin
 from firm.records import UserError
 from firm.storage.digests import content_hash, digest_of, followed
 from firm.storage.files import parallel, sha256, sha256_file, temporary_folder
-from firm.storage.hub import fetch_from_hub, open_on_hub
+from firm.storage.hub import SIZES, fetch_from_hub, open_on_hub
 from firm.storage.open import open_store
 from firm.storage.ranges import open_ranges
 
@@ -62,7 +62,7 @@ def open_remote(uri: str) -> BinaryIO:
         return open_on_hub(uri)
     bucket, key = _split(uri)
     store = _open_bucket(bucket)
-    return open_ranges(store.size(key), lambda start, length: store.part(key, start, length))
+    return open_ranges(_size(store, key), lambda start, length: store.part(key, start, length))
 
 
 def render_sums(sums: Mapping[str, str]) -> bytes:
@@ -179,6 +179,11 @@ def _split(uri: str) -> tuple[str, str]:
 
 def _open_bucket(uri: str) -> S3Store:
     return _store(uri, *map(os.environ.get, _CONNECTION))
+
+
+@lru_cache(maxsize=SIZES)
+def _size(store: S3Store, key: str) -> int:
+    return store.size(key)
 
 
 @lru_cache(maxsize=8)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from firm.records import UserError
 from firm.storage.ranges import open_ranges
+
+SIZES = 2**16
+"""Of files whose sizes are kept: source images are read in every epoch."""
 
 
 def fetch_from_hub(uri: str) -> Path:
@@ -30,13 +34,13 @@ def fetch_from_hub(uri: str) -> Path:
 
 def open_on_hub(uri: str) -> BinaryIO:
     """A file of a dataset, read there, and not kept; raises `UserError`, also while it is read."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
     dataset, commit, name = _parts(uri)
     with _explained(uri):
         url = hf_hub_url(dataset, name, repo_type="dataset", revision=commit)
-        size = get_hf_file_metadata(url).size or 0
+        size = _size(url)
 
     def fetch(start: int, length: int) -> bytes:
         with _explained(uri):
@@ -48,6 +52,13 @@ def open_on_hub(uri: str) -> BinaryIO:
             return bytes(response.content)
 
     return open_ranges(size, fetch)
+
+
+@lru_cache(maxsize=SIZES)
+def _size(url: str) -> int:
+    from huggingface_hub import get_hf_file_metadata
+
+    return get_hf_file_metadata(url).size or 0
 
 
 def _parts(uri: str) -> tuple[str, str, str]:

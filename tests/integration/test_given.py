@@ -11,7 +11,7 @@ import pytest
 from integration.conftest import S3Server
 from integration.slips import Result, call, complains
 from PIL import Image
-from shared import HTTPRequest, python_path, serving
+from shared import HTTPRequest, python_path, relay, serving
 from typer.testing import CliRunner
 
 from firm import cli, preflight
@@ -81,6 +81,20 @@ def test_what_is_put_is_read_as_if_it_were_here(folder: Path, s3_uri: str) -> No
     assert all(image_size(str(p.image), "") == (8, 8) for p in there)
     for follow in ((), ("source_image",), IMAGES):
         assert given(uri).content_hash(follow) == given(str(folder / "edits.jsonl")).content_hash(follow)
+
+
+def test_the_size_of_an_image_is_asked_for_once(
+    folder: Path, s3_server: S3Server, s3_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Source images are read again in every epoch."""
+    image = prompts_of(put(folder / "edits.jsonl", s3_uri))[0].image
+    asked: list[str] = []
+    server = s3_server.env["FIRM_S3_ENDPOINT"]
+    with serving(lambda request: (asked.append(request.command), relay(request, server))[1]) as url:
+        monkeypatch.setenv("FIRM_S3_ENDPOINT", url)
+        seen = [(image_size(str(image), ""), open_image(str(image), "").tobytes()) for _ in range(3)]
+    assert seen[0] == seen[1] == seen[2]
+    assert asked.count("HEAD") == 1 and asked.count("GET") >= 6
 
 
 def test_the_list_of_hashes_is_one_that_sha256sum_reads(folder: Path, s3_uri: str) -> None:
@@ -432,9 +446,13 @@ def reads(tmp_path: Path, url: str, name: str = "edits.jsonl") -> Result:
 
 
 def test_a_dataset_of_the_hub_is_read_at_its_commit(folder: Path, tmp_path: Path) -> None:
-    with serving(hub(folder)) as url:
+    asked: list[str] = []
+    answer = hub(folder)
+    with serving(lambda request: (asked.append(f"{request.command} {request.path}"), answer(request))[1]) as url:
         result = reads(tmp_path, url)
         assert result.returncode == 0, result.stderr
+        sizes = [line for line in asked if line.startswith("HEAD ") and line.endswith(".png")]
+        assert len(sizes) == len(set(sizes)) == ROWS, "each is asked for once"
         lines = [f"make it red, {i} (8, 8) ({20 * i}, 0, 0)" for i in range(ROWS)]
         assert result.stdout.splitlines() == lines
         assert not list((tmp_path / "cache").rglob("*.png"))

@@ -1,5 +1,7 @@
 """The critic learns from rendered examples, and a resumed run is the uninterrupted one."""
 
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +19,7 @@ from firm.critics.encoder import Encoder
 from firm.critics.judge import JudgeInput, soft_scores
 from firm.critics.local import LocalCritic, load_processor
 from firm.metrics import read_metrics
-from firm.records import Example, Judgement
+from firm.records import Example, Judgement, UserError
 from firm.sft import train as worker
 from firm.sft.train import Collator, prepare
 from firm.shapes.models import WEIGHTS
@@ -190,6 +192,19 @@ def test_a_checkpoint_is_also_taken_when_time_has_passed(data: Path, tmp_path: P
     train(data, tmp_path / "out", **options)
     kept = sorted(path.name for path in (tmp_path / "out" / "work" / "checkpoints").glob("checkpoint-*"))
     assert kept == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_damaged_shard_is_said_and_nothing_is_read_any_more(data: Path, tmp_path: Path) -> None:
+    """Rows are read by a thread, whose errors come through."""
+    shutil.copytree(data, tmp_path / "data")
+    shard = tmp_path / "data" / "train" / "part-00001.parquet"
+    content = bytearray(shard.read_bytes())
+    for place in range(1000, len(content) // 2, 1000):
+        content[place] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=f"corrupt.*{shard.name}"):
+        train(tmp_path / "data", tmp_path / "out", max_steps=40, batch_size=8)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 def test_checkpoints_hold_no_pickle(data: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from firm.storage.parts import Parts, local, write_part
 disable_progress_bars()
 STEPS = 12  # of 20 that an epoch has
 KILLED = 8
+EVALUATED = {"eval_steps": 5, "eval_examples": 20}  # also where a checkpoint is taken
 WHOLE, STOPPED, RESUMED = "whole", "stopped", "resumed"
 
 
@@ -75,6 +76,12 @@ def losses(folder: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(folder / "metrics.jsonl")]
 
 
+def judged(folder: Path) -> list[dict[str, float]]:
+    """What held-out examples have shown, by step."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    return [{name: value for name, value in line.items() if name.startswith("eval/")} for line in lines]
+
+
 @pytest.fixture
 def together(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any]], Path]:
     """Runs the worker at the end of this file on two ranks; returns where it wrote."""
@@ -93,8 +100,8 @@ def together(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, id="all"),
-        pytest.param({"lora": {"rank": 4, "alpha": 8}}, id="lora"),
+        pytest.param(EVALUATED, id="all"),
+        pytest.param({"lora": {"rank": 4, "alpha": 8}, **EVALUATED}, id="lora"),
         pytest.param({"sharding": "none"}, id="copies", marks=pytest.mark.slow),
         pytest.param(
             {"gradient_accumulation": 2, "gradient_checkpointing": True}, id="accumulated", marks=pytest.mark.slow
@@ -127,6 +134,9 @@ def test_two_ranks_that_share_the_parameters_train_as_one(
     print(f"{share:.3f} of the memory, {apart / way:.5f} of the way apart")
     assert apart <= 0.02 * way, "the critic that is saved is the one that was trained"
 
+    assert judged(two / WHOLE) == [pytest.approx(line, abs=0.02) for line in judged(tmp_path / "one")]
+    assert any(judged(two / WHOLE)) == ("eval_steps" in options)
+    assert judged(two / RESUMED) == judged(two / WHOLE)
     assert losses(two / RESUMED) == losses(two / WHOLE)
     whole, resumed = weights(two / WHOLE), weights(two / RESUMED)
     assert whole.keys() == resumed.keys() and all(torch.equal(t, resumed[name]) for name, t in whole.items())

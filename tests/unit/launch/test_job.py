@@ -26,6 +26,8 @@ import os, signal, time
 from firm import dist
 from firm.launch.job import worker_main
 from firm.records import UserError
+from firm.storage.checkpoint import Checkpoints
+from firm.storage.files import parallel
 
 def train(request, inputs, out):
     ranks = dist.start()
@@ -50,6 +52,14 @@ def train(request, inputs, out):
                 {}["a bug"]
         case "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        case "fail while storing":
+            out.publish = lambda *names: parallel(time.sleep, [200])  # a slow store
+            checkpoints = Checkpoints(out)
+            (checkpoints.folder / "step-1").mkdir(parents=True)
+            (checkpoints.folder / "step-1" / "part").write_text("")
+            checkpoints.begin("step-1", "part")
+            time.sleep(1)
+            raise UserError("no birds", "here")
         case "sleep":
             time.sleep(60)
 
@@ -124,6 +134,13 @@ def test_a_failure_of_the_second_worker_ends_the_first(job: Any, out: Output) ->
     with pytest.raises(UserError, match="no dogs"):
         launch(job("fail on 1"), out, LocalLaunch(num_workers=2))
     assert time.monotonic() - start < 50
+
+
+def test_a_worker_that_fails_does_not_wait_for_its_checkpoint(job: Any, out: Output) -> None:
+    start = time.monotonic()
+    with pytest.raises(UserError, match="no birds"):
+        launch(job("fail while storing"), out, LocalLaunch())
+    assert time.monotonic() - start < 150
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ def curation() -> Summary:
 def sft(trained: bool = True) -> Summary:
     if not trained:
         return Summary(stage="sft", notes=["The critic is served at an endpoint: nothing was trained."])
-    return Summary(stage="sft", metrics={"loss": 0.5}, curves=[Curve(name="loss", x=[10, 20, 30], y=[3.0, 1.0, 0.5])])
+    curves = [Curve(name="loss", x=[10, 20, 30], y=[3.0, 1.0, 0.5]), Curve(name="eval/mae", x=[10, 30], y=[1.2, 0.7])]
+    return Summary(stage="sft", metrics={"loss": 0.5}, curves=curves)
 
 
 def bench(config: RunConfig) -> Summary:

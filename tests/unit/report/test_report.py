@@ -53,6 +53,7 @@ def test_the_page_says_what_came_out(whole: tuple[str, str, Summary]) -> None:
     assert summary.metrics["auditor_reward_gain"] == pytest.approx(0.08)
     assert summary.metrics["auditor_instruction_following_gain"] == 0.48
     assert [row["dimension"] for row in data["scores"][::3]] == ["reward", *DIMENSIONS[:1], *DIMENSIONS]
+    assert data["held_out"]["y"] == [1.2, 0.7] and "error on held-out examples" in page and "in points" in page
     for part in ("histogram", "errors", "confusion", "audits", "loss", "before-after"):
         assert f'id="{part}' in page
 
