@@ -30,7 +30,12 @@ def test_the_images_are_those_of_encoding_every_row(policy: Policy, guidance: fl
     negative = policy.encode([Prompt(text="")] * 5)
     one_by_one = sample(policy, policy.encode(PROMPTS), noise, 4, guidance_scale=guidance, negative=negative)
     found = generate(
-        policy, encode(policy, PROMPTS, guided=guidance != 1), noise, num_inference_steps=4, guidance_scale=guidance, batch_size=5
+        policy,
+        encode(policy, PROMPTS, guided=guidance != 1),
+        noise,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        batch_size=5,
     )
     assert to_images(policy, found.latents, 5) == to_images(policy, one_by_one, 5)
 
@@ -39,7 +44,9 @@ def test_the_images_are_those_of_encoding_every_row(policy: Policy, guidance: fl
 def test_batches_change_nothing(policy: Policy, batch_size: int) -> None:
     noise = noise_for(policy.latent_shape, 3, "test", range(5))
     whole = generate(policy, encode(policy, PROMPTS), noise, num_inference_steps=3, solver="dpm2", batch_size=5)
-    parts = generate(policy, encode(policy, PROMPTS), noise, num_inference_steps=3, solver="dpm2", batch_size=batch_size)
+    parts = generate(
+        policy, encode(policy, PROMPTS), noise, num_inference_steps=3, solver="dpm2", batch_size=batch_size
+    )
     torch.testing.assert_close(parts.latents, whole.latents, rtol=1e-4, atol=1e-4)
 
 
