@@ -55,7 +55,9 @@ def test_nested_use_moves_them_once_and_a_failure_brings_them_home() -> None:
     with pytest.raises(KeyError), policy.encoders.here():
         there = values_of(policy)
         assert not set(there) & set(home)
+        used: list[list[int]] = []
+        policy.family.encoders[0].register_forward_pre_hook(lambda *_: used.append(values_of(policy)))
         policy.encode([Prompt(text="a red circle")])
-        assert values_of(policy) == there
+        assert used == [there] and values_of(policy) == there
         raise KeyError
     assert values_of(policy) == home
