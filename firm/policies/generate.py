@@ -84,7 +84,7 @@ def generate(
     negative = encoded.negative if guidance_scale != 1 else None
 
     def denoised(samples: slice) -> Tensor:
-        other = negative and negative.of(samples)
+        other = negative.of(samples) if negative else None
         given = encoded.of(samples), noise[samples]
         return sample(policy, *given, num_inference_steps, solver, guidance_scale, other)
 

@@ -62,7 +62,7 @@ class Family(Protocol):
 
     edits: ClassVar[bool]
     denoiser: nn.Module
-    encoders: Sequence[nn.Module]
+    encoders: tuple[nn.Module, ...]
     lora_targets: tuple[str, ...]
     latent_shape: tuple[int, ...]
 

@@ -19,7 +19,7 @@ DEVICE = torch.device("cpu", 0)  # to torch another place than "cpu": what is mo
 
 
 def trained(task: str, wait: bool) -> tuple[RLTrainer, list[str], list[Any]]:
-    """A trainer after two epochs and all audits; passes of encoder and denoiser, and where encoders were; what came out."""
+    """A trainer after two epochs and all audits, passes and whether encoders were away from the host, and results."""
     few = {
         "prompts_per_epoch": 2, "group_size": 3, "max_epochs": 2, "num_inference_steps": 2, "batch_size": 2,
         "timesteps": "uniform", "lora": {"rank": 2, "alpha": 4},
