@@ -17,6 +17,11 @@ SHARDED = ("tests/training/test_sharded.py::test_two_ranks_that_share_the_parame
 HELD_OUT = ("tests/training/test_held_out.py::test_they_are_whole_prompts_of_the_test_split",)
 PODS = ("tests/integration/test_checkpoint_parts.py::test_each_machine_stores_its_part_and_gets_no_other",)
 POLICIES = ("tests/unit/policies",)
+ENCODERS = ("tests/unit/policies/test_encoders.py",)
+ENCODED = ("tests/unit/rl/test_encoded_once.py",)
+EVALUATED = ("tests/unit/evaluate/test_resume.py::test_prompts_are_encoded_once_for_all_policies_of_one_base",)
+WAITING = ("tests/unit/plan/test_policy.py::test_encoders_that_wait_are_left_out_but_for_encoding",)
+RANKS = ("tests/unit/plan/test_policy.py::test_a_rank_that_shares_the_base_holds_its_share_and_two_blocks",)
 CRITICS = ("tests/unit/critics", "tests/property/test_answers_property.py", "tests/property/test_soft_property.py")
 CHILD = ("tests/integration/test_critic_child.py",)
 FEW = ("tests/unit/rl/test_rollout.py::test_a_group_with_too_few_valid_judgements_is_left_out",)
@@ -96,6 +101,8 @@ FAULTS = [
     Fault("firm/rl/train.py", "config.auditor.num_images < ranks.size", "False", SHARED_BASE),
     Fault("firm/config/rl.py", 'self.sharding == "base" and self.lora is None', "False", SHARED_BASE),
     Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
+    Fault("firm/rl/auditor.py", "if self._encoded is None or", "if True or", ENCODED),
+    Fault("firm/rl/auditor.py", "or self._encoded[0] != purpose", "", ENCODED),
     Fault("firm/rl/auditor.py", "self.ranks.share(len(drawn))", "range(len(drawn))", DIVIDED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
     # training the critic
@@ -203,6 +210,8 @@ FAULTS = [
     Fault("firm/policies/qwen_image_edit.py", " * std + mean", " * std", POLICIES),
     Fault("firm/policies/qwen_image_edit.py", 'tensors.get("prompt_embeds_mask")', 'tensors.get("mask")', POLICIES),
     Fault("firm/policies/generate.py", 'text="", image=prompt.image', 'text="", image=prompts[0].image', POLICIES),
+    Fault("firm/policies/encoders.py", "tensor.data = value  #", "pass  #", ENCODERS),
+    Fault("firm/policies/encoders.py", "self.waiting = False", "pass", ENCODERS),
     Fault("firm/policies/sampler.py", "/ (2 * ratio)", "/ ratio", POLICIES),
     Fault("firm/policies/generate.py", "row[prompt] for prompt in prompts", "0 for prompt in prompts", POLICIES),
     Fault(
@@ -396,6 +405,8 @@ FAULTS = [
     # a run of edits
     Fault("firm/bench/run.py", "images=with_source(prompts[i], png)", "images=[png]", EDITED),
     Fault("firm/curation/sources.py", "images=with_source(judged, png)", "images=[png]", EDITED),
+    Fault("firm/evaluate/run.py", "if encoder != policy.config", "if True", EVALUATED),
+    Fault("firm/evaluate/run.py", "if encoder != policy.config", "if encoder is None", EVALUATED),
     Fault("firm/evaluate/run.py", "images=with_source(prompt, png)", "images=[png]", EDITED),
     Fault("firm/rl/train.py", "for alarm in alarms(lines, monitors))", "for alarm in ())", ALARMED),
     Fault("firm/rl/train.py", '"alarms": float(len(raised))', '"alarms": 0.0', ALARMED),
@@ -520,6 +531,10 @@ FAULTS = [
     Fault("firm/plan/policy.py", "enable_gradient_checkpointing()", "eval()", UPDATED),
     Fault("firm/plan/policy.py", "(1 if guidance == 1 else 2)", "1", SAMPLED),
     Fault("firm/plan/origins.py", "except Exception as error:", "except ImportError as error:", REFUSED),
+    Fault("firm/plan/policy.py", "self._meter.peak - self.encoders", "self._meter.peak", WAITING),
+    Fault("firm/plan/policy.py", "frozen // ranks - sum(blocks)", "frozen // ranks - frozen", RANKS),
+    Fault("firm/plan/stages.py", 'rl.sharding == "base" and self.workers > 1', "False", PLANNED),
+    Fault("firm/plan/stages.py", "_part(memory, *HELD) + policy.encoders", "_part(memory, *HELD)", PLANNED),
     Fault("firm/plan/stages.py", "* (audited / self.workers)", "* audited", PLANNED),
     Fault("firm/plan/stages.py", "find_family(policy.family, key).check(model, key)", "pass", PLANNED),
 ]

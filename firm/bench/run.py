@@ -22,7 +22,7 @@ from firm.critics.child import served
 from firm.critics.judge import Judge
 from firm.critics.labeller import open_labeller
 from firm.critics.load import load_critic, open_judge, trained_critic
-from firm.policies.generate import draw, equally_often
+from firm.policies.generate import draw, encode, equally_often
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
 from firm.prompts import Splits, load_prompts, with_source
@@ -178,7 +178,7 @@ def _candidates(
 ) -> list[Candidate]:
     images = draw(
         policy,
-        [prompts[i] for i in indices],
+        encode(policy, [prompts[i] for i in indices], guided=source.guidance_scale != 1),
         indices,
         config.seed,
         f"bench/{source.name}",

@@ -18,6 +18,7 @@ class PolicyConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of weights and computing; what trains is float32
     resolution: PositiveInt
     max_sequence_length: PositiveInt = 256  # T5 tokens of sd3; 1 where the model has no T5
+    offload_encoders: bool = False  # encoders of text and of sources are on the host, except while they encode
 
     def named_files(self) -> Iterator[NamedFile]:
         """The model."""

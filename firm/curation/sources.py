@@ -92,12 +92,12 @@ class Generated:
 
     def make(self, split: Split, indices: Sequence[int]) -> list[Candidate]:
         """Sample a batch."""
-        from firm.policies.generate import draw
+        from firm.policies.generate import draw, encode
 
         drawn = [self._draw(split, i) for i in indices]
         images = draw(
             self.policy,
-            [asked for asked, _ in drawn],
+            encode(self.policy, [asked for asked, _ in drawn], guided=self.config.guidance_scale != 1),
             indices,
             self.seed,
             f"candidate/{self.config.name}/{split}",

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from firm.chat.journal import Journals
-from firm.config import SteeredRun
+from firm.config import EvaluateConfig, PolicyConfig, SteeredRun
 from firm.critics.child import served
 from firm.critics.load import trained_critic
 from firm.evaluate.suite import Suite, find_suite
-from firm.policies.generate import draw
+from firm.policies.encoders import HOST
+from firm.policies.generate import Encoded, draw, encode
 from firm.policies.policy import Policy, load_policy
 from firm.progress import Task
 from firm.prompts import with_source
@@ -54,6 +55,8 @@ def _judge(config: SteeredRun, suite: Suite, trained: Path, device: torch.device
     task = Task("evaluate", "judging held-out samples", len(policies) * len(prompts), "images", done)
     policy: Policy | None = None
     loaded = ""
+    encoded: dict[range, Encoded] = {}
+    encoder: PolicyConfig | None = None
     for which, indices in batches:
         if done >= len(indices):
             done -= len(indices)
@@ -62,16 +65,34 @@ def _judge(config: SteeredRun, suite: Suite, trained: Path, device: torch.device
             final = which == "final"
             policy = load_policy(trained, device) if final else Policy(config.policy, device)
             loaded = which
+        if encoder != policy.config:  # a trained policy has the encoders of its base
+            encoded = _encoded(config.evaluate, policy, prompts, pieces)
+            encoder = policy.config
         # A batch is made whole, as images may differ in the last bit with its size; what a shard has of it is kept.
-        samples = _samples(config, policy, which, prompts, indices, suite)[done:]
+        samples = _samples(config, policy, which, prompts, indices, encoded[indices], suite)[done:]
         done = 0
         shards.write(samples)
         task.advance(len(samples))
     shards.close()
 
 
+def _encoded(
+    settings: EvaluateConfig, policy: Policy, prompts: Sequence[Prompt], pieces: Sequence[range]
+) -> dict[range, Encoded]:
+    """Prompts of all batches, kept on the host."""
+    guided = any(scale not in (None, 1) for scale in (settings.guidance_scale, settings.base_guidance_scale))
+    with policy.encoders.here():
+        return {piece: encode(policy, [prompts[i] for i in piece], guided).to(HOST) for piece in pieces}
+
+
 def _samples(
-    config: SteeredRun, policy: Policy, which: SampledPolicy, prompts: Sequence[Prompt], indices: range, suite: Suite
+    config: SteeredRun,
+    policy: Policy,
+    which: SampledPolicy,
+    prompts: Sequence[Prompt],
+    indices: range,
+    encoded: Encoded,
+    suite: Suite,
 ) -> list[Sample]:
     asked = [prompts[i] for i in indices]
     settings = config.evaluate
@@ -79,7 +100,7 @@ def _samples(
     assert guidance is not None, "guided samples have a scale"
     images = draw(
         policy,
-        asked,
+        encoded,
         indices,
         config.seed,
         "evaluate",

@@ -24,7 +24,7 @@ from firm.critics.rubrics import load_rubric
 from firm.images import encode_image
 from firm.model_folder import json_object
 from firm.plan.assumptions import Assumptions, Cost
-from firm.plan.meter import Meter
+from firm.plan.meter import Meter, bytes_of
 from firm.plan.origins import going_through
 from firm.records import Prompt, UserError
 from firm.sft.loss import only_answers
@@ -163,7 +163,7 @@ def training(critic: CriticConfig, sft: SFTConfig, questions: Questions, answer_
         memory = Counter({**memory, **_shares(model, workers)})
         step, states = step * (1 / workers), 2 * FLOAT * _number(trained)
     elif workers > 1:
-        memory["buckets"] = _bytes(trained)  # DDP's copies of gradients
+        memory["buckets"] = bytes_of(trained)  # DDP's copies of gradients
     return Training(memory, batch, step, FLOAT * _number(trained) + states)
 
 
@@ -178,14 +178,14 @@ def _shares(model: Any, workers: int) -> Counter[str]:
     outer = [p for p in model.parameters() if p not in inner]
     trained = [p for p in model.parameters() if p.requires_grad]
     frozen = [p for p in model.parameters() if not p.requires_grad]
-    largest = max(blocks, key=_bytes)
+    largest = max(blocks, key=bytes_of)
     gradients = [p for p in (*outer, *largest) if p.requires_grad]
     share = FLOAT * _number(trained) // workers
     return Counter(
-        weights=share + _bytes(frozen) // workers,
+        weights=share + bytes_of(frozen) // workers,
         gradients=share,
         states=2 * share,
-        buckets=_bytes(outer) + 2 * _bytes(largest) + _bytes(gradients) + FLOAT * _number(gradients),
+        buckets=bytes_of(outer) + 2 * bytes_of(largest) + bytes_of(gradients) + FLOAT * _number(gradients),
     )
 
 
@@ -278,7 +278,7 @@ def _answer(
     _ = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, logits_to_keep=1)
     grown = held * critic.max_new_tokens // length
     meter.peak["kv"] += grown
-    read = _bytes([*model.model.language_model.layers.parameters(), model.lm_head.weight])
+    read = bytes_of([*model.model.language_model.layers.parameters(), model.lm_head.weight])
     yield Cost(meter.flops, read + held), 0
 
 
@@ -296,11 +296,6 @@ def _continued(batch: Batch, tokens: int) -> Batch:
 def _cached(cache: Any) -> list[Tensor]:
     """Keys and values."""
     return [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    """Of tensors, each storage once."""
-    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def _number(tensors: Iterable[Tensor]) -> int:

@@ -154,3 +154,8 @@ def _places(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
             masks = index is not None and index.dtype == torch.bool
             places += index.nonzero().unbind(1) if index is not None and masks else [index]
     return places
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, each storage once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())

@@ -12,9 +12,11 @@ import torch
 from firm.config import PolicyConfig, RLConfig
 from firm.dist import Ranks
 from firm.plan.assumptions import Cost
-from firm.plan.meter import Meter
+from firm.plan.meter import Meter, bytes_of
 from firm.plan.origins import going_through
+from firm.policies.encoders import tensors_of
 from firm.policies.policy import Policy
+from firm.policies.sharding import blocks_of
 from firm.rl.train import COPIES
 from firm.rl.update import Batch, Updater
 from firm.storage.checkpoint import optimizer_tensors
@@ -39,6 +41,7 @@ class PolicyMeter:
     """Measures a policy, whose ``model`` is a folder; what it has been made to train stays so.
 
     Attributes:
+        encoders: Bytes that are on the GPU only while prompts are encoded, by part; they are in no other memory here.
         checkpoint: Bytes of a checkpoint of RL.
         saving: Bytes of memory by part while one is written.
     """
@@ -47,11 +50,14 @@ class PolicyMeter:
         self._model = config.model
         self._tokens = prompt_tokens
         self._meter = Meter()
+        self.encoders = Counter[str]()
         self.checkpoint = 0
         self.saving = Counter[str]()
         with self._measuring():
             self._policy = Policy(config, CPU)
             self._meter.watch(self._policy.family.denoiser)
+            if config.offload_encoders:
+                self.encoders["weights"] = bytes_of(tensors_of(self._policy.family.encoders))
 
     @contextmanager
     def _measuring(self) -> Iterator[Meter]:
@@ -75,7 +81,7 @@ class PolicyMeter:
             self.checkpoint = gradients + copies + states  # gradients are as large as what is trained
             meter.reset()
             optimizer_tensors(optimizer, sets.names)
-            self.saving = meter.peak
+            self.saving = self._peak()
             if rl.gradient_checkpointing:
                 denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
 
@@ -90,11 +96,11 @@ class PolicyMeter:
             if guidance != 1:
                 velocity = policy.guided(velocity, velocity.clone(), guidance)
             step = meter.flops * (1 if guidance == 1 else 2)
-            denoising = meter.peak
+            denoising = self._peak()
             del velocity, conditions
             meter.reset()
             policy.decode(latents)
-            memory = max(denoising, meter.peak, key=Counter.total)
+            memory = max(denoising, self._peak(), key=Counter.total)
             return Measured(memory, Cost(steps * step + meter.flops) * (1 / batch))
 
     def update(self, batch: int) -> Measured:
@@ -114,4 +120,18 @@ class PolicyMeter:
             )
             meter.reset()
             self._updater.backward(drawn, 0, False, batch)
-            return Measured(meter.peak, Cost(meter.flops) * (1 / batch))
+            return Measured(self._peak(), Cost(meter.flops) * (1 / batch))
+
+    def shared(self, ranks: int) -> Counter[str]:
+        """Bytes by part that a GPU has more, or less, where ranks share the frozen base; see :meth:`train`.
+
+        As in training of a critic, what is outside of blocks stays together from the first pass on; buckets are two
+        blocks, one of them ahead of time.
+        """
+        denoiser = self._policy.family.denoiser
+        blocks = [bytes_of(p for p in block.parameters() if not p.requires_grad) for block in blocks_of(denoiser)]
+        frozen = bytes_of(p for p in denoiser.parameters() if not p.requires_grad)
+        return Counter(weights=frozen // ranks - sum(blocks), buckets=2 * max(blocks, default=0))
+
+    def _peak(self) -> Counter[str]:
+        return self._meter.peak - self.encoders

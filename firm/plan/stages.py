@@ -27,6 +27,9 @@ from firm.plan.policy import Measured, PolicyMeter
 from firm.policies.policy import find_family
 from firm.records import SPLITS
 
+HELD = ("weights", "gradients", "states")
+"""Parts of a GPU's memory that stay from phase to phase."""
+
 
 class Sampled(RunConfig):
     """A run with a policy."""
@@ -99,7 +102,8 @@ class Planner:
                 policy = _here(source.policy, f"curation.sources.{i}.policy.model")
                 meter = self.policy if policy == config.policy else PolicyMeter(policy, self.given.prompt_tokens)
                 measured = meter.sampling(curation.batch_size, source.num_inference_steps, source.guidance_scale)
-                phases.append(Phase(f"sampling {source.name}", measured.memory, measured.item * number))
+                cost = measured.item * number
+                phases += _sampling(f"sampling {source.name}", meter, measured.memory, cost)
         total = sum(self.candidates.values())
         again = {s.name: s.rewritten * sum(rows(config, s, p, self.given) for p in SPLITS) for s in curation.sources}
         written = round(sum(again.values()))
@@ -138,7 +142,8 @@ class Planner:
                 taught = config.having(TaughtRun, "bench")
                 batch = min(taught.curation.batch_size, source.num_images)
                 measured = self.policy.sampling(batch, source.num_inference_steps, source.guidance_scale)
-                phases.append(Phase(f"sampling {source.name}", measured.memory, measured.item * source.num_images))
+                cost = measured.item * source.num_images
+                phases += _sampling(f"sampling {source.name}", self.policy, measured.memory, cost)
         if drawn:
             calls += teaching(config.having(CuratedRun, "bench"), drawn, self.side, self.given)
         items = self.candidates.get("test", 0) + drawn
@@ -165,13 +170,14 @@ class Planner:
         mine = number * rl.max_epochs / self.workers
         judge = self.judged
         critic = Counter(weights=judge.weights)
-        held = _part(sampled.memory, "weights", "gradients", "states")
+        held = _part(sampled.memory, *HELD) + critic
+        shared = self.policy.shared(self.workers) if rl.sharding == "base" and self.workers > 1 else Counter[str]()
         updating = updated.item * (mine * timesteps * rl.inner_epochs)
         phases = (
-            Phase("sampling", sampled.memory + critic, sampled.item * mine, self.workers),
-            Phase("judging", held + judge.memory + critic, judge.item * mine, self.workers),
-            Phase("updating", updated.memory + critic, updating, self.workers),
-            Phase("saving a checkpoint", self.policy.saving + critic, Cost()),
+            *_sampling("sampling", self.policy, sampled.memory + critic + shared, sampled.item * mine, self.workers),
+            Phase("judging", held + judge.memory + _part(shared, *HELD), judge.item * mine, self.workers),
+            Phase("updating", updated.memory + critic + shared, updating, self.workers),
+            Phase("saving a checkpoint", self.policy.saving + critic + _part(shared, *HELD), Cost()),
             Phase(f"{audits} audits", {}, (sampled.item + judge.item) * (audited / self.workers), self.workers),
         )
         calls = (*self._asked(number * rl.max_epochs + audited), self._audited(config.auditor, audited))
@@ -197,7 +203,9 @@ class Planner:
         measured = [*before, ("final", Measured(kept, final.item))]
         critic = Counter(weights=self.judged.weights)
         phases = [
-            Phase(f"sampling {name}", one.memory + critic, one.item * settings.num_images) for name, one in measured
+            phase
+            for name, one in measured
+            for phase in _sampling(f"sampling {name}", self.policy, one.memory + critic, one.item * settings.num_images)
         ]
         judging_ = self._judging(settings.num_images * len(measured))
         held = Counter(weights=before[0][1].memory["weights"])
@@ -224,6 +232,12 @@ def _here(policy: PolicyConfig, key: str) -> PolicyConfig:
     model = str(configured(policy.model, key))
     find_family(policy.family, key).check(model, key)
     return policy.model_copy(update={"model": model})
+
+
+def _sampling(name: str, policy: PolicyMeter, memory: Counter[str], cost: Cost, gpus: int = 1) -> list[Phase]:
+    """Sampling, and the encoding before it where encoders are on the GPU for that only."""
+    encoding = Phase("encoding prompts", _part(memory, *HELD) + policy.encoders, Cost(), gpus)
+    return [*([encoding] if policy.encoders else []), Phase(name, memory, cost, gpus)]
 
 
 def _part(memory: Mapping[str, int], *names: str) -> Counter[str]:

@@ -17,23 +17,49 @@ from firm.records import Prompt
 
 
 @dataclass(frozen=True)
-class Generated:
-    """N samples.
+class Encoded:
+    """Prompts of N samples.
 
     Attributes:
-        latents: Clean latents [N, ...].
         conditions: The distinct prompts encoded, one row each, in the order of their first sample.
         rows: Row of ``conditions`` for each sample [N].
+        negative: What guidance moves away from: the empty prompt, with the same source. None without guidance.
     """
 
-    latents: Tensor
     conditions: Conditions
     rows: Tensor
+    negative: Encoded | None = None
+
+    def to(self, device: torch.device) -> Encoded:
+        """The same on a device."""
+        return Encoded(self.conditions.to(device), self.rows.to(device), self.negative and self.negative.to(device))
+
+    def of(self, samples: slice) -> Conditions:
+        """Conditions of some of the samples, one row each."""
+        return self.conditions.select(self.rows[samples])
+
+
+@dataclass(frozen=True)
+class Generated:
+    """N samples: clean latents [N, ...], and of what."""
+
+    latents: Tensor
+    encoded: Encoded
+
+
+def encode(policy: Policy, prompts: Sequence[Prompt], guided: bool = False) -> Encoded:
+    """Prompts of N > 0 samples, equal ones once; for guidance also what it moves away from."""
+    row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+    rows = torch.tensor([row[prompt] for prompt in prompts], device=policy.device)
+    with policy.encoders.here():
+        conditions = policy.encode(list(row))
+        away = encode(policy, [Prompt(text="", image=prompt.image) for prompt in prompts]) if guided else None
+    return Encoded(conditions, rows, away)
 
 
 def generate(
     policy: Policy,
-    prompts: Sequence[Prompt],
+    encoded: Encoded,
     noise: Tensor,
     *,
     num_inference_steps: int,
@@ -46,7 +72,7 @@ def generate(
 
     Args:
         policy: The policy.
-        prompts: Prompt of each sample, N > 0; equal ones are encoded once.
+        encoded: Prompts of the samples, on any device.
         noise: Initial noise [N, ...], see :func:`firm.policies.sampler.noise_for`.
         num_inference_steps: Denoising steps.
         solver: "euler" or "dpm2".
@@ -54,25 +80,23 @@ def generate(
         batch_size: Samples denoised together.
         each: Called with the latents of each batch, in order, before the next one is denoised.
     """
-    conditions, rows = _encode(policy, prompts)
-    negative: list[Conditions | None] = [None] * len(rows.split(batch_size))
-    if guidance_scale != 1:
-        away, away_rows = _encode(policy, [Prompt(text="", image=prompt.image) for prompt in prompts])
-        negative = [away.select(r) for r in away_rows.split(batch_size)]
-    idle = policy.passes(len(negative)) - len(negative)
+    encoded = encoded.to(policy.device)
+    negative = encoded.negative if guidance_scale != 1 else None
+
+    def denoised(samples: slice) -> Tensor:
+        other = negative.of(samples) if negative else None
+        given = encoded.of(samples), noise[samples]
+        return sample(policy, *given, num_inference_steps, solver, guidance_scale, other)
+
+    starts = range(0, len(noise), batch_size)
+    idle = policy.passes(len(starts)) - len(starts)
     parts = []
-    for r, n, other in zip(rows.split(batch_size), noise.split(batch_size), negative, strict=True):
-        parts.append(sample(policy, conditions.select(r), n, num_inference_steps, solver, guidance_scale, other))
+    for start in starts:
+        parts.append(denoised(slice(start, start + batch_size)))
         each(parts[-1])
     for _ in range(idle):  # others have more batches, and need this rank's share
-        sample(policy, conditions.select(rows[:1]), noise[:1], num_inference_steps, solver, guidance_scale, negative[0])
-    return Generated(torch.cat(parts), conditions, rows)
-
-
-def _encode(policy: Policy, prompts: Sequence[Prompt]) -> tuple[Conditions, Tensor]:
-    """The distinct prompts encoded, in the order of their first, and the row of each [N]."""
-    row = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
-    return policy.encode(list(row)), torch.tensor([row[prompt] for prompt in prompts], device=policy.device)
+        denoised(slice(1))
+    return Generated(torch.cat(parts), encoded)
 
 
 def to_images(policy: Policy, latents: Tensor, batch_size: int) -> list[bytes]:
@@ -83,7 +107,7 @@ def to_images(policy: Policy, latents: Tensor, batch_size: int) -> list[bytes]:
 
 def draw(
     policy: Policy,
-    prompts: Sequence[Prompt],
+    encoded: Encoded,
     indices: Sequence[int],
     seed: int,
     purpose: str,
@@ -91,16 +115,16 @@ def draw(
     num_inference_steps: int,
     guidance_scale: float,
 ) -> list[bytes]:
-    """PNG images of prompts [N], as one batch; the noise of each depends on (seed, purpose, its index) only."""
+    """PNG images of N prompts, as one batch; the noise of each depends on (seed, purpose, its index) only."""
     generated = generate(
         policy,
-        prompts,
+        encoded,
         noise_for(policy.latent_shape, seed, purpose, indices),
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
-        batch_size=len(prompts),
+        batch_size=len(indices),
     )
-    return to_images(policy, generated.latents, len(prompts))
+    return to_images(policy, generated.latents, len(indices))
 
 
 def equally_often(prompts: Sequence[Prompt], number: int, seed: int, purpose: str) -> list[Prompt]:

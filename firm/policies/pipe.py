@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from firm.config import PolicyConfig
 from firm.locate import kind_of_model, model_path
 from firm.model_folder import PIPELINE, are_weights_read, cannot_load, check_model_folder, json_object
+from firm.policies.encoders import HOST, place, tensors_of
 from firm.records import UserError
 
 if TYPE_CHECKING:
@@ -45,8 +48,13 @@ def check_pipe(model: str, key: str, kind: str) -> None:
         raise UserError(f"{model} is a {found}, not a {kind}Pipeline", key, fix, usage=True)
 
 
-def load_pipe(pipeline: Any, config: PolicyConfig, device: torch.device, **options: Any) -> Any:
-    """Load ``config.model`` with a pipeline class of diffusers; ``options`` are for its ``from_pretrained``.
+def load_pipe(
+    pipeline: Any, config: PolicyConfig, device: torch.device, encoders: Sequence[str], **options: Any
+) -> tuple[Any, tuple[nn.Module, ...]]:
+    """Load ``config.model`` with a pipeline class of diffusers; returns it and those of its ``encoders`` that it has.
+
+    All of it is on ``device``, but encoders are on the host where ``config.offload_encoders`` says so. ``options`` are
+    for the class's ``from_pretrained``.
 
     Raises:
         UserError: It is no such pipeline, or cannot be reached.
@@ -61,15 +69,25 @@ def load_pipe(pipeline: Any, config: PolicyConfig, device: torch.device, **optio
             check_model_folder(Path(path))
         dtype = getattr(torch, config.dtype)
         if not are_weights_read():
-            return _made(pipeline, Path(path), dtype)
+            pipe = _made(pipeline, Path(path), dtype)
+            return pipe, _encoders(pipe, encoders)
         pipe = pipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, trust_remote_code=False, **options)
-        pipe.to(device)  # fails where a weight is missing
+        found = _encoders(pipe, encoders)
+        waiting = dict.fromkeys(tensors_of(found) if config.offload_encoders else ())
+        parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        place(waiting, HOST)  # fails where a weight is missing, as the next line does
+        place((tensor for tensor in tensors_of(parts) if tensor not in waiting), device)
     except UserError:
         raise
     except Exception as error:  # diffusers raises anything on a damaged folder
         raise cannot_load("a policy", config.model, f"a {pipeline.__name__}", error) from error
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe, found
+
+
+def _encoders(pipe: Any, names: Sequence[str]) -> tuple[nn.Module, ...]:
+    parts = (attrgetter(name)(pipe) for name in names)
+    return tuple(part for part in parts if part is not None)
 
 
 def _made(pipeline: Any, folder: Path, dtype: torch.dtype) -> Any:

@@ -21,6 +21,7 @@ from firm.config import LoraConfig, PolicyConfig
 from firm.dist import Ranks, gather
 from firm.images import Limits
 from firm.locate import load_named
+from firm.policies.encoders import Encoders
 from firm.policies.parameters import ParameterSets
 from firm.policies.sharding import shard_base
 from firm.records import Prompt, UserError
@@ -41,6 +42,10 @@ class Conditions:
         """Rows ``index`` [B] of every tensor."""
         return Conditions({k: t[index] for k, t in self.tensors.items()})
 
+    def to(self, device: torch.device) -> Conditions:
+        """The same on a device."""
+        return Conditions({k: t.to(device) for k, t in self.tensors.items()})
+
 
 class Family(Protocol):
     """What a model family supplies.
@@ -50,12 +55,14 @@ class Family(Protocol):
     Attributes:
         edits: Whether its prompts are instructions with a source image; those of a generator have none.
         denoiser: What RL trains.
+        encoders: What :meth:`encode` alone computes with; ``policy.offload_encoders`` is about them.
         lora_targets: Names of the denoiser's layers that a LoRA adapts.
         latent_shape: Shape of one sample's latents.
     """
 
     edits: ClassVar[bool]
     denoiser: nn.Module
+    encoders: tuple[nn.Module, ...]
     lora_targets: tuple[str, ...]
     latent_shape: tuple[int, ...]
 
@@ -168,6 +175,7 @@ class Policy:
         self.device = device
         self.family = find_family(config.family, "policy.family")(config, device)
         self.family.denoiser.requires_grad_(False).eval()
+        self.encoders = Encoders(self.family.encoders, device, wait=config.offload_encoders)
         self.parameters: ParameterSets | None = None
         self.lora: LoraConfig | None = None
         self.sharers: Ranks | None = None
@@ -255,7 +263,7 @@ class Policy:
             UserError: The family cannot use one, see :func:`check_prompts`.
         """
         check_prompts(prompts, self.config.family, "policy.family")
-        with torch.no_grad():
+        with torch.no_grad(), self.encoders.here():
             return self.family.encode(prompts)
 
     def velocity(self, latents: Tensor, sigma: Tensor, conditions: Conditions) -> Tensor:

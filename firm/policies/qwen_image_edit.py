@@ -45,7 +45,8 @@ class QwenImageEdit:
         if config.resolution % GRID:
             fix = f"set a multiple of {GRID}"
             raise UserError(f"no edits of {config.resolution} pixels", "policy.resolution", fix, usage=True)
-        self._pipe = load_pipe(QwenImageEditPlusPipeline, config, device)
+        encoders = ("text_encoder", "vae.encoder")
+        self._pipe, self.encoders = load_pipe(QwenImageEditPlusPipeline, config, device, encoders)
         self._device = device
         self._dtype = getattr(torch, config.dtype)
         self._resolution = config.resolution

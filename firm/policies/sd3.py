@@ -32,7 +32,8 @@ class SD3:
         path = Path(model_path(config.model, "policy.model"))
         has_t5 = not path.is_dir() or (path / "text_encoder_3").is_dir()
         absent = {} if has_t5 else {"text_encoder_3": None, "tokenizer_3": None}
-        self._pipe = load_pipe(StableDiffusion3Pipeline, config, device, **absent)
+        encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+        self._pipe, self.encoders = load_pipe(StableDiffusion3Pipeline, config, device, encoders, **absent)
         self._device = device
         self._dtype = getattr(torch, config.dtype)
         self._tokens = config.max_sequence_length

@@ -18,8 +18,12 @@ def shard_base(denoiser: nn.Module, trained: Iterable[nn.Parameter], ranks: Rank
     """
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     whole = set(trained)
-    blocks = getattr(denoiser, "_no_split_modules", None) or ()  # diffusers' names of the classes of its blocks
-    for module in denoiser.modules():
-        if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh, ignored_params=whole)
+    for module in blocks_of(denoiser):
+        fully_shard(module, mesh=mesh, ignored_params=whole)
     fully_shard(denoiser, mesh=mesh, ignored_params=whole)
+
+
+def blocks_of(denoiser: nn.Module) -> list[nn.Module]:
+    """What is gathered together, one after another; the rest is gathered for a whole pass."""
+    names = getattr(denoiser, "_no_split_modules", None) or ()  # diffusers' names of the classes of its blocks
+    return [module for module in denoiser.modules() if type(module).__name__ in names]

@@ -14,6 +14,8 @@ from firm.critics.judge import Judge, JudgeInput, Judging, judging, soft_scores
 from firm.critics.load import open_judge
 from firm.dist import Ranks, gather
 from firm.looks import look
+from firm.policies.encoders import HOST
+from firm.policies.generate import Encoded, encode
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for
 from firm.records import Assessment, Invalid, Prompt, UserError
@@ -51,6 +53,7 @@ class Auditor:
         self.prompts = prompts
         self.config = config
         self.ranks = ranks
+        self._encoded: tuple[str, Encoded] | None = None
         judge = config.auditor.judge
         self.judge: Judge = open_judge(judge, config.auditor.rubrics, chat=open_chat("auditor", judge))
 
@@ -68,13 +71,18 @@ class Auditor:
         return Audit(sample=sample, epoch=epoch, prompts=tuple(drawn), critic=found[0], auditor=found[1], seen=seen)
 
     def _sample(self, drawn: Sequence[int], purpose: str, *judges: Judging) -> list[JudgeInput]:
-        """This rank's share of the images of the drawn prompts, which judges get as they are made."""
+        """This rank's share of the images of the drawn prompts, which judges get as they are made.
+
+        Audits of one purpose have the same prompts: they are encoded for the first of them, and kept on the host.
+        """
         share = self.ranks.share(len(drawn))
         prompts = [self.prompts[drawn[i]] for i in share]
         if not prompts:
             return []
         noise = noise_for(self.policy.latent_shape, self.config.seed, purpose, share)
-        return sample_for(judges, self.policy, prompts, noise, self.config.rl)[1]
+        if self._encoded is None or self._encoded[0] != purpose:
+            self._encoded = purpose, encode(self.policy, prompts).to(HOST)
+        return sample_for(judges, self.policy, prompts, self._encoded[1], noise, self.config.rl)[1]
 
     def _everywhere(self, assessments: Sequence[Assessment]) -> list[Assessment]:
         """Assessments of all ranks' images, on every rank."""

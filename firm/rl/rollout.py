@@ -13,7 +13,7 @@ from firm.critics.judge import JudgeInput, Judging, judge_inputs, soft_scores
 from firm.critics.soft import soft_share
 from firm.dist import BatchPlan, Ranks, gather, generator
 from firm.looks import look
-from firm.policies.generate import Generated, generate, to_images
+from firm.policies.generate import Encoded, Generated, encode, generate, to_images
 from firm.policies.policy import Conditions, Policy
 from firm.policies.sampler import noise_for
 from firm.records import Assessment, Prompt
@@ -89,12 +89,17 @@ def sample_groups(
     asked = [prompts[drawn[i // rl.group_size]] for i in indices]
     noise = noise_for(policy.latent_shape, seed, f"rollout/{epoch}", indices)
     with policy.using("old"):
-        generated, items = sample_for(critics, policy, asked, noise, rl)
+        generated, items = sample_for(critics, policy, asked, encode(policy, asked), noise, rl)
     return Groups(items, generated, indices.start)
 
 
 def sample_for(
-    judges: Sequence[Judging], policy: Policy, prompts: Sequence[Prompt], noise: Tensor, rl: RLConfig
+    judges: Sequence[Judging],
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    encoded: Encoded,
+    noise: Tensor,
+    rl: RLConfig,
 ) -> tuple[Generated, list[JudgeInput]]:
     """Sample one image per prompt (N) from noise [N, ...]; judges get each batch as soon as it is decoded."""
     items: list[JudgeInput] = []
@@ -108,7 +113,7 @@ def sample_for(
 
     generated = generate(
         policy,
-        prompts,
+        encoded,
         noise,
         num_inference_steps=rl.num_inference_steps,
         solver=rl.solver,
@@ -150,8 +155,8 @@ def with_advantages(
     latents = groups.generated.latents
     return Rollout(
         latents=latents,
-        conditions=groups.generated.conditions,
-        rows=groups.generated.rows,
+        conditions=groups.generated.encoded.conditions,
+        rows=groups.generated.encoded.rows,
         advantage=advantage.flatten()[groups.first : groups.first + len(latents)].to(latents.device),
         first=groups.first,
         trained=mask.flatten(),

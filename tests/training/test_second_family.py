@@ -47,6 +47,7 @@ class Tiny:
     """Latents [64, 48]: the tokens of an image of 8 x 8 patches, each of 4 x 4 pixels of 3 colours."""
 
     edits = False
+    encoders = ()
     lora_targets = ("linear",)
     latent_shape = (64, 48)
 

@@ -12,7 +12,7 @@ from shared import CPU, TINY
 from firm.config import PromptsConfig
 from firm.images import encode_image
 from firm.looks import cells, look, near_blank, near_copy
-from firm.policies.generate import draw
+from firm.policies.generate import draw, encode
 from firm.policies.policy import Policy
 from firm.prompts import load_prompts
 from firm.shapes.generation import candidate
@@ -72,7 +72,8 @@ def test_generation_has_no_source_to_copy() -> None:
 
 def test_images_of_the_generator_and_the_renderer_are_not_empty() -> None:
     prompts = load_prompts(PromptsConfig(function="firm.shapes.generation:prompts"), "train")[:48]
-    images = draw(Policy(TINY, CPU), prompts, range(48), 0, "x", num_inference_steps=4, guidance_scale=1.0)
+    policy = Policy(TINY, CPU)
+    images = draw(policy, encode(policy, prompts), range(48), 0, "x", num_inference_steps=4, guidance_scale=1.0)
     images += [encode_image(candidate(i, 0, "train")[1]) for i in range(48)]
     assert np.mean([look([image])["blanks"] for image in images]) < 0.05
 

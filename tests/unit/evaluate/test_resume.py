@@ -15,7 +15,7 @@ from firm.config import RunConfig
 from firm.config.loading import load_config
 from firm.evaluate.run import run
 from firm.evaluate.suite import SUITES
-from firm.policies.policy import Policy, save_policy
+from firm.policies.policy import Conditions, Policy, save_policy
 from firm.records import Prompt, Sample, Summary
 from firm.storage.artifacts import Output
 from firm.storage.shards import iter_shards
@@ -115,3 +115,19 @@ def test_the_base_is_sampled_with_guidance_as_well_where_a_scale_is_given(
     assert three[:6] == plain
     for base, guided in zip(three[:3], three[6:], strict=True):
         assert (base.prompt, base.seed) == (guided.prompt, guided.seed) and base.images != guided.images
+
+
+@pytest.mark.parametrize(("tokens", "times"), [(1, 1), (2, 3)], ids=["the base", "another base"])
+def test_prompts_are_encoded_once_for_all_policies_of_one_base(
+    tmp_path: Path, inputs: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tokens: int, times: int
+) -> None:
+    asked: list[list[str]] = []
+    encode = Policy.encode
+
+    def counted(policy: Policy, prompts: Sequence[Prompt]) -> Conditions:
+        asked.append([prompt.text for prompt in prompts])
+        return encode(policy, prompts)
+
+    monkeypatch.setattr(Policy, "encode", counted)
+    evaluate(tmp_path, inputs, 3, "evaluate.base_guidance_scale=3", f"policy.max_sequence_length={tokens}")
+    assert asked == [["a red circle", "a blue circle"], [""], ["a green circle"], [""]] * times

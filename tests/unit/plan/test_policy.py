@@ -14,6 +14,7 @@ from unit.plan.measured import flops_of, medium_policy, most_allocated, near, sl
 from firm.config import LoraConfig, PolicyConfig, RLConfig
 from firm.images import encode_image
 from firm.plan.policy import PolicyMeter
+from firm.policies.encoders import tensors_of
 from firm.policies.generate import to_images
 from firm.policies.policy import Policy
 from firm.policies.sampler import noise_for, sample
@@ -126,6 +127,37 @@ def test_update(policies: dict[str, PolicyConfig], size: str, settings: str, tmp
     near(f"{name}: bytes", planned.memory.total(), held + most_allocated(lambda: updater.epoch(rollout, 1)))
     save_state(tmp_path / "saved", {**sets.tensors(), **optimizer_tensors(updater.optimizer, sets.names)}, {})
     near(f"{name}: bytes of a checkpoint", meter.checkpoint, (tmp_path / "saved/tensors.safetensors").stat().st_size)
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny editor"])
+def test_encoders_that_wait_are_left_out_but_for_encoding(policies: dict[str, PolicyConfig], size: str) -> None:
+    config = policies[size]
+    plain, waiting = (PolicyMeter(config.model_copy(update={"offload_encoders": wait}), 8) for wait in (False, True))
+    tensors = tensors_of(Policy(config, CPU).family.encoders)
+    assert plain.encoders == {} and waiting.encoders == {"weights": sum(t.nbytes for t in tensors)}
+    rl = RLConfig(prompts_per_epoch=1, group_size=2, max_epochs=1, lora=LoraConfig(rank=2, alpha=4))
+    for meter in (plain, waiting):
+        meter.train(rl)
+    for before, after in (
+        (plain.sampling(2, 2).memory, waiting.sampling(2, 2).memory),
+        (plain.update(2).memory, waiting.update(2).memory),
+        (plain.saving, waiting.saving),
+    ):
+        assert before == after + waiting.encoders
+
+
+@pytest.mark.parametrize("size", ["tiny", "tiny editor"])
+def test_a_rank_that_shares_the_base_holds_its_share_and_two_blocks(
+    policies: dict[str, PolicyConfig], size: str
+) -> None:
+    meter = PolicyMeter(policies[size], 8)
+    meter.train(RLConfig(prompts_per_epoch=1, group_size=2, max_epochs=1, lora=LoraConfig(rank=2, alpha=4)))
+    denoiser = Policy(policies[size], CPU).family.denoiser
+    blocks = [sum(p.nbytes for p in block.parameters()) for block in denoiser.transformer_blocks]
+    whole = sum(p.nbytes for p in denoiser.parameters())
+    shared = meter.shared(4)
+    assert len(blocks) > 1 and shared["buckets"] == 2 * max(blocks)
+    assert whole + shared["weights"] == pytest.approx(whole / 4 + (whole - sum(blocks)), abs=1)
 
 
 def test_what_is_blank_has_the_shapes_of_what_is_encoded(policies: dict[str, PolicyConfig], tmp_path: Path) -> None:

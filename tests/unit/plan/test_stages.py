@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from typer.testing import CliRunner
@@ -24,6 +24,7 @@ class Policy:
     """Measures nothing: an image costs 10 FLOPs, 11 by what is trained, twice as much with guidance, an update 7."""
 
     checkpoint = 5
+    encoders: ClassVar = Counter[str]()
 
     def __init__(self, *_: Any) -> None:
         self.saving = Counter(weights=1)
@@ -37,6 +38,9 @@ class Policy:
 
     def update(self, batch: int) -> Measured:
         return Measured(Counter(weights=20 * GB), Cost(UPDATE))
+
+    def shared(self, ranks: int) -> Counter[str]:
+        return Counter(weights=12 * GB // ranks - 12 * GB, buckets=GB)
 
 
 @pytest.fixture
@@ -87,6 +91,34 @@ def test_rl(plans: dict[str, StagePlan]) -> None:
     assert plan.gpu_hours(GIVEN) == pytest.approx(8 * plan.hours(GIVEN))
     assert plan.fullest and plan.fullest.name == "sampling" and plan.bytes_a_gpu == (20 + 16 + 9) * GB
     assert plan.fits(80) and not plan.fits(24)
+
+
+def rl_of(*changes: str) -> dict[str, int]:
+    """Bytes of each phase of RL."""
+    plans = stages.Planner(load_config("gen-sd35", list(changes)), GIVEN).stages()
+    [rl] = [plan for plan in plans if plan.stage == "rl"]
+    return {phase.name: sum(phase.memory.values()) for phase in rl.phases}
+
+
+@pytest.mark.usefixtures("plans")
+def test_workers_of_rl_that_share_the_base_hold_a_share_each_and_what_is_gathered_in_a_pass() -> None:
+    whole, shared, alone = rl_of(), rl_of("rl.sharding=base"), rl_of("rl.sharding=base", "launch.num_workers=1")
+    share = 12 * GB // 8 - 12 * GB
+    assert alone == whole
+    for phase, others in {"sampling": GB, "updating": GB, "judging": 0}.items():
+        assert shared[phase] == whole[phase] + share + others, phase
+
+
+@pytest.mark.usefixtures("plans")
+def test_encoders_that_wait_are_there_while_prompts_are_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = rl_of()
+    monkeypatch.setattr(Policy, "encoders", Counter(weights=9 * GB))
+    held = (20 + 16) * GB
+    assert rl_of() == {**before, "encoding prompts": held + 9 * GB}
+    plans = {plan.stage: plan for plan in stages.Planner(load_config("gen-sd35"), GIVEN).stages()}
+    for stage, others in {"bench": 0, "evaluate": 16 * GB}.items():
+        [encoding, *_] = plans[stage].phases
+        assert (encoding.name, encoding.memory) == ("encoding prompts", {"weights": 29 * GB + others})
 
 
 def test_calls(plans: dict[str, StagePlan]) -> None:

@@ -11,7 +11,7 @@ from shared import CPU, TINY
 
 from firm.config import LoraConfig
 from firm.images import decode_image
-from firm.policies.generate import generate, to_images
+from firm.policies.generate import encode, generate, to_images
 from firm.policies.policy import Policy, load_policy, save_policy
 from firm.policies.sampler import noise_for
 from firm.records import Prompt
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, kind: str) -> Path:
 
 
 def pixels(policy: Policy, noise: torch.Tensor) -> list[np.ndarray[Any, Any]]:
-    found = generate(policy, PROMPTS, noise, num_inference_steps=6, batch_size=3)
+    found = generate(policy, encode(policy, PROMPTS), noise, num_inference_steps=6, batch_size=3)
     return [np.asarray(decode_image(png, "")) for png in to_images(policy, found.latents, 3)]
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from shared import CPU, TINY
 
-from firm.policies.generate import generate, to_images
+from firm.policies.generate import encode, generate, to_images
 from firm.policies.policy import Conditions, Policy
 from firm.policies.sampler import noise_for, sample
 from firm.records import Prompt
@@ -29,31 +29,39 @@ def test_the_images_are_those_of_encoding_every_row(policy: Policy, guidance: fl
     noise = noise_for(policy.latent_shape, 3, "test", range(5))
     negative = policy.encode([Prompt(text="")] * 5)
     one_by_one = sample(policy, policy.encode(PROMPTS), noise, 4, guidance_scale=guidance, negative=negative)
-    found = generate(policy, PROMPTS, noise, num_inference_steps=4, guidance_scale=guidance, batch_size=5)
+    found = generate(
+        policy,
+        encode(policy, PROMPTS, guided=guidance != 1),
+        noise,
+        num_inference_steps=4,
+        guidance_scale=guidance,
+        batch_size=5,
+    )
     assert to_images(policy, found.latents, 5) == to_images(policy, one_by_one, 5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_batches_change_nothing(policy: Policy, batch_size: int) -> None:
     noise = noise_for(policy.latent_shape, 3, "test", range(5))
-    whole = generate(policy, PROMPTS, noise, num_inference_steps=3, solver="dpm2", batch_size=5)
-    parts = generate(policy, PROMPTS, noise, num_inference_steps=3, solver="dpm2", batch_size=batch_size)
+    whole = generate(policy, encode(policy, PROMPTS), noise, num_inference_steps=3, solver="dpm2", batch_size=5)
+    parts = generate(
+        policy, encode(policy, PROMPTS), noise, num_inference_steps=3, solver="dpm2", batch_size=batch_size
+    )
     torch.testing.assert_close(parts.latents, whole.latents, rtol=1e-4, atol=1e-4)
 
 
 def test_distinct_prompts_are_encoded_once_and_rows_say_which(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def encode(prompts: Sequence[Prompt]) -> Conditions:
+    def asking(prompts: Sequence[Prompt]) -> Conditions:
         asked.append([prompt.text for prompt in prompts])
         return type(policy).encode(policy, prompts)
 
-    monkeypatch.setattr(policy, "encode", encode)
-    noise = noise_for(policy.latent_shape, 3, "test", range(5))
-    found = generate(policy, PROMPTS, noise, num_inference_steps=1, batch_size=2)
+    monkeypatch.setattr(policy, "encode", asking)
+    found = encode(policy, PROMPTS)
     assert asked == [["a red circle", "a blue square", "a green triangle"]]
-    assert found.rows.tolist() == [0, 1, 0, 2, 1] and found.latents.shape == noise.shape
-    generate(policy, PROMPTS, noise, num_inference_steps=1, guidance_scale=2.0, batch_size=2)
+    assert found.rows.tolist() == [0, 1, 0, 2, 1] and found.negative is None
+    assert encode(policy, PROMPTS, guided=True).negative is not None
     assert asked[1:] == [asked[0], [""]]
 
 

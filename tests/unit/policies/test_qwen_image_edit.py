@@ -14,7 +14,7 @@ from PIL import Image
 from shared import ALONE, BASE, CPU
 
 from firm.config import LoraConfig, PolicyConfig, PromptsConfig, RLConfig
-from firm.policies.generate import generate
+from firm.policies.generate import encode, generate
 from firm.policies.policy import Policy, find_family, load_policy, save_policy
 from firm.policies.sampler import noise_for
 from firm.prompts import load_prompts
@@ -79,7 +79,8 @@ def velocity(policy: Policy, prompts: list[Prompt]) -> torch.Tensor:
 def edits(policy: Policy, prompts: list[Prompt], guidance: float = 1.0) -> torch.Tensor:
     """Clean latents."""
     steps: dict[str, Any] = {"num_inference_steps": 5, "guidance_scale": guidance, "batch_size": 3}
-    return generate(policy, prompts, noise(policy), **steps).latents
+    encoded = encode(policy, prompts, guided=guidance != 1)
+    return generate(policy, encoded, noise(policy), **steps).latents
 
 
 def pipelines_edits(pipe: Any, prompts: list[Prompt], noise: torch.Tensor, output: str, guidance: float = 1.0) -> Any:
@@ -157,8 +158,8 @@ def test_two_sources_of_one_instruction_stay_apart(policy: Policy, prompts: list
     policy.train(None, ("old",), seed=0)
     rl = RLConfig(prompts_per_epoch=2, group_size=3, max_epochs=1, num_inference_steps=2, batch_size=6)
     groups = sample_groups(policy, asked, rl, 0, 0, ALONE)
-    assert groups.generated.rows.tolist() == [0, 0, 0, 1, 1, 1]
-    first, second = groups.generated.conditions.tensors["source_latents"]
+    assert groups.generated.encoded.rows.tolist() == [0, 0, 0, 1, 1, 1]
+    first, second = groups.generated.encoded.conditions.tensors["source_latents"]
     assert not torch.allclose(first, second)
     rewards = torch.tensor([0.5, 0.75, 1.0, 0.0, 0.25, 0.5])  # pooled, those of the first source would be good
     advantage = with_advantages(groups, rewards, torch.ones(6, dtype=torch.bool), [{}] * 6, rl, ALONE).advantage
