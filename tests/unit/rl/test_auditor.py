@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from shared import ALONE, CPU, TINY
+from shared import ALONE, CPU, EDITING, POLICIES, TINY
 
-from firm.config import RewardConfig, RunConfig
+from firm.config import PolicyConfig, RewardConfig, RunConfig
 from firm.config.loading import load_config
 from firm.config.reward import REWARD
 from firm.critics.judge import JudgeInput
@@ -79,7 +79,7 @@ def test_an_audit_of_edits_counts_the_copies(demo: RunConfig, tmp_path: Path, mo
     monkeypatch.setattr("firm.rl.rollout.generate", lambda *_, each, **__: each(None))
     monkeypatch.setattr("firm.rl.rollout.to_images", lambda *_: [source, other, source, source])
     config = demo.model_copy(update={"auditor": demo.auditor.model_copy(update={"num_images": 4})})
-    policy = Policy(TINY, CPU)
+    policy = Policy(PolicyConfig(**POLICIES[EDITING]), CPU)
     policy.train(None, ("ema",), seed=0)
     prompts = [Prompt(text=text, image=str(tmp_path / "source.png")) for text in ("make it blue", "make it green")]
     auditor = Auditor(policy, Twos(), prompts, config, ALONE)
