@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from shared import ALONE, CPU, EDITING, POLICIES, TINY
 
@@ -15,8 +14,7 @@ from firm.config.reward import REWARD
 from firm.critics.judge import JudgeInput
 from firm.images import encode_image
 from firm.looks import look
-from firm.policies.generate import Encoded
-from firm.policies.policy import Conditions, Policy
+from firm.policies.policy import Policy
 from firm.prompts import load_prompts
 from firm.records import Assessment, Invalid, Judgement, Prompt, UserError
 from firm.rl.audit import Audit
@@ -74,8 +72,6 @@ def test_an_audit_has_the_scores_of_both_judges(demo: RunConfig) -> None:
 def test_an_audit_of_edits_counts_the_copies(demo: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, other = (encode_image(Image.new("RGB", (32, 32), colour)) for colour in ("red", "blue"))
     (tmp_path / "source.png").write_bytes(source)
-    nothing = Encoded(Conditions({}), torch.zeros(4))
-    monkeypatch.setattr("firm.rl.auditor.encode", lambda *_: nothing)
     monkeypatch.setattr("firm.rl.rollout.generate", lambda *_, each, **__: each(None))
     monkeypatch.setattr("firm.rl.rollout.to_images", lambda *_: [source, other, source, source])
     config = demo.model_copy(update={"auditor": demo.auditor.model_copy(update={"num_images": 4})})
