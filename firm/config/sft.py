@@ -29,6 +29,7 @@ class SFTConfig(Section):
     checkpoint_minutes: Positive = 30  # at the latest
     eval_steps: NonNegativeInt = 0  # how often test examples are judged; 0: never
     eval_examples: PositiveInt = 256  # at most
+    train_vision: bool = True  # false: the vision tower stays as it is
     gradient_checkpointing: bool = False
     sharding: Literal["none", "full"] = "none"  # full: a GPU holds its share of parameters, gradients and moments
     lora: LoraConfig | None = None

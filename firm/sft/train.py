@@ -202,11 +202,19 @@ def prepare(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None 
 def load(critic: CriticConfig, sft: SFTConfig, seed: int, start: Path | None = None) -> PreTrainedModel:
     """The same with all weights, but for a LoRA, in the critic's dtype."""
     model = load_model(critic, str(start or critic.model))
+    vision = model.get_encoder("image")
+    vision.requires_grad_(sft.train_vision)
     if sft.lora is None:
         return model
     from peft import LoraConfig, get_peft_model
 
-    adapter = LoraConfig(r=sft.lora.rank, lora_alpha=sft.lora.alpha, target_modules="all-linear")
+    frozen = () if sft.train_vision else set(vision.modules())
+    adapter = LoraConfig(
+        r=sft.lora.rank,
+        lora_alpha=sft.lora.alpha,
+        target_modules="all-linear",
+        exclude_modules=[name for name, module in model.named_modules() if module in frozen] or None,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed_for(seed, "lora"))
         return get_peft_model(model, adapter)

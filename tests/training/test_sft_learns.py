@@ -65,6 +65,19 @@ def test_without_a_learning_rate_nothing_is_learnt(data: Path, tmp_path: Path) -
     assert all(torch.allclose(start[name].float(), t, atol=1e-6) for name, t in weights(tmp_path / "out").items())
 
 
+@pytest.mark.parametrize("lora", [None, {"rank": 4, "alpha": 8}], ids=["whole", "lora"])
+def test_a_vision_tower_may_stay_as_it_is(data: Path, tmp_path: Path, lora: dict[str, int] | None) -> None:
+    start = load_file(WEIGHTS / "critic" / "model.safetensors")
+    for train_vision in (True, False):
+        out = tmp_path / str(train_vision)
+        train(data, out, max_steps=2, lora=lora, train_vision=train_vision, warmup_ratio=0.0)
+        changed = {
+            name for name, tensor in weights(out).items() if not torch.equal(tensor, start[name].to(tensor.dtype))
+        }
+        assert any("visual" in name for name in changed) == train_vision
+        assert any("language_model" in name for name in changed)
+
+
 class Seen(worker.Reporter):
     """Keeps what training ends with."""
 
