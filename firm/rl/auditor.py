@@ -53,7 +53,7 @@ class Auditor:
         self.prompts = prompts
         self.config = config
         self.ranks = ranks
-        self._encoded: tuple[str, Encoded] | None = None
+        self._encoded: tuple[Sequence[Prompt], Encoded] | None = None
         judge = config.auditor.judge
         self.judge: Judge = open_judge(judge, config.auditor.rubrics, chat=open_chat("auditor", judge))
 
@@ -80,8 +80,8 @@ class Auditor:
         if not prompts:
             return []
         noise = noise_for(self.policy.latent_shape, self.config.seed, purpose, share)
-        if self._encoded is None or self._encoded[0] != purpose:
-            self._encoded = purpose, encode(self.policy, prompts).to(HOST)
+        if self._encoded is None or self._encoded[0] != prompts:
+            self._encoded = prompts, encode(self.policy, prompts).to(HOST)
         return sample_for(judges, self.policy, prompts, self._encoded[1], noise, self.config.rl)[1]
 
     def _everywhere(self, assessments: Sequence[Assessment]) -> list[Assessment]:

@@ -14,7 +14,7 @@ from firm.config import RunConfig
 from firm.critics.judge import JudgeInput, soft_scores
 from firm.images import encode_image
 from firm.policies import generate
-from firm.policies.generate import equally_often
+from firm.policies.generate import Encoded, equally_often
 from firm.policies.policy import Policy
 from firm.records import Prompt
 from firm.shapes.editing import candidate
@@ -28,15 +28,23 @@ WRONG_IN_ONE = {critics.InvertedQuality: {QUALITY}, critics.FirstObjectOnly: {FO
 @pytest.fixture(scope="module", autouse=True)
 def drawn_once() -> Iterator[None]:
     """The base policy draws its images once, not for every critic."""
+    encoded: dict[Any, Encoded] = {}
     drawn: dict[Any, list[bytes]] = {}
 
-    def draw(policy: Policy, prompts: Sequence[Prompt], indices: range, *purpose: Any, **options: Any) -> list[bytes]:
-        key = (policy.config.model, *prompts, indices, *purpose, *options.items())
+    def encode(policy: Policy, prompts: Sequence[Prompt], guided: bool = False) -> Encoded:
+        key = (policy.config.model, *prompts, guided)
+        if key not in encoded:
+            encoded[key] = generate.encode(policy, prompts, guided)
+        return encoded[key]
+
+    def draw(policy: Policy, asked: Encoded, indices: range, *purpose: Any, **options: Any) -> list[bytes]:
+        key = (id(asked), indices, *purpose, *options.items())
         if key not in drawn:
-            drawn[key] = generate.draw(policy, prompts, indices, *purpose, **options)
+            drawn[key] = generate.draw(policy, asked, indices, *purpose, **options)
         return drawn[key]
 
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(bench, "encode", encode)
         monkeypatch.setattr(bench, "draw", draw)
         yield
 
