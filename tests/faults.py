@@ -102,7 +102,7 @@ FAULTS = [
     Fault("firm/config/rl.py", 'self.sharding == "base" and self.lora is None', "False", SHARED_BASE),
     Fault("firm/dist.py", 'backend="gloo", timeout=PATIENCE', 'backend="gloo", timeout=STEP', DIVIDED),
     Fault("firm/rl/auditor.py", "if self._encoded is None or", "if True or", ENCODED),
-    Fault("firm/rl/auditor.py", "or self._encoded[0] != purpose", "", ENCODED),
+    Fault("firm/rl/auditor.py", "or self._encoded[0] != prompts", "", ENCODED),
     Fault("firm/rl/auditor.py", "self.ranks.share(len(drawn))", "range(len(drawn))", DIVIDED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
     # training the critic
