@@ -102,8 +102,8 @@ def _summary(folder: Path) -> Summary:
 
 
 def _film(path: Path) -> list[Frame]:
-    """Frames at equal distances, the first and the last among them."""
-    return spread(read_film(path), NUM_FRAMES) if path.exists() else []
+    """Frames at equal distances, the first and the last among them; none where audits gave the first rank no images."""
+    return spread([frame for frame in read_film(path) if frame.shots], NUM_FRAMES) if path.exists() else []
 
 
 def _round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Rows) -> Rows:

@@ -72,9 +72,12 @@ def test_a_film_shows_audits_at_equal_distances(tmp_path: Path, config: RunConfi
     assert "<script>" not in film
 
 
-def test_the_page_of_a_policy_without_a_film_has_none(tmp_path: Path, config: RunConfig) -> None:
+@pytest.mark.parametrize("film", [None, '{"epoch": 0, "shots": []}\n'])
+def test_a_policy_without_pictures_has_no_film_on_the_page(tmp_path: Path, config: RunConfig, film: str | None) -> None:
     inputs = make(tmp_path, config)
     (inputs["policy"] / "film.jsonl").unlink()
+    if film:
+        (inputs["policy"] / "film.jsonl").write_text(film)
     assert 'class="film"' not in report(tmp_path / "report", config, inputs)[0]
 
 
