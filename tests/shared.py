@@ -147,7 +147,7 @@ def start(folder: Path, config: Path) -> subprocess.Popen[str]:
 
 def finish(folder: Path, config: Path) -> str:
     process = start(folder, config)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, output + (folder / "small" / "run.log").read_text()[-3000:]
     return output
 
@@ -161,7 +161,7 @@ def events(folder: Path) -> list[dict[str, object]]:
 def kill_in(folder: Path, config: Path, stage: str, done: int) -> None:
     """Start a run and kill -9 the command, and nothing else, once a stage has done so much."""
     process = start(folder, config)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while not any(e["stage"] == stage and int(str(e.get("done", 0))) >= done for e in events(folder)):
         assert process.poll() is None and time.monotonic() < deadline, f"never got to {stage} {done}"
         time.sleep(0.02)
