@@ -16,6 +16,10 @@ LOSS = ("tests/unit/sft/test_loss.py",)
 SHARDED = ("tests/training/test_sharded.py::test_two_ranks_that_share_the_parameters_train_as_one[all]",)
 HELD_OUT = ("tests/training/test_held_out.py::test_they_are_whole_prompts_of_the_test_split",)
 PODS = ("tests/integration/test_checkpoint_parts.py::test_each_machine_stores_its_part_and_gets_no_other",)
+FILM = ("tests/unit/test_film.py",)
+FITS = ("tests/unit/plan/test_fits.py",)
+CARD = ("tests/integration/test_reach.py::test_what_a_gpu_holds_is_asked_of_it_or_said",)
+VISION = ("tests/training/test_sft_learns.py::test_a_vision_tower_may_stay_as_it_is",)
 POLICIES = ("tests/unit/policies",)
 ENCODERS = ("tests/unit/policies/test_encoders.py",)
 ENCODED = ("tests/unit/rl/test_encoded_once.py",)
@@ -105,6 +109,14 @@ FAULTS = [
     Fault("firm/rl/auditor.py", "or self._encoded[0] != prompts", "", ENCODED),
     Fault("firm/rl/auditor.py", "self.ranks.share(len(drawn))", "range(len(drawn))", DIVIDED),
     Fault("firm/rl/train.py", "or checkpoints.overdue()", "", RESUMED),
+    # what is shown, what fits, what trains
+    Fault("firm/film.py", "firsts.setdefault(prompt, images)", "firsts[prompt] = images", FILM),
+    Fault("firm/film.py", "splitlines(keepends=True)[:keep]", "splitlines(keepends=True)", FILM),
+    Fault("firm/plan/fits.py", "plan.bytes_a_gpu + RESERVED > card", "plan.bytes_a_gpu > card", FITS),
+    Fault("firm/plan/fits.py", "plan.stage in stages and", "", FITS),
+    Fault("firm/reach.py", "config.launch.gpus and (card", "(card", CARD),
+    Fault("firm/sft/train.py", "requires_grad_(sft.train_vision)", "requires_grad_(True)", VISION),
+    Fault("firm/sft/train.py", "if module in frozen]", "if False]", VISION),
     # training the critic
     Fault("firm/sft/loss.py", "labels[:, 1:]", "labels[:, :-1]", LOSS),
     Fault(
