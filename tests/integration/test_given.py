@@ -1,4 +1,4 @@
-"""Data that users give in S3 or on the hub: put there, streamed, pinned by hash; and every slip with it."""
+"""Data that users give in S3: put there, streamed, pinned by hash; and every slip with it."""
 
 import json
 import re
@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 from integration.conftest import S3Server
-from integration.slips import Result, call, complains
-from PIL import Image
-from shared import HTTPRequest, python_path, relay, serving
+from integration.own import COMMIT, ROWS, write_edits
+from integration.slips import call, complains
+from shared import relay, serving
 from typer.testing import CliRunner
 
 from firm import cli, preflight
 from firm.config import PromptsConfig, RunConfig
 from firm.config.loading import check_for_cluster, load_config
-from firm.images import encode_image
 from firm.prompts import load_prompts
 from firm.records import SPLITS, Prompt, UserError
 from firm.stage import execute
@@ -27,24 +26,13 @@ from firm.storage.open import open_store
 from firm.storage.pictures import image_size, open_image
 from firm.storage.put import IMAGES, put, uploaded
 
-ROWS = 6
-COMMIT = "1" * 40
-
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The user's folder: edits with their images. What is known of S3 is forgotten afterwards, as in a new process."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     data = tmp_path / "data"
-    (data / "images").mkdir(parents=True)
-    rows = []
-    for i in range(ROWS):
-        for kind, shade in (("source", 0), ("edit", 9)):
-            image = Image.new("RGB", (8, 8), (20 * i, shade, 0))
-            (data / "images" / f"{kind}-{i}.png").write_bytes(encode_image(image))
-        row = {"prompt": f"make it red, {i}", "source_image": f"images/source-{i}.png"}
-        rows.append({**row, "image": f"./images/edit-{i}.png", "scores": {"quality": 3}})
-    (data / "edits.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    write_edits(data)
     storage_given._in_s3.cache_clear()
     yield data
     storage_given._in_s3.cache_clear()
@@ -396,75 +384,3 @@ def test_half_of_an_upload_is_not_visible_and_is_gone_on_with(folder: Path, s3_u
     missing = 2 * ROWS + 1 - sum(name.endswith(".png") for name in there)
     assert f"uploading {missing} of {2 * ROWS + 1}" in said[0]
     assert [shade(p.image) for p in prompts_of(uri)] == [shade(p.image) for p in prompts_of(folder / "edits.jsonl")]
-
-
-# ---- a hub
-
-READ = """
-import sys
-from firm.prompts import load_prompts
-from firm.config import PromptsConfig
-from firm.records import UserError
-from firm.storage.given import given
-from firm.storage.pictures import image_size, open_image
-try:
-    prompts = load_prompts(PromptsConfig(path=sys.argv[1], test_share=0), "train")
-    for prompt in prompts:
-        print(prompt.text, image_size(prompt.image, ""), open_image(prompt.image, "").getpixel((0, 0)))
-    assert given(sys.argv[1]).content_hash(("source_image",)) == sys.argv[1]
-except UserError as error:
-    sys.exit(str(error))
-"""
-
-
-def hub(folder: Path, in_ranges: bool = True) -> Callable[[HTTPRequest], None]:
-    """Answers as a hub does that has one dataset, org/data, at one commit; not every mirror knows ranges."""
-
-    def answer(request: HTTPRequest) -> None:
-        path = request.path.partition("?")[0]
-        file = folder / path.removeprefix(f"/datasets/org/data/resolve/{COMMIT}/")
-        if not path.startswith(f"/datasets/org/data/resolve/{COMMIT}/") or not file.is_file():
-            request.reply(404, b"", X_Error_Code="EntryNotFound")
-            return
-        content = file.read_bytes()
-        about = {"ETag": f'"{len(content)}"', "X_Repo_Commit": COMMIT, "Accept_Ranges": "bytes"}
-        if in_ranges and (part := request.headers.get("Range")):
-            first, last = map(int, part.removeprefix("bytes=").split("-"))
-            about["Content_Range"] = f"bytes {first}-{last}/{len(content)}"
-            request.reply(206, content[first : last + 1], **about)
-        else:
-            request.reply(200, content, **about)
-
-    return answer
-
-
-def reads(tmp_path: Path, url: str, name: str = "edits.jsonl") -> Result:
-    """A process that reads a file of the hub's dataset and its images."""
-    env = {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
-    env["PYTHONPATH"] = python_path(Path(__file__).parents[2])
-    return call(tmp_path, "-c", READ, f"hf://datasets/org/data@{COMMIT}/{name}", env=env, timeout=300)
-
-
-def test_a_dataset_of_the_hub_is_read_at_its_commit(folder: Path, tmp_path: Path) -> None:
-    asked: list[str] = []
-    answer = hub(folder)
-    with serving(lambda request: (asked.append(f"{request.command} {request.path}"), answer(request))[1]) as url:
-        result = reads(tmp_path, url)
-        assert result.returncode == 0, result.stderr
-        sizes = [line for line in asked if line.startswith("HEAD ") and line.endswith(".png")]
-        assert len(sizes) == len(set(sizes)) == ROWS, "each is asked for once"
-        lines = [f"make it red, {i} (8, 8) ({20 * i}, 0, 0)" for i in range(ROWS)]
-        assert result.stdout.splitlines() == lines
-        assert not list((tmp_path / "cache").rglob("*.png"))
-        (folder / "images" / "source-1.png").unlink()
-        for name, absent in (("edits.jsonl", "source-1"), ("absent.jsonl", "absent")):
-            result = reads(tmp_path, url, name)
-            assert result.returncode == 1 and "cannot read from the hub" in result.stderr and absent in result.stderr
-
-
-def test_a_mirror_that_knows_no_ranges_is_said(folder: Path, tmp_path: Path) -> None:
-    with (folder / "images" / "source-0.png").open("ab") as file:
-        file.write(bytes(2**17))  # more than is fetched at once
-    with serving(hub(folder, in_ranges=False)) as url:
-        result = reads(tmp_path, url)
-    assert result.returncode == 1 and "bytes were asked for and" in result.stderr
