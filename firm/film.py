@@ -1,6 +1,6 @@
 """The film of a training run: small pictures of the same prompts and noise at each audit, for people.
 
-Equal runs have equal films, so it is part of the policy's artifact, and of the report.
+Equal runs of as many processes have equal films, so it is part of the policy's artifact, and of the report.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Film:
         """Go on after the first ``keep`` frames of ``path``; later ones belong to work that is being redone."""
         self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True)[:keep] if path.exists() else []
-        path.write_text("".join(lines))
+        lines = path.read_bytes().splitlines(keepends=True)[:keep] if path.exists() else []
+        path.write_bytes(b"".join(lines))
 
     def add(self, epoch: int, samples: Iterable[tuple[Prompt, Sequence[bytes]]]) -> None:
         """Add the first sample of each of the first prompts.
@@ -61,10 +61,10 @@ class Film:
             Shot(prompt=prompt.text, pictures=tuple(picture(image, prompt.text, SIDE) for image in images))
             for prompt, images in list(firsts.items())[:SHOTS]
         )
-        with open(self._path, "a") as file:
-            file.write(Frame(epoch=epoch, shots=shots).model_dump_json() + "\n")
+        with open(self._path, "ab") as file:
+            file.write(Frame(epoch=epoch, shots=shots).model_dump_json().encode() + b"\n")
 
 
 def read_film(path: Path) -> list[Frame]:
-    """The frames of a file."""
-    return [Frame.model_validate_json(line) for line in path.read_text().splitlines()]
+    """The frames of a file. Lines are split as bytes: a prompt may have what Unicode takes for the end of one."""
+    return [Frame.model_validate_json(line) for line in path.read_bytes().splitlines()]

@@ -32,11 +32,11 @@ def check_gpus(asked: int) -> None:
         raise UserError(f"only {seen} GPU{'s' if seen != 1 else ''} can be seen", where, fix)
 
 
-def gpu_memory() -> int:
-    """Bytes of memory of the first GPU."""
+def gpu_memory() -> int | None:
+    """Bytes of memory of the first GPU; None where none can be used."""
     import torch
 
-    return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
 def _unusable(said: str, where: str) -> UserError:

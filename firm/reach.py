@@ -43,6 +43,7 @@ RL_VALUES = 7
 """The same of rl: policy, old policy, average, best, reference, and two moments."""
 JOBS: set[StageName] = {"sft", "rl"}
 """Stages that hold the GPUs of the launch."""
+WITHOUT_GPU: set[StageName] = {"gate", "report"}
 TEACHERS = ("planner", "reporter", "evaluator")
 JUDGED: set[StageName] = {"bench", "rl", "evaluate"}
 """Stages that ask critic and auditor."""
@@ -61,7 +62,7 @@ def check(config: RunConfig, stages: Sequence[StageName] = ()) -> None:
     left = _left(config, stages or stages_of(config))
     if isinstance(config.launch, LocalLaunch) and left & JOBS:
         check_gpus(config.launch.gpus)
-    if config.launch.gpus and (card := _card(config.launch)):
+    if left - WITHOUT_GPU and config.launch.gpus and (card := _card(config.launch)):
         check_fits(config, left, card)
     rounds = [of_round(config, number) for number in range(1, min(config.rounds, 2) + 1)]
     weights = {model: found for each in rounds for model, found in _models(each, left)}
@@ -84,7 +85,7 @@ def execute(config: Mapping[str, Any], stages: Sequence[StageName]) -> None:
 
 
 def _card(launch: LaunchConfig) -> float | None:
-    """Bytes of memory of a GPU of the run; None where nobody has said it."""
+    """Bytes of memory of a GPU of the run; None where nobody has said it and none can be asked."""
     if launch.gpu_memory_gb:
         return launch.gpu_memory_gb * GB
     return gpu_memory() if isinstance(launch, LocalLaunch) else None

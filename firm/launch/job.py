@@ -87,10 +87,13 @@ def worker_main(train: Train) -> None:
         if ranks.is_main:
             out.hand_over()
     except (Exception, SystemExit) as problem:
-        code = _explain(problem, uri)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)  # Python itself would wait for a checkpoint's upload
+        code = 1
+        try:
+            code = _explain(problem, uri)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)  # Python itself would wait for a checkpoint's upload
     finally:
         dist.stop()
 

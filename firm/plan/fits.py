@@ -15,7 +15,9 @@ RESERVED = 2 * GB
 
 
 def check_fits(config: RunConfig, stages: Collection[StageName], card: float) -> None:
-    """Check that every stage fits; a run whose models cannot be planned here is let through, with a line in the log.
+    """Check that every stage of the first round fits.
+
+    A run that cannot be planned here is let through, with a line in the log.
 
     Args:
         config: The run.
@@ -27,7 +29,7 @@ def check_fits(config: RunConfig, stages: Collection[StageName], card: float) ->
     """
     try:
         plans = Planner(config, Assumptions()).stages()
-    except UserError as error:
+    except Exception as error:  # a plan goes through classes of models, which raise anything, and is no reason to stop
         return log_line(f"not planned whether the run fits on its GPUs: {error}")
     for plan in plans:
         if plan.stage in stages and plan.bytes_a_gpu + RESERVED > card:

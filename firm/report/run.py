@@ -102,8 +102,13 @@ def _summary(folder: Path) -> Summary:
 
 
 def _film(path: Path) -> list[Frame]:
-    """Frames at equal distances, the first and the last among them; none where audits gave the first rank no images."""
-    return spread([frame for frame in read_film(path) if frame.shots], NUM_FRAMES) if path.exists() else []
+    """Frames at equal distances, the first and the last among them, with the prompts that all have.
+
+    With another number of processes the first one has had another share of an audit, which may be none.
+    """
+    frames = [frame for frame in read_film(path) if frame.shots] if path.exists() else []
+    common = min((len(frame.shots) for frame in frames), default=0)
+    return [frame.model_copy(update={"shots": frame.shots[:common]}) for frame in spread(frames, NUM_FRAMES)]
 
 
 def _round(summaries: Mapping[str, Summary], config: RunConfig, lineage: Rows) -> Rows:

@@ -13,7 +13,7 @@ from firm.storage.artifacts import Output
 from firm.storage.inputs import Inputs
 
 WORKER = "firm.sft.train"
-STAGE = Stage(name="sft", sections=("seed", "critic", "sft"), reads={"data": "train/"}, worker=WORKER)
+STAGE = Stage(name="sft", sections=("seed", "critic", "sft"), reads={"data": ("train/", "test/")}, worker=WORKER)
 CRITIC = "critic"
 METRICS = "metrics.jsonl"
 EVAL = "eval/"

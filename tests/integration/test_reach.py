@@ -273,6 +273,7 @@ def test_what_a_gpu_holds_is_asked_of_it_or_said(monkeypatch: pytest.MonkeyPatch
     for settings in ([], ["launch.gpus=1"], ["launch.gpus=1", "launch.gpu_memory_gb=80"], on_cluster):
         reach.check(load_config("gen-shapes", settings))
     reach.check(load_config("gen-shapes", [*on_cluster, "launch.gpu_memory_gb=141"]))
+    reach.check(load_config("gen-shapes", ["launch.gpus=1"]), ["gate", "report"])  # which need none
     assert seen == [24 * GB, 80 * GB, 141 * GB]
 
 

@@ -40,3 +40,10 @@ def test_frames_of_work_that_is_being_redone_are_dropped(tmp_path: Path) -> None
     assert [frame.epoch for frame in read_film(path)] == [0, 5, 5]
     Film(path, 0)
     assert read_film(path) == []
+
+
+def test_a_prompt_may_have_separators_of_lines(tmp_path: Path) -> None:
+    path, text = tmp_path / "film.jsonl", "a\u2028red\u2029circle\u0085and\r\nmore"
+    Film(path, 0).add(0, [(Prompt(text=text), [png("red")])])
+    Film(path, 1).add(5, [(Prompt(text=text), [png("red")])])
+    assert [[shot.prompt for shot in frame.shots] for frame in read_film(path)] == [[text], [text]]

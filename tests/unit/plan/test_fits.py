@@ -37,6 +37,12 @@ def test_the_models_of_a_run_are_planned() -> None:
         check_fits(CONFIG, {"sft"}, 3 * GB)
 
 
+def test_a_plan_that_breaks_stops_no_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(fits.Planner, "stages", lambda _: [][0])
+    check_fits(CONFIG, {"sft"}, 1.0)
+    assert "not planned whether the run fits" in capsys.readouterr().out
+
+
 def test_a_model_that_nobody_knows_here_is_let_through(capsys: pytest.CaptureFixture[str]) -> None:
     check_fits(load_config("gen-shapes", ["critic.model=org/unknown"]), {"sft"}, 1.0)
     assert "not planned whether the run fits on its GPUs" in capsys.readouterr().out

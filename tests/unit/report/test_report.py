@@ -72,6 +72,17 @@ def test_a_film_shows_audits_at_equal_distances(tmp_path: Path, config: RunConfi
     assert "<script>" not in film
 
 
+def test_a_film_shows_the_prompts_that_all_its_audits_have(tmp_path: Path, config: RunConfig) -> None:
+    """It went on with more processes, so that the first had a smaller share."""
+    inputs = make(tmp_path, config)
+    path = inputs["policy"] / "film.jsonl"
+    first, *others = map(json.loads, path.read_text().splitlines())
+    first["shots"] *= 3
+    path.write_text("\n".join(map(json.dumps, [first, *others])))
+    page, _, _ = report(tmp_path / "report", config, inputs)
+    assert page.split('<table class="film">')[1].split("</table>")[0].count("<img") == 8
+
+
 @pytest.mark.parametrize("film", [None, '{"epoch": 0, "shots": []}\n'])
 def test_a_policy_without_pictures_has_no_film_on_the_page(tmp_path: Path, config: RunConfig, film: str | None) -> None:
     inputs = make(tmp_path, config)
